@@ -1,0 +1,122 @@
+"""The `e2wm` command: one line per step of the flow.
+
+Results go to stdout (`--json`: one JSON object as its last line), progress and messages to stderr.  Exit codes: 0 done,
+2 bad input or usage (one line `error: ...`), 130 interrupted with what was done kept, 1 anything else.
+"""
+
+import contextlib
+import importlib
+import io
+import json
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from e2wm_jax import __version__
+from e2wm_jax.errors import InputError
+
+
+class Command(NamedTuple):
+    """Where a command's settings and its `run(settings) -> dict` live; imported only when it is called."""
+
+    module: str
+    settings: str
+    summary: str
+
+
+COMMANDS = {
+    "doctor": Command("e2wm_jax.doctor", "DoctorSettings", "versions, devices, what is installed, what is missing"),
+    "demo": Command("e2wm_jax.demo", "DemoSettings", "the whole flow on the embedded default, with table and report"),
+    "collect": Command("e2wm_jax.simulate.run", "CollectSettings", "let an agent live in a world: trajectories"),
+    "replay": Command("e2wm_jax.simulate.replay", "ReplaySettings", "run a program in a world, step by step"),
+    "tasks": Command("e2wm_jax.tasks.run", "TasksSettings", "trajectories to text tasks"),
+    "fisher": Command("e2wm_jax.fisher.run", "FisherSettings", "exact per-example diagonal Fisher of a model"),
+    "train": Command("e2wm_jax.train.run", "TrainSettings", "finetune LoRA adapters, held by a regularizer"),
+    "eval qa": Command("e2wm_jax.evaluate.qa", "QaSettings", "multiple-choice accuracy"),
+    "eval perplexity": Command("e2wm_jax.evaluate.perplexity", "PerplexitySettings", "perplexity on general text"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(words)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; what was done is kept", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of stdout has gone (`| head`): nothing more to say, and nothing to flush at exit.
+        sys.stdout = io.StringIO()
+        return 0
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if words[0] == "--version":
+        print(f"e2wm {__version__}")
+        return 0
+    name = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), None)
+    if name is None:
+        raise InputError(f"unknown command {' '.join(words[:2])!r}; commands: {', '.join(COMMANDS)}")
+    rest = words[len(name.split()) :]
+    as_json = "--json" in rest
+    settings = _parse(name, [word for word in rest if word != "--json"])
+    module = importlib.import_module(COMMANDS[name].module)
+    result = module.run(settings)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        show = getattr(module, "show", _show)
+        show(result)
+    return 0
+
+
+def _parse(name: str, words: list[str]) -> Any:
+    """Settings from words; tyro's boxed message becomes the one error line."""
+    import tyro
+
+    command = COMMANDS[name]
+    settings = getattr(importlib.import_module(command.module), command.settings)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(settings, prog=f"e2wm {name}", args=words)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise InputError(f"e2wm {name}: {_unboxed(complaint.getvalue())}") from None
+
+
+def _unboxed(text: str) -> str:
+    """One line from a box drawn with line characters."""
+    lines = [line.strip(" │╭╮╰╯─\n") for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()]
+    return re.sub(r"\s+", " ", " ".join(line for line in lines[1:] if line))
+
+
+def _show(result: dict[str, Any]) -> None:
+    """Results as a two-column table."""
+    width = max(map(len, result), default=0)
+    for key, value in result.items():
+        shown = f"{value:.6g}" if isinstance(value, float) else value
+        print(f"{key:<{width}}  {shown}")
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  e2wm {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "e2wm: teach language models from embodied experience without forgetting.",
+            "",
+            *lines,
+            "",
+            "`e2wm COMMAND --help` explains a command's options; --json prints its result as JSON.",
+        ]
+    )

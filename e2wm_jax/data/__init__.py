@@ -1,0 +1,1 @@
+"""Text to batches; numpy only, so that loader workers never start an accelerator."""

@@ -1,0 +1,143 @@
+"""Text in: task files, documents and mixtures, with errors that name file and line."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from e2wm_jax.errors import InputError
+from e2wm_jax.files import read_json_lines, read_text
+
+PYDOC_SPLITS = ("pydoc:fisher", "pydoc:held-out")
+
+
+@dataclass(frozen=True)
+class TaskExample:
+    """One training or generation example with its place in the data, for messages."""
+
+    input: str
+    ref: str
+    weight: float  # alpha_v of its file
+    where: str  # "file:line"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One multiple-choice question."""
+
+    input: str
+    answers: tuple[str, ...]
+    gold: int
+    where: str
+
+
+def parse_mixture(text: str) -> list[tuple[float, Path]]:
+    """Parse "1 plan.json 0.7 activity.json" into [(weight, path), ...]; a bare path has weight 1.
+
+    Raises:
+        InputError: for a weight without a file, or a weight that is not positive.
+    """
+    mixture: list[tuple[float, Path]] = []
+    weight: float | None = None
+    for word in text.split():
+        try:
+            number = float(word)
+        except ValueError:
+            mixture.append((1.0 if weight is None else weight, Path(word)))
+            weight = None
+            continue
+        if weight is not None:
+            raise InputError(f"--data {text!r}: two weights in a row before {word!r}; write 'weight file weight file'")
+        if not 0 < number < float("inf"):
+            raise InputError(f"--data {text!r}: weight {word} must be positive")
+        weight = number
+    if weight is not None:
+        raise InputError(f"--data {text!r}: the last weight has no file behind it; write 'weight file weight file'")
+    if not mixture:
+        raise InputError("--data is empty; write 'weight file weight file', e.g. '1 plan.json 0.7 activity.json'")
+    return mixture
+
+
+def read_task(path: Path, weight: float = 1.0) -> list[TaskExample]:
+    """Examples {"input", "ref"} of a task file (JSON lines, possibly gzipped).
+
+    Raises:
+        InputError: naming file:line where a key is missing or no string, or the file where it has no rows.
+    """
+    examples = []
+    for number, record in read_json_lines(path):
+        where = f"{path}:{number}"
+        source, ref = (_string(record, key, where) for key in ("input", "ref"))
+        examples.append(TaskExample(source, ref, weight, where))
+    if not examples:
+        raise InputError(f"{path}: no rows; each line must be an object with 'input' and 'ref'")
+    return examples
+
+
+def read_mixture(mixture: list[tuple[float, Path]]) -> list[TaskExample]:
+    """All examples of a mixture, files in order."""
+    return [example for weight, path in mixture for example in read_task(path, weight)]
+
+
+def read_questions(path: Path) -> list[Question]:
+    """Questions {"input", "answer", "answer_list"} of a QA file.
+
+    Raises:
+        InputError: naming file:line where a key is missing, or the answer is not among the choices.
+    """
+    questions = []
+    for number, record in read_json_lines(path):
+        where = f"{path}:{number}"
+        source, answer = (_string(record, key, where) for key in ("input", "answer"))
+        choices = record.get("answer_list")
+        if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) for c in choices):
+            raise InputError(f"{where}: 'answer_list' must be a list of at least two strings")
+        if answer not in choices:
+            raise InputError(f"{where}: the answer {answer!r} is not in 'answer_list'")
+        questions.append(Question(source, tuple(choices), choices.index(answer), where))
+    if not questions:
+        raise InputError(f"{path}: no rows; each line must be an object with 'input', 'answer' and 'answer_list'")
+    return questions
+
+
+def read_documents(path: str) -> list[str]:
+    """Documents of a text source.
+
+    Args:
+        path: JSON lines with "text"; plain text with documents separated by blank lines (`*.txt`); either gzipped; or
+            "pydoc:fisher" / "pydoc:held-out", the two halves of the English help topics inside every CPython.
+
+    Raises:
+        InputError: naming file:line for a malformed row, or the file where it has no text.
+    """
+    if path in PYDOC_SPLITS:
+        return _pydoc_topics("fisher" if path == "pydoc:fisher" else "held-out")
+    file = Path(path)
+    if file.name.removesuffix(".gz").endswith(".txt"):
+        documents = [block.strip() for block in re.split(r"\n\s*\n", read_text(file))]
+    else:
+        documents = [_string(record, "text", f"{file}:{number}") for number, record in read_json_lines(file)]
+    documents = [document for document in documents if document.strip()]
+    if not documents:
+        raise InputError(f"{file}: no documents; give JSON lines with 'text', or .txt with blank lines between documents")
+    return documents
+
+
+def _pydoc_topics(split: Literal["fisher", "held-out"]) -> list[str]:
+    """Half of Python's help topics, chosen by a hash of the topic's name so that it is the same in every process."""
+    from pydoc_data.topics import topics
+
+    def parity(name: str) -> int:
+        return hashlib.sha256(name.encode()).digest()[0] % 2
+
+    wanted = 0 if split == "fisher" else 1
+    return [topics[name].strip() for name in sorted(topics) if parity(name) == wanted]
+
+
+def _string(record: dict[str, Any], key: str, where: str) -> str:
+    value = record.get(key)
+    if not isinstance(value, str):
+        what = "is missing" if key not in record else f"is {type(value).__name__}, not a string"
+        raise InputError(f"{where}: the key {key!r} {what}")
+    return value

@@ -1,0 +1,101 @@
+"""Perplexity on general text: what the model has kept.
+
+    nats = sum of the negative log-likelihoods of all predicted tokens / their number
+
+The published E2WM tables give 2^nats where perplexity is e^nats; both are reported under their own names.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from e2wm_jax.config import DType
+from e2wm_jax.data.loader import sorted_batches
+from e2wm_jax.data.source import read_documents
+from e2wm_jax.data.tokenize import document_rows
+from e2wm_jax.errors import InputError
+from e2wm_jax.evaluate.model import Evaluated, load_evaluated
+from e2wm_jax.models.likelihood import target_nll
+from e2wm_jax.progress import progress_bar
+
+
+@dataclass(frozen=True)
+class PerplexitySettings:
+    """Perplexity of a model on text documents."""
+
+    model: str
+    """Hugging Face directory, .gguf file, hub id, or smollm2-135m."""
+    data: str
+    """JSON lines with "text", .txt with blank lines between documents (either .gz), or pydoc:held-out."""
+    adapter: Path | None = None
+    """PEFT directory to put on the model."""
+    max_length: int = 800
+    """Documents are cut to this many tokens."""
+    samples: int | None = None
+    """Use the first N documents; all by default."""
+    batch_size: int = 8
+    """Documents per forward pass."""
+    special_tokens: bool = False
+    """Add the tokenizer's default special tokens (the official code does not)."""
+    base_dtype: DType = "float32"
+    """Weights and activations."""
+
+
+def run(settings: PerplexitySettings) -> dict[str, Any]:
+    """Run the command; returns what `--json` prints.
+
+    Raises:
+        InputError: for bad settings or files.
+    """
+    if settings.max_length < 2:
+        raise InputError(f"--max-length {settings.max_length}: must be at least 2")
+    documents = read_documents(settings.data)[: settings.samples]
+    evaluated = load_evaluated(settings.model, settings.adapter, settings.base_dtype)
+    return perplexity(
+        evaluated,
+        documents,
+        max_length=settings.max_length,
+        batch_size=settings.batch_size,
+        special_tokens=settings.special_tokens,
+    )
+
+
+def perplexity(
+    evaluated: Evaluated,
+    documents: list[str],
+    *,
+    max_length: int,
+    batch_size: int = 8,
+    special_tokens: bool = False,
+) -> dict[str, Any]:
+    """Nats, e^nats, 2^nats and bits per byte over the predicted tokens of all documents.
+
+    Raises:
+        InputError: if no document has two tokens.
+    """
+    config, params, tokenizer = evaluated
+    rows, sizes = document_rows(tokenizer, documents, max_length=max_length, special_tokens=special_tokens)
+    if not rows:
+        raise InputError("no document of two tokens or more; nothing can be predicted")
+    nll = jax.jit(partial(target_nll, config))
+    total, tokens = 0.0, 0
+    with progress_bar("perplexity", len(rows), "doc") as bar:
+        for batch, real in sorted_batches(rows, batch_size, max_length):
+            counted = batch.weights > 0
+            total += float(np.asarray(nll(params, batch), np.float64)[counted].sum())
+            tokens += int(counted.sum())
+            bar.update(real)
+    nats = total / tokens
+    return {
+        "nats": nats,
+        "perplexity": math.exp(nats),
+        "perplexity_2_nats": 2**nats,
+        "bits_per_byte": total / math.log(2) / sum(sizes),
+        "tokens": tokens,
+        "documents": len(rows),
+    }

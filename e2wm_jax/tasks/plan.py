@@ -1,0 +1,112 @@
+"""Plan generation: from planned episodes to "How to ...?" prompts with two solved examples."""
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from e2wm_jax.simulate.trajectory import Trajectory
+from e2wm_jax.tasks.example import Generation
+from e2wm_jax.tasks.sentences import conditions_text, plan_text, words
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One solved task as text, with the goal it reaches."""
+
+    task: str  # "write an email"
+    question: str  # "How to write an email? Given items include ..."
+    text: str  # "Walk to home office. ..."
+    goal: frozenset[str]
+
+
+def select(trajectories: Iterable[Trajectory], *, achieved_share: float = 1.0) -> tuple[list[Plan], Counter[str]]:
+    """Plans of the episodes that reached their goal.
+
+    Args:
+        trajectories: episodes of any policy.
+        achieved_share: the least share of goal predicates that must hold at the end; 1 is the whole goal.
+
+    Returns:
+        The plans in the order of the episodes, and how many episodes were kept or dropped, by reason.
+    """
+    plans = []
+    outcome: Counter[str] = Counter()
+    for trajectory in trajectories:
+        reason = _why_not(trajectory, achieved_share)
+        outcome[reason or "used"] += 1
+        if reason is None and trajectory.task is not None:
+            text = plan_text(trajectory.steps)
+            plans.append(Plan(trajectory.task, question(trajectory), text, frozenset(trajectory.goal)))
+    return plans, outcome
+
+
+def _why_not(trajectory: Trajectory, achieved_share: float) -> str | None:
+    if trajectory.policy != "mcts":
+        return "not planned"
+    if trajectory.task is None or not trajectory.goal:
+        return "without task or goal"
+    if len(set(trajectory.achieved) & set(trajectory.goal)) < achieved_share * len(set(trajectory.goal)):
+        return "goal not achieved"
+    return None if plan_text(trajectory.steps) else "without a successful step"
+
+
+def question(trajectory: Trajectory) -> str:
+    """The task, its items and the initial conditions as one line; empty parts are left out."""
+    parts = [f"How to {trajectory.task}?"]
+    items = dict.fromkeys(words(item) for item in trajectory.items if item != "character")
+    if items:
+        parts.append(f"Given items include {', '.join(items)}.")
+    parts.append(conditions_text(trajectory.conditions))
+    return " ".join(filter(None, parts))
+
+
+def by_task(plans: Iterable[Plan]) -> dict[str, list[Plan]]:
+    """The plans under their tasks, tasks in order of first appearance."""
+    grouped: dict[str, list[Plan]] = {}
+    for plan in plans:
+        grouped.setdefault(plan.task, []).append(plan)
+    return grouped
+
+
+def shots(pool: dict[str, list[Plan]], target: Plan, *, count: int, rng: random.Random) -> list[Plan]:
+    """`count` solved examples from different tasks, none of them the target's and none with the target's plan.
+
+    Tasks are drawn uniformly, then an item of the task, as in the official files. Fewer come back where there are
+    not enough other tasks.
+    """
+    chosen: list[Plan] = []
+    tasks = [task for task in pool if task != target.task]
+    rng.shuffle(tasks)
+    for task in tasks:
+        candidates = [plan for plan in pool[task] if plan.text not in {target.text, *(other.text for other in chosen)}]
+        if candidates and len(chosen) < count:
+            chosen.append(rng.choice(candidates))
+    return chosen
+
+
+def targets(plans: Sequence[Plan], *, key: str, shot_count: int, size: int, rng: random.Random) -> Iterator[list[Plan]]:
+    """Blocks [example, ..., target] for at most `size` targets, each distinct (task or question, plan) pair once.
+
+    Args:
+        plans: one split's plans.
+        key: the attribute that makes a target distinct together with its plan text: "question" or "task".
+        shot_count: solved examples in front of the target; a target without enough of them is left out.
+        size: the most targets wanted.
+        rng: decides order and examples.
+    """
+    distinct = list({(getattr(plan, key), plan.text): plan for plan in plans}.values())
+    rng.shuffle(distinct)
+    pool = by_task(distinct)
+    blocks = ([*shots(pool, plan, count=shot_count, rng=rng), plan] for plan in distinct)
+    full = (block for block in blocks if len(block) == shot_count + 1)
+    return (block for _, block in zip(range(size), full, strict=False))
+
+
+def plan_gen(plans: Sequence[Plan], *, size: int, rng: random.Random) -> list[Generation]:
+    """Two-shot plan generation: the official ``Q: How to ...? / A: ...`` blocks joined by one newline."""
+    examples = []
+    for *solved, target in targets(plans, key="question", shot_count=2, size=size, rng=rng):
+        lines = [f"Q: {plan.question}\nA: {plan.text}" for plan in solved]
+        examples.append(Generation("\n".join([*lines, f"Q: {target.question}\nA:"]), target.text))
+    return examples

@@ -1,0 +1,1 @@
+"""Finetuning: the step, the run directory, the loop."""

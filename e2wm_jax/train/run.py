@@ -1,0 +1,189 @@
+"""`e2wm train`: settings -> data, model, Fisher, state -> loop -> adapter.  Reads top to bottom."""
+
+import dataclasses
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from e2wm_jax import lora
+from e2wm_jax.adapter_files import read_adapter, write_adapter
+from e2wm_jax.checkpoint import checkpoints, restore, save
+from e2wm_jax.data.loader import Loader
+from e2wm_jax.data.source import parse_mixture, read_mixture
+from e2wm_jax.data.tokenize import task_rows
+from e2wm_jax.data.tokenizer import load_tokenizer
+from e2wm_jax.errors import InputError
+from e2wm_jax.files import read_json, write_json
+from e2wm_jax.fisher.files import read_fisher
+from e2wm_jax.metrics import append, metrics_log
+from e2wm_jax.model_files import locate
+from e2wm_jax.models.weights import Model, load
+from e2wm_jax.progress import progress_bar, say
+from e2wm_jax.regularizers.quadratic import Fisher, rowmax127
+from e2wm_jax.train.settings import TrainSettings, check
+from e2wm_jax.train.interrupt import stop_requests
+from e2wm_jax.train.step import StepConfig, TrainState, initial_state, train_step
+
+CONFIG_FILE, METRICS_FILE, CHECKPOINTS, ADAPTER = "config.json", "metrics.jsonl", "checkpoints", "adapter"
+
+
+def run(settings: TrainSettings) -> dict[str, Any]:
+    """Run the command; returns what `--json` prints.
+
+    Raises:
+        InputError: for bad settings, files or an output directory of another run, before any training.
+        FloatingPointError: if the loss stops being a number.
+    """
+    check(settings)
+    _check_out(settings)
+
+    # Data first: most mistakes are there, and finding them needs no weights.
+    files = locate(settings.model)
+    examples = read_mixture(parse_mixture(settings.data))
+    rows, kept = task_rows(
+        load_tokenizer(files),
+        examples,
+        max_length=settings.max_length,
+        special_tokens=settings.special_tokens,
+        skip_truncated=settings.skip_truncated,
+    )
+    if len(kept) < len(examples):
+        say(f"skipped {len(examples) - len(kept)} of {len(examples)} rows: no answer token within --max-length")
+    loader = Loader(rows, settings.batch_size, settings.accumulate, settings.max_length, settings.seed)
+
+    model = load(files, settings.base_dtype)
+    adapters, spec = _start(settings, model)
+    fisher = _fisher(settings, model, spec)
+    config = _step_config(settings, model, spec, loader)
+    state = initial_state(config, adapters)
+
+    settings.out.mkdir(parents=True, exist_ok=True)
+    write_json(settings.out / CONFIG_FILE, _resolved(settings))
+    with checkpoints(settings.out / CHECKPOINTS, keep=settings.keep_checkpoints) as manager:
+        done = manager.latest_step() if settings.resume else None
+        if done is not None:
+            state, _ = restore(manager, done, state)
+            say(f"resuming after step {done} of {config.steps}")
+        state, summary = _loop(settings, config, state, model, fisher, loader, kept, manager)
+    _write_adapter(settings, state, config, model)
+    return {**summary, "adapter": str(settings.out / ADAPTER)}
+
+
+def _loop(
+    settings: TrainSettings,
+    config: StepConfig,
+    state: TrainState,
+    model: Model,
+    fisher: Fisher,
+    loader: Loader,
+    kept: list[int],
+    manager: Any,
+) -> tuple[TrainState, dict[str, Any]]:
+    first = int(state.step) + 1
+    tokens, started, row = 0, time.monotonic(), {}
+    with (
+        metrics_log(settings.out / METRICS_FILE, last_step=first - 1) as log,
+        progress_bar("train", config.steps, "step") as bar,
+        stop_requests() as stop,
+    ):
+        bar.update(first - 1)
+        for step, item in enumerate(loader.batches(first, config.steps), start=first):
+            state, metrics = train_step(config, state, model.params, fisher, item.batch)
+            row = {name: float(value) for name, value in metrics.items()}
+            examples = [kept[index] for index in item.examples]
+            if not math.isfinite(row["loss"]):
+                raise FloatingPointError(f"step {step}: the loss is {row['loss']} on examples {examples}")
+            tokens += item.tokens
+            append(log, {"step": step, **row, "tokens": item.tokens, "examples": examples})
+            bar.set_postfix(loss=f"{row['task_loss']:.3f}", penalty=f"{row['penalty']:.2g}", refresh=False)
+            bar.update()
+            if step % settings.checkpoint_every == 0 or step == config.steps or stop.requested:
+                save(manager, step, state, {"step": step, "seed": settings.seed})
+                _write_adapter(settings, state, config, model)
+            if stop.requested:
+                say(f"stopped after step {step}; continue with --resume")
+                raise KeyboardInterrupt
+    seconds = max(time.monotonic() - started, 1e-9)
+    return state, {
+        "steps": int(state.step),
+        "loss": row.get("loss"),
+        "task_loss": row.get("task_loss"),
+        "penalty": row.get("penalty"),
+        "tokens_per_second": tokens / seconds,
+        "seconds": seconds,
+    }
+
+
+def _start(settings: TrainSettings, model: Model) -> tuple[lora.Adapters, lora.AdapterSpec]:
+    if settings.adapter is not None:
+        return read_adapter(settings.adapter, model.config)
+    spec = lora.adapter_spec(model.config, settings.lora)
+    return lora.initialize(model.config, spec, jax.random.key(settings.seed)), spec
+
+
+def _fisher(settings: TrainSettings, model: Model, spec: lora.AdapterSpec) -> Fisher:
+    if settings.fisher is None:
+        return {}
+    values = read_fisher(settings.fisher, model, [f"{target.path}.weight" for target in spec])
+    if settings.fisher_scale == "rowmax127":
+        return {path: rowmax127(value) for path, value in values.items()}
+    return values
+
+
+def _step_config(settings: TrainSettings, model: Model, spec: lora.AdapterSpec, loader: Loader) -> StepConfig:
+    return StepConfig(
+        model=model.config,
+        spec=spec,
+        regularizer=settings.regularizer,
+        strength=settings.strength,
+        dropout=settings.lora.dropout,
+        seed=settings.seed,
+        remat=settings.remat,
+        optimizer=settings.optimizer,
+        schedule=settings.schedule,
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        steps=settings.steps or settings.epochs * loader.steps_per_epoch,
+    )
+
+
+def _write_adapter(settings: TrainSettings, state: TrainState, config: StepConfig, model: Model) -> None:
+    write_adapter(
+        settings.out / ADAPTER,
+        jax.tree.map(np.asarray, state.adapters),
+        config.spec,
+        model.config,
+        base_model=settings.model,
+        dropout=settings.lora.dropout,
+    )
+
+
+def _resolved(settings: TrainSettings) -> dict[str, Any]:
+    """The settings as JSON; `resume` is how a run is continued, not what it is."""
+    record = dataclasses.asdict(settings)
+    del record["resume"]
+    return {key: str(value) if isinstance(value, Path) else value for key, value in record.items()}
+
+
+def _check_out(settings: TrainSettings) -> None:
+    """A fresh directory, or with --resume one of the same run."""
+    out, config = settings.out, settings.out / CONFIG_FILE
+    if not settings.resume:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise InputError(f"--out {out}: already holds a run; continue it with --resume, or give a new directory")
+        return
+    if not config.is_file():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise InputError(f"--resume: {out} holds no {CONFIG_FILE}, so no run; give the directory of a run")
+        return  # never started: starts now
+    earlier, now = read_json(config), _resolved(settings)
+    for key, value in now.items():
+        if key not in ("out", "keep_checkpoints") and earlier.get(key) != value:
+            raise InputError(
+                f"--resume: {out} was run with {key} = {earlier.get(key)!r}, not {value!r}; "
+                "repeat its settings, or give a new --out"
+            )
