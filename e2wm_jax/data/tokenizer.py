@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.model_files import ModelFiles
+from e2wm_jax.model_files import ModelFiles, open_gguf
 
 # Pre-tokenization of the byte-level BPE kinds that GGUF names: whether digits are split one by one before the GPT-2
 # pattern.  ("smollm" = Digits(individual) + ByteLevel, as in SmolLM2's own tokenizer.json.)
@@ -35,11 +35,10 @@ def _from_directory(path: Path) -> Any:
 
 def _from_gguf(path: Path) -> Any:
     """Byte-level BPE from `tokenizer.ggml.*`; transformers can do this only where torch is installed."""
-    import gguf
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    fields = gguf.GGUFReader(path).fields
+    fields = open_gguf(path).fields
 
     def field(name: str, default: Any = None) -> Any:
         key = f"tokenizer.ggml.{name}"

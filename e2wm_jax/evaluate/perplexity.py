@@ -15,9 +15,10 @@ import jax
 import numpy as np
 
 from e2wm_jax.config import DType
+from e2wm_jax.data.batch import Row
 from e2wm_jax.data.loader import sorted_batches
-from e2wm_jax.data.source import read_documents
-from e2wm_jax.data.tokenize import document_rows
+from e2wm_jax.data.source import TaskExample, read_documents
+from e2wm_jax.data.tokenize import document_rows, task_rows
 from e2wm_jax.errors import InputError
 from e2wm_jax.evaluate.model import Evaluated, load_evaluated
 from e2wm_jax.models.likelihood import target_nll
@@ -78,18 +79,12 @@ def perplexity(
     Raises:
         InputError: if no document has two tokens.
     """
-    config, params, tokenizer = evaluated
-    rows, sizes = document_rows(tokenizer, documents, max_length=max_length, special_tokens=special_tokens)
+    rows, sizes = document_rows(
+        evaluated.tokenizer, documents, max_length=max_length, special_tokens=special_tokens
+    )
     if not rows:
         raise InputError("no document of two tokens or more; nothing can be predicted")
-    nll = jax.jit(partial(target_nll, config))
-    total, tokens = 0.0, 0
-    with progress_bar("perplexity", len(rows), "doc") as bar:
-        for batch, real in sorted_batches(rows, batch_size, max_length):
-            counted = batch.weights > 0
-            total += float(np.asarray(nll(params, batch), np.float64)[counted].sum())
-            tokens += int(counted.sum())
-            bar.update(real)
+    total, tokens = _total_nll(evaluated, rows, max_length=max_length, batch_size=batch_size, name="perplexity")
     nats = total / tokens
     return {
         "nats": nats,
@@ -99,3 +94,29 @@ def perplexity(
         "tokens": tokens,
         "documents": len(rows),
     }
+
+
+def answer_nats(evaluated: Evaluated, examples: list[TaskExample], *, max_length: int, batch_size: int = 8) -> float:
+    """Mean negative log-likelihood in nats of the reference answers' tokens of {"input", "ref"} examples.
+
+    Raises:
+        InputError: if `max_length` leaves an example without answer tokens.
+    """
+    rows, _ = task_rows(evaluated.tokenizer, examples, max_length=max_length)
+    total, tokens = _total_nll(evaluated, rows, max_length=max_length, batch_size=batch_size, name="answers")
+    return total / tokens
+
+
+def _total_nll(
+    evaluated: Evaluated, rows: list[Row], *, max_length: int, batch_size: int, name: str
+) -> tuple[float, int]:
+    """Sum in nats over all targets of all rows, and their number."""
+    nll = jax.jit(partial(target_nll, evaluated.config))
+    total, tokens = 0.0, 0
+    with progress_bar(name, len(rows), "row") as bar:
+        for batch, real in sorted_batches(rows, batch_size, max_length):
+            counted = batch.weights > 0
+            total += float(np.asarray(nll(evaluated.params, batch), np.float64)[counted].sum())
+            tokens += int(counted.sum())
+            bar.update(real)
+    return total, tokens

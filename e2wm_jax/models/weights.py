@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import flax.traverse_util
@@ -18,7 +19,7 @@ import numpy as np
 from e2wm_jax.config import DType, ModelConfig
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json
-from e2wm_jax.model_files import ModelFiles, locate
+from e2wm_jax.model_files import ModelFiles, locate, open_gguf
 from e2wm_jax.models.layers import Params
 from e2wm_jax.models.llama import WeightSpec, weight_table
 
@@ -118,8 +119,21 @@ def _check(files: ModelFiles, config: ModelConfig, table: dict[str, WeightSpec],
 
 def _open_directory(files: ModelFiles) -> tuple[ModelConfig, _Source]:
     config = config_from_hf(read_json(files.path / "config.json"), files.path / "config.json")
-    shards = sorted(files.path.glob("*.safetensors"))
+    shards = _shards(files.path)
     return config, _safetensors(shards) if shards else _torch_bins(files.path)
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The safetensors files that count, by transformers' rule; others may hold the same weights under other names."""
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return sorted(folder.glob("*.safetensors"))
+    shards = [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
+    if missing := [shard.name for shard in shards if not shard.is_file()]:
+        raise InputError(f"{folder}: {missing[0]} is named in {index.name} but not there; fetch the model again")
+    return shards
 
 
 def config_from_hf(raw: dict[str, Any], path: Path) -> ModelConfig:
@@ -191,7 +205,11 @@ def _torch_bins(folder: Path) -> _Source:
         ) from error
     tensors: dict[str, Any] = {}
     for path in sorted(folder.glob("pytorch_model*.bin")):
-        tensors.update(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+        try:
+            tensors.update(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+        except (RuntimeError, UnpicklingError, EOFError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{path}: damaged or incomplete, or no plain weights ({reason})") from error
     return _Source(
         frozenset(tensors), lambda name: tuple(tensors[name].shape), lambda name: tensors[name].float().numpy()
     )
@@ -203,10 +221,7 @@ def _torch_bins(folder: Path) -> _Source:
 def _open_gguf(files: ModelFiles) -> tuple[ModelConfig, _Source]:
     import gguf
 
-    try:
-        reader = gguf.GGUFReader(files.path)
-    except (ValueError, OSError) as error:
-        raise InputError(f"{files.path}: not a readable GGUF file ({error})") from error
+    reader = open_gguf(files.path)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     fields = {name: field.contents() for name, field in reader.fields.items()}
     config = _config_from_gguf(fields, tied="output.weight" not in tensors, path=files.path)

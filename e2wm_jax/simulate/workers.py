@@ -8,7 +8,6 @@ import hashlib
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,10 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tqdm import tqdm
-
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import sha256
+from e2wm_jax.progress import progress_bar
 from e2wm_jax.simulate import goals, planner, scenes
 from e2wm_jax.simulate.actions import parse_action
 from e2wm_jax.simulate.explorer import Style, explore
@@ -53,7 +51,7 @@ class CollectSettings:
     shorten: bool = True  # mcts: leave out moves that the search did not need (E2WM relies on 20,000 simulations)
     episode_length: int = 20  # random: steps
     style: Style = "carry"  # random
-    workers: int = 1
+    workers: int = os.cpu_count() or 1  # processes; the episodes do not depend on it
     seed: int = 0
 
 
@@ -92,7 +90,8 @@ def collect(settings: CollectSettings) -> dict[str, Any]:
     _save_manifest(writer, recorded)
     jobs = [_Job(index, subjects[index % len(subjects)], settings) for index in writer.missing()]
     try:
-        with tqdm(total=episodes, initial=episodes - len(jobs), unit="episode", disable=not sys.stderr.isatty()) as bar:
+        with progress_bar("collect", episodes, "episode") as bar:
+            bar.update(episodes - len(jobs))
             reached = 0
             for job, trajectory in _run(jobs, settings.workers):
                 writer.add(job.episode, trajectory.to_json())

@@ -91,8 +91,13 @@ def build(
     for trajectory in episodes:
         _check_lines(trajectory)
     plans, outcome = plan.select(episodes, achieved_share=achieved_share)
-    questions = _count_questions(episodes, seed)
-    found = _outcomes(outcome, questions)
+    asked = [
+        counting.questions(trajectory, random.Random(f"{seed}/parts/{trajectory.id}"))
+        for trajectory in episodes
+        if trajectory.policy == "random"
+    ]
+    questions = [question for group in asked for question in group]
+    found = _outcomes(outcome, asked)
     if not plans and not questions:
         raise InputError(
             f"no episode can be used ({_listing(found)}); collect some with `{_COLLECT_PLANS}` or `{_COLLECT_STORIES}`"
@@ -114,21 +119,13 @@ def _check_lines(trajectory: Trajectory) -> None:
             raise InputError(f"episode {trajectory.id}: no class for node {min(missing)} of {step.action!r}")
 
 
-def _count_questions(episodes: Sequence[Trajectory], seed: int) -> list[CountQuestion]:
-    return [
-        question
-        for trajectory in episodes
-        if trajectory.policy == "random"
-        for question in counting.questions(trajectory, random.Random(f"{seed}/parts/{trajectory.id}"))
-    ]
-
-
-def _outcomes(outcome: Counter[str], questions: Sequence[CountQuestion]) -> dict[str, int]:
+def _outcomes(planned: Counter[str], asked: Sequence[Sequence[CountQuestion]]) -> dict[str, int]:
     """How many episodes served for what, or why not."""
-    told = len({question.source for question in questions})
-    found = {"used for plans": outcome["used"], "used for stories": told}
-    found |= {reason: number for reason, number in sorted(outcome.items()) if reason not in ("used", "not planned")}
-    found["random without a question to ask"] = outcome["not planned"] - told
+    told = sum(bool(questions) for questions in asked)
+    found = {"used for plans": planned["used"], "used for stories": told}
+    found |= {reason: number for reason, number in sorted(planned.items()) if reason not in ("used", "not planned")}
+    found["random without a question to ask"] = len(asked) - told
+    found["of another policy"] = planned["not planned"] - len(asked)
     return {reason: number for reason, number in found.items() if number}
 
 
@@ -160,7 +157,7 @@ def _told(questions: Sequence[CountQuestion], *, size: int, rng: random.Random, 
 def _make(
     train: _Material, held_out: _Material, plans: Sequence[Plan], sizes: Sizes, seed: int
 ) -> dict[str, list[Example]]:
-    """Every file, empty ones included; each has its own random stream, so that sizes do not influence each other."""
+    """Every file, empty ones included; each has a random stream of its own, so that one's size leaves others alone."""
     told: set[tracking.Story] = set()
     makers: dict[str, Callable[[random.Random], Sequence[Example]]] = {
         "train/train_plan_gen.json": lambda r: plan.plan_gen(train.plans, size=sizes.train_plan_gen, rng=r),

@@ -26,7 +26,6 @@ SURFACES = frozenset(
     )
 )
 _SHORTEST, _LONGEST = 3, 30  # steps of a story
-_MOST_FREQUENT = 0.4  # the largest share of one number among the questions
 _GONE = frozenset({"Eat", "Drink", "Pour"})  # after these an object may be no item any more
 _HEADER = (
     "Given a sequence of actions in a house, and a question about what items are located in a specific place. "
@@ -131,7 +130,7 @@ def draw(candidates: Sequence[CountQuestion], *, size: int, rng: random.Random, 
     """Up to `size` questions, the numbers of items as equally frequent as the material allows.
 
     No two of them have the same story, nor the same items on the same surface in the same episode. Rare numbers are
-    used up, common ones limited to two fifths of all (or an equal share, with one or two numbers).
+    used up, and the commonest is no more frequent than the second: always giving it is right half the time at most.
 
     Args:
         candidates: questions, several of which may be about one story.
@@ -146,22 +145,11 @@ def draw(candidates: Sequence[CountQuestion], *, size: int, rng: random.Random, 
         if len(question.items) <= most and used.isdisjoint({question.script, question.outcome}):
             used |= {question.script, question.outcome}
             by_number.setdefault(len(question.items), []).append(question)
-    limit = _limit([len(questions) for questions in by_number.values()])
+    limit = sorted(map(len, by_number.values()), reverse=True)[:2][-1] if by_number else 0
     ranked = [(rank, number) for number, group in by_number.items() for rank in range(min(limit, len(group)))]
     drawn = [by_number[number][rank] for rank, number in sorted(ranked, key=lambda pair: (pair[0], -pair[1]))[:size]]
     rng.shuffle(drawn)
     return drawn
-
-
-def _limit(group_sizes: Sequence[int]) -> int:
-    """The largest group size at which no group makes up more than two fifths of what is left of all groups."""
-    share = max(_MOST_FREQUENT, 1 / len(group_sizes)) if group_sizes else 1.0
-    fitting = (
-        limit
-        for limit in range(max(group_sizes, default=0), 0, -1)
-        if min(limit, max(group_sizes)) <= share * sum(min(limit, group) for group in group_sizes)
-    )
-    return next(fitting, 1)
 
 
 def put_into_words(question: CountQuestion, rng: random.Random) -> CountStory:

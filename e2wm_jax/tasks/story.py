@@ -18,8 +18,8 @@ from e2wm_jax.tasks.verbs import ENGLISH
 _SHE = listed("Alice Carla Clara Diana Elena Grace Hannah Helen Ines Julia Laura Lena Maria Nina Olga Paula Rosa Sofia")
 _HE = listed("Adam Alan Boris Carlos David Felix George Henry Ivan Leo Mark Martin Omar Oscar Paul Peter Simon Victor")
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
-_BODY = {"hands_both": "hands", "arms_both": "arms", "legs_both": "legs", "feet_both": "feet"}
-_BODY |= {part: part for part in ("face", "hair", "head", "teeth", "eyes_both")}
+_BODY = {"hands_both": "hands", "arms_both": "arms", "legs_both": "legs", "feet_both": "feet", "eyes_both": "eyes"}
+_BODY |= {part: part for part in ("face", "hair", "head", "teeth")}
 _MASS = frozenset(  # last words of nouns without a plural
     listed(
         "alcohol bacon beer bread butter cheese coffee conditioner cream detergent dirt dough food fruit glue homework "
@@ -147,7 +147,8 @@ def _ordinal(index: int) -> str:
 
 
 def _plural(name: str) -> bool:
-    return name.endswith("s") and not name.endswith(("ss", "us", "is")) and " for " not in name
+    head = re.split(" for | of ", name)[0]  # "basket for clothes"
+    return head.endswith("s") and not head.endswith(("ss", "us", "is"))
 
 
 def _introduction(name: str, index: int) -> str:

@@ -1,0 +1,277 @@
+"""`e2wm demo`: the whole flow on the embedded default, on a laptop.
+
+An agent plans and explores in VirtualHome homes; what it lived becomes tasks; SmolLM2-135M's Fisher is computed on
+general text; the model is finetuned twice from the same start, with LoRA alone and with EWC-LoRA; base and both are
+evaluated on embodied tasks and on held-out general text.  Every stage leaves its result in `--out`, so an interrupted
+demo goes on where it was.
+"""
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from e2wm_jax.config import LoraConfig
+from e2wm_jax.data.source import read_documents, read_questions, read_task
+from e2wm_jax.demo_report import write_report
+from e2wm_jax.errors import InputError
+from e2wm_jax.evaluate import qa
+from e2wm_jax.evaluate.model import load_evaluated
+from e2wm_jax.evaluate.perplexity import answer_nats, perplexity
+from e2wm_jax.files import read_json, write_json
+from e2wm_jax.fisher import run as fisher
+from e2wm_jax.model_files import EMBEDDED_MODEL, locate
+from e2wm_jax.progress import say
+from e2wm_jax.simulate import workers
+from e2wm_jax.tasks import run as tasks
+from e2wm_jax.train import run as train
+from e2wm_jax.train.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class DemoSizes:
+    """How much of everything."""
+
+    goals: int  # RobotHow goals that are searched for plans
+    simulations: int  # of the search, for each goal
+    explorations: int  # random episodes
+    fisher_tokens: int  # each general document is cut to this many
+    steps: int
+    batch_size: int
+    lr: float
+    strength: float
+    activity_questions: int | None  # None: all
+    location_questions: int | None
+    plans: int | None
+    text_tokens: int  # each held-out document is cut to this many
+
+
+PRESETS = {
+    # Seen on two CPU cores: docs/demo.md.  All linear maps and large steps: with q and v and small ones nothing is forgotten
+    # in so short a run, and a regularizer has nothing to show.
+    "laptop": DemoSizes(
+        goals=400,
+        simulations=150,
+        explorations=60,
+        fisher_tokens=192,
+        steps=40,
+        batch_size=4,
+        lr=4e-3,
+        strength=1e5,
+        activity_questions=None,
+        location_questions=24,
+        plans=24,
+        text_tokens=192,
+    ),
+    "tiny": DemoSizes(
+        goals=40,
+        simulations=60,
+        explorations=8,
+        fisher_tokens=32,
+        steps=3,
+        batch_size=2,
+        lr=4e-3,
+        strength=1e5,
+        activity_questions=4,
+        location_questions=2,
+        plans=2,
+        text_tokens=32,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """Run the whole flow on the embedded default: a table, and report.html."""
+
+    out: Path = Path("demo-run")
+    """Directory to write, or to go on in."""
+    preset: Literal["laptop", "tiny"] = "laptop"
+    """laptop: minutes on two cores; tiny: only shows that everything runs."""
+    model: str = EMBEDDED_MODEL
+    """Another model may be given: a Hugging Face directory or a .gguf file."""
+    seed: int = 0
+
+
+def run(settings: DemoSettings) -> dict[str, Any]:
+    """Run the command; returns what `--json` prints.
+
+    Raises:
+        InputError: if something is not installed, or `out` holds a demo with other settings.
+    """
+    _claim(settings)
+    demo = _Demo(settings, PRESETS[settings.preset])
+    started = time.monotonic()
+    stages: dict[str, Callable[[], dict[str, Any]]] = {
+        "plan": demo.collect_plans,
+        "explore": demo.explore,
+        "tasks": demo.make_tasks,
+        "fisher": demo.compute_fisher,
+        "LoRA": lambda: demo.finetune("lora"),
+        "EWC-LoRA": lambda: demo.finetune("ewc-lora"),
+        "evaluate base": lambda: demo.evaluate(None),
+        "evaluate LoRA": lambda: demo.evaluate("lora"),
+        "evaluate EWC-LoRA": lambda: demo.evaluate("ewc-lora"),
+    }
+    results = {}
+    for number, (name, stage) in enumerate(stages.items(), start=1):
+        results[name] = _once(settings.out / "stages" / f"{number}.json", f"[{number}/{len(stages)}] {name}", stage)
+    report = settings.out / "report.html"
+    write_report(report, settings.out, results, dataclasses.asdict(PRESETS[settings.preset]))
+    models = {name: results[f"evaluate {name}"] for name in ("base", "LoRA", "EWC-LoRA")}
+    seconds = sum(result["stage_seconds"] for result in results.values())
+    say(f"{time.monotonic() - started:.0f} s now, {seconds:.0f} s in all")
+    return {"models": models, "seconds": seconds, "report": str(report)}
+
+
+def show(result: dict[str, Any]) -> None:
+    """The before/after table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = {
+        "activity": "activity QA, accuracy",
+        "plan_nats": "plans, nats/token",
+        "location": "location QA (not trained), accuracy",
+        "text_nats": "general text, nats/token",
+    }
+    table = Table("model", title="Embodied tasks (held out) and general text (held out)")
+    for heading in columns.values():
+        table.add_column(heading, justify="right")
+    base = result["models"]["base"]
+    for name, scores in result["models"].items():
+        cells = [f"{scores[key]:.3f}" for key in columns]
+        if name != "base":
+            cells[-1] += f" ({scores['text_nats'] - base['text_nats']:+.3f})"
+        table.add_row(name, *cells)
+    console = Console(width=110, highlight=False)
+    console.print(table)
+    print(
+        f"accuracy of {base['activity_n']} and {base['location_n']} questions (chance 0.25 and 0.17): higher is better; "
+        "nats: lower is better"
+    )
+    print(f"report: {result['report']}")
+
+
+@dataclass(frozen=True)
+class _Demo:
+    """The stages; each returns plain JSON."""
+
+    settings: DemoSettings
+    sizes: DemoSizes
+
+    @property
+    def out(self) -> Path:
+        return self.settings.out
+
+    @property
+    def task_files(self) -> Path:
+        return self.out / "tasks"
+
+    def collect_plans(self) -> dict[str, Any]:
+        settings = workers.CollectSettings(
+            out=self.out / "experiences" / "mcts",
+            policy="mcts",
+            episodes=self.sizes.goals,
+            simulations=self.sizes.simulations,
+            seed=self.settings.seed,
+        )
+        return workers.collect(settings)
+
+    def explore(self) -> dict[str, Any]:
+        settings = workers.CollectSettings(
+            out=self.out / "experiences" / "random",
+            policy="random",
+            episodes=self.sizes.explorations,
+            seed=self.settings.seed,
+        )
+        return workers.collect(settings)
+
+    def make_tasks(self) -> dict[str, Any]:
+        experiences = (self.out / "experiences" / "mcts", self.out / "experiences" / "random")
+        settings = tasks.TasksSettings(experiences, self.task_files, eval_share=0.3, seed=self.settings.seed)
+        result = tasks.run(settings)
+        tasks.show(result)
+        return result
+
+    def compute_fisher(self) -> dict[str, Any]:
+        folder = self.out / "fisher"
+        shutil.rmtree(folder, ignore_errors=True)  # of an interrupted attempt
+        settings = fisher.FisherSettings(
+            model=self.settings.model,
+            data=("pydoc:fisher",),
+            out=folder,
+            max_length=self.sizes.fisher_tokens,
+            params="lora-targets",
+            batch_size=2,
+        )
+        return fisher.run(settings)
+
+    def finetune(self, name: Literal["lora", "ewc-lora"]) -> dict[str, Any]:
+        train_files = self.task_files / "train"
+        with_ewc = name == "ewc-lora"
+        settings = TrainSettings(
+            model=self.settings.model,
+            data=f"1 {train_files / 'train_plan_gen.json'} 0.7 {train_files / 'train_act_recog.json'}",
+            out=self.out / "runs" / name,
+            regularizer="ewc" if with_ewc else "none",
+            fisher=self.out / "fisher" if with_ewc else None,
+            strength=self.sizes.strength,
+            lora=LoraConfig(targets="all-linear", dropout=0.0),
+            lr=self.sizes.lr,
+            steps=self.sizes.steps,
+            batch_size=self.sizes.batch_size,
+            max_length=512,
+            checkpoint_every=10,
+            keep_checkpoints=1,
+            resume=True,
+            seed=self.settings.seed,
+        )
+        return train.run(settings)
+
+    def evaluate(self, name: str | None) -> dict[str, Any]:
+        adapter = None if name is None else self.out / "runs" / name / train.ADAPTER
+        evaluated = load_evaluated(self.settings.model, adapter)
+        evaluation = self.task_files / "eval"
+        scores: dict[str, Any] = {}
+        for key, task, limit in (
+            ("activity", "act_recog", self.sizes.activity_questions),
+            ("location", "obj_move", self.sizes.location_questions),
+        ):
+            questions = read_questions(evaluation / "qa" / f"{task}.json")[:limit]
+            result = qa.accuracy(questions, qa.answer_scores(evaluated, questions, qa.RULES[task]))
+            scores |= {key: result["accuracy"], f"{key}_n": result["n"], f"{key}_majority": result["majority"]}
+        plans = read_task(evaluation / "gen" / "plan_gen.json")[: self.sizes.plans]
+        scores["plan_nats"] = answer_nats(evaluated, plans, max_length=800)
+        documents = read_documents("pydoc:held-out")
+        scores["text_nats"] = perplexity(evaluated, documents, max_length=self.sizes.text_tokens)["nats"]
+        return scores
+
+
+def _claim(settings: DemoSettings) -> None:
+    """Write down what this directory is for, or see that it is for the same."""
+    locate(settings.model)
+    wanted = {"preset": settings.preset, "model": settings.model, "seed": settings.seed}
+    path = settings.out / "demo.json"
+    if not path.is_file():
+        if settings.out.exists() and (not settings.out.is_dir() or any(settings.out.iterdir())):
+            raise InputError(f"--out {settings.out}: holds something else; give a new or empty directory")
+        write_json(path, wanted)
+    elif (found := read_json(path)) != wanted:
+        raise InputError(f"--out {settings.out}: holds a demo with {found}; remove it, or give another --out")
+
+
+def _once(path: Path, title: str, stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Run a stage, or read what it gave when it ran before."""
+    if path.is_file():
+        say(f"{title}: done before")
+        return read_json(path)
+    say(title)
+    started = time.monotonic()
+    result = stage()
+    result["stage_seconds"] = round(time.monotonic() - started, 2)
+    write_json(path, result)
+    return result

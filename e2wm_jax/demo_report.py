@@ -1,0 +1,146 @@
+"""The demo's `report.html`: what was learned, what was forgotten, and where the Fisher holds the model."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import e2wm_jax
+from e2wm_jax.fisher.files import WEIGHTS_FILE
+from e2wm_jax.metrics import read_metrics
+from e2wm_jax.report import (
+    Point,
+    Section,
+    details,
+    heat_map,
+    key_values,
+    line_chart,
+    page,
+    paragraph,
+    scatter_chart,
+    table,
+    trajectory,
+    write,
+)
+from e2wm_jax.simulate.shards import load_trajectories
+
+_MODELS = ("base", "LoRA", "EWC-LoRA")
+_RUNS = {"LoRA": "lora", "EWC-LoRA": "ewc-lora"}
+
+
+def write_report(path: Path, folder: Path, results: dict[str, dict[str, Any]], sizes: dict[str, Any]) -> None:
+    """Draw a demo directory's results (by stage name) into one self-contained page."""
+    scores = {name: results[f"evaluate {name}"] for name in _MODELS}
+    sections = [
+        Section("Result", [*_verdict(scores), _table(scores), _trade_off(scores)]),
+        Section("Losses", _losses(folder)),
+        Section("Fisher by layer", [_fisher(folder / "fisher")]),
+        Section("What the agent lived", list(_trajectories(folder))),
+        Section("How it was made", [_times(results), details("Sizes", key_values(sizes))]),
+    ]
+    lead = (
+        "SmolLM2-135M finetuned on household tasks from VirtualHome, once with LoRA alone and once held by the Fisher "
+        "information of the pretrained model (EWC-LoRA), from the same start with the same data in the same order."
+    )
+    write(path, page("e2wm demo", sections, lead=lead, footer=f"e2wm_jax {e2wm_jax.__version__}"))
+
+
+def _verdict(scores: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """What came out, in words computed from the numbers."""
+    base = scores["base"]
+    for name in _RUNS:
+        skill = scores[name]["activity"] - base["activity"]
+        forgotten = scores[name]["text_nats"] - base["text_nats"]
+        yield paragraph(
+            f"{name}: activity recognition {skill:+.2f} (standard error {_standard_error(scores[name]):.2f}), plans "
+            f"{scores[name]['plan_nats'] - base['plan_nats']:+.2f} nats per token, general text {forgotten:+.3f} nats "
+            f"per token (perplexity times {math.exp(forgotten):.2f})."
+        )
+
+
+def _standard_error(scores: dict[str, Any]) -> float:
+    p, n = scores["activity"], scores["activity_n"]
+    return math.sqrt(p * (1 - p) / n)
+
+
+def _table(scores: dict[str, dict[str, Any]]) -> str:
+    headers = ["model", "activity QA", "plans, nats", "location QA (not trained)", "general text, nats"]
+    keys = ("activity", "plan_nats", "location", "text_nats")
+    best = {headers[1]: "highest", headers[2]: "lowest", headers[3]: "highest", headers[4]: "lowest"}
+    rows = [[name, *(scores[name][key] for key in keys)] for name in _MODELS]
+    base = scores["base"]
+    caption = (
+        f"Held-out embodied tasks ({base['activity_n']} activity questions, chance 0.25; {base['location_n']} location "
+        "questions, chance 0.17) and the held-out half of Python's help topics. Nats are per predicted token."
+    )
+    return table(headers, rows, caption=caption, best=best)
+
+
+def _trade_off(scores: dict[str, dict[str, Any]]) -> str:
+    points = [
+        Point(name, scores[name]["text_nats"], scores[name]["activity"], y_error=_standard_error(scores[name]))
+        for name in _MODELS
+    ]
+    return scatter_chart(
+        points,
+        title="Skill gained against ability kept",
+        x_label="general text, nats per token (held out)",
+        y_label="activity QA, accuracy",
+        better=("lower", "higher"),
+        base="base",
+        order=_MODELS,
+    )
+
+
+def _losses(folder: Path) -> list[str]:
+    rows = {name: read_metrics(folder / "runs" / run / "metrics.jsonl") for name, run in _RUNS.items()}
+    loss = {name: [(row["step"], row["task_loss"]) for row in log] for name, log in rows.items()}
+    penalty = {name: [(row["step"], row["penalty"]) for row in log] for name, log in rows.items() if name != "LoRA"}
+    return [
+        line_chart(
+            loss, title="Task loss", x_label="step", y_label="nats per answer token", smooth=8, order=_MODELS
+        ),
+        line_chart(penalty, title="Penalty", x_label="step", y_label="strength * sum F (sBA)^2", order=_MODELS),
+    ]
+
+
+def _fisher(folder: Path) -> str:
+    """Mean F of every adapted matrix, layers down, modules across."""
+    from safetensors import safe_open
+
+    means: dict[int, dict[str, float]] = defaultdict(dict)
+    with safe_open(folder / WEIGHTS_FILE, framework="np") as file:
+        for name in file.keys():  # noqa: SIM118 - safe_open is not iterable
+            parts = name.split(".")  # model.layers.3.self_attn.q_proj.weight
+            means[int(parts[2])][parts[-2]] = float(np.mean(file.get_tensor(name)))
+    modules = [m for m in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj") if m in means[0]]
+    return heat_map(
+        [[means[layer][module] for module in modules] for layer in sorted(means)],
+        [f"layer {layer}" for layer in sorted(means)],
+        [module.removesuffix("_proj") for module in modules],
+        title="Mean Fisher information of each adapted matrix",
+        value_label="mean F",
+    )
+
+
+def _trajectories(folder: Path) -> Iterator[str]:
+    experiences = folder / "experiences"
+    planned = (
+        t for t in load_trajectories([experiences / "mcts"]) if len(t.steps) >= 5 and set(t.goal) <= set(t.achieved)
+    )
+    for found in islice(planned, 1):
+        yield paragraph(f"Searched: {found.task}. Goal: {'; '.join(found.goal)}.")
+        yield trajectory([(step.action, step.ok) for step in found.steps], title=f"{found.task} ({found.scene})")
+    for found in islice(load_trajectories([experiences / "random"]), 1):
+        yield paragraph("Explored at random, with an inclination to carry things about:")
+        yield trajectory([(step.action, step.ok) for step in found.steps], title=found.scene)
+
+
+def _times(results: dict[str, dict[str, Any]]) -> str:
+    rows = [[name, result["stage_seconds"]] for name, result in results.items()]
+    rows.append(["all", sum(result["stage_seconds"] for result in results.values())])
+    return table(["stage", "seconds"], rows, caption="Wall time of each stage, loading and compiling included.")

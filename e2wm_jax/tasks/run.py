@@ -1,0 +1,44 @@
+"""`e2wm tasks`: directories of experiences -> task files and their statistics."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from e2wm_jax.simulate.shards import load_trajectories
+from e2wm_jax.tasks.build import build, statistics
+from e2wm_jax.tasks.write import write
+
+
+@dataclass(frozen=True)
+class TasksSettings:
+    """Turn collected experiences into training and evaluation files in the official E2WM formats."""
+
+    experiences: tuple[Path, ...]
+    """Directories of `e2wm collect`: planned episodes (plans, activities) and random ones (counting)."""
+    out: Path
+    """Directory to write: train/*.json, eval/gen/*.json, eval/qa/*.json, statistics.json."""
+    eval_share: float = 0.2
+    """Share of goals, plans and stories that is held out."""
+    seed: int = 0
+
+
+def run(settings: TasksSettings) -> dict[str, Any]:
+    """Run the command; returns the statistics.
+
+    Raises:
+        InputError: for malformed experiences, too little material, or a directory of other files.
+    """
+    sets = build(load_trajectories(settings.experiences), seed=settings.seed, eval_share=settings.eval_share)
+    write(sets, settings.out)
+    return statistics(sets)
+
+
+def show(result: dict[str, Any]) -> None:
+    """A line per file, then what became of the episodes."""
+    print(f"{'file':<32} {'n':>5}  {'words':>14}  {'answers':>7}  {'majority':>8}")
+    for name, file in result["files"].items():
+        words = "/".join(str(round(file["input_words"][key])) for key in ("min", "median", "max"))
+        print(f"{name:<32} {file['n']:>5}  {words:>14}  {file['distinct_answers']:>7}  {file['majority']:>8.3f}")
+    print("episodes: " + ", ".join(f"{number} {reason}" for reason, number in result["episodes"].items()))
+    for note in result["notes"]:
+        print(f"note: {note}")

@@ -1,0 +1,417 @@
+"""Text to batches: what is read, what is masked, what is padded, and in which order."""
+
+import gzip
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from e2wm_jax.data.batch import Batch, Row, collate, padded_length
+from e2wm_jax.data.loader import Loader, StepBatch, sorted_batches
+from e2wm_jax.data.source import (
+    Question,
+    TaskExample,
+    parse_mixture,
+    read_documents,
+    read_mixture,
+    read_questions,
+    read_task,
+)
+from e2wm_jax.data.tokenize import document_rows, encode, task_rows
+from e2wm_jax.errors import InputError
+
+PLAN = {"input": "How to make tea?", "ref": "1. Walk to the kitchen"}
+QUESTION = {"input": "Where is the plate?", "answer": "table", "answer_list": ["fridge", "table", "sofa"]}
+
+
+def write_lines(path: Path, *records: Any) -> Path:
+    lines = [record if isinstance(record, str) else json.dumps(record, ensure_ascii=False) for record in records]
+    text = "".join(f"{line}\n" for line in lines)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+# ------------------------------------------------------------------------------------------------------------- mixture
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1 a.json 0.7 b.json", [(1.0, "a.json"), (0.7, "b.json")]),
+        ("a.json", [(1.0, "a.json")]),
+        ("a.json 2 b.json c.json", [(1.0, "a.json"), (2.0, "b.json"), (1.0, "c.json")]),
+        ("  1e-1   dir/a.json.gz\n", [(0.1, "dir/a.json.gz")]),
+    ],
+)
+def test_mixture(text: str, expected: list[tuple[float, str]]) -> None:
+    assert parse_mixture(text) == [(weight, Path(path)) for weight, path in expected]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "--data is empty"),
+        ("1", "the last weight has no file behind it"),
+        ("a.json 0.5", "the last weight has no file behind it"),
+        ("1 2 a.json", "two weights in a row before '2'"),
+        ("0 a.json", "weight 0 must be positive"),
+        ("-1 a.json", "weight -1 must be positive"),
+        ("nan a.json", "weight nan must be positive"),
+        ("inf a.json", "weight inf must be positive"),
+    ],
+)
+def test_bad_mixtures_say_what_is_wrong(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_mixture(text)
+
+
+def test_mixture_carries_weights_and_places(tmp_path: Path) -> None:
+    first, second = write_lines(tmp_path / "a.json", PLAN), write_lines(tmp_path / "b.json", PLAN, "", PLAN)
+    examples = read_mixture([(1.0, first), (0.7, second)])
+    assert [(e.weight, e.where) for e in examples] == [(1.0, f"{first}:1"), (0.7, f"{second}:1"), (0.7, f"{second}:3")]
+
+
+# ------------------------------------------------------------------------------------------------------------- readers
+
+
+@pytest.mark.parametrize("name", ["plan.json", "plan.json.gz"])
+def test_tasks_and_questions_are_read_gzipped_or_not(name: str, tmp_path: Path) -> None:
+    path = write_lines(tmp_path / name, {**PLAN, "more": 1})
+    assert read_task(path, 0.5) == [TaskExample(PLAN["input"], PLAN["ref"], 0.5, f"{path}:1")]
+    path = write_lines(tmp_path / name, QUESTION)
+    assert read_questions(path) == [Question("Where is the plate?", ("fridge", "table", "sofa"), 1, f"{path}:1")]
+
+
+def test_line_separators_within_strings_are_not_ends_of_lines(tmp_path: Path) -> None:
+    strange = {"input": "a\u2028b\u0085c\u000bd\u001c", "ref": "e\u2029f"}
+    path = write_lines(tmp_path / "plan.json", strange, PLAN)
+    assert [(e.input, e.ref) for e in read_task(path)] == [tuple(strange.values()), tuple(PLAN.values())]
+
+
+def test_windows_line_ends(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_bytes((json.dumps(PLAN) + "\r\n" + json.dumps(PLAN)).encode())
+    assert [e.where for e in read_task(path)] == [f"{path}:1", f"{path}:2"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"input": "a", "ref": ', r"plan\.json:2: not valid JSON"),
+        ("{'input': 'a', 'ref': 'b'}", r"plan\.json:2: not valid JSON"),
+        ("[1]", r"plan\.json:2: expected a JSON object, found list"),
+        ('{"input": "a"}', r"plan\.json:2: the key 'ref' is missing"),
+        ('{"ref": "a"}', r"plan\.json:2: the key 'input' is missing"),
+        ('{"input": "a", "ref": 3}', r"plan\.json:2: the key 'ref' is int, not a string"),
+        ('{"input": "a", "ref": null}', r"plan\.json:2: the key 'ref' is NoneType, not a string"),
+    ],
+)
+def test_bad_task_lines_are_named(line: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        read_task(write_lines(tmp_path / "plan.json", PLAN, line, PLAN))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"answer": "bed"}, r"qa\.json:2: the answer 'bed' is not in 'answer_list'"),
+        ({"answer": None}, r"qa\.json:2: the key 'answer' is NoneType"),
+        ({"answer_list": "table"}, r"qa\.json:2: 'answer_list' must be a list of at least two strings"),
+        ({"answer_list": ["table"]}, r"qa\.json:2: 'answer_list' must be"),
+        ({"answer_list": ["table", 1]}, r"qa\.json:2: 'answer_list' must be"),
+    ],
+)
+def test_bad_questions_are_named(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        read_questions(write_lines(tmp_path / "qa.json", QUESTION, {**QUESTION, **changes}))
+
+
+@pytest.mark.parametrize("text", ["", "\n", "  \n\n"])
+def test_empty_files_are_refused(text: str, tmp_path: Path) -> None:
+    for name, read in (("a.json", read_task), ("a.json", read_questions), ("a.txt", read_documents)):
+        path = tmp_path / name
+        path.write_text(text)
+        with pytest.raises(InputError, match=rf"{name}: no (rows|documents); "):
+            read(str(path) if read is read_documents else path)
+
+
+@pytest.mark.parametrize("damage", ["not gzip", "cut", "flipped", "checksum"])
+def test_damaged_gzip_is_named(damage: str, tmp_path: Path) -> None:
+    records = [{**PLAN, "number": number} for number in np.random.default_rng(0).integers(0, 1 << 60, 200).tolist()]
+    data = bytearray(write_lines(tmp_path / "plan.json.gz", *records).read_bytes())
+    if damage == "not gzip":
+        data = bytearray(json.dumps(PLAN).encode())
+    elif damage == "cut":
+        del data[len(data) // 2 :]
+    elif damage == "flipped":
+        for place in range(len(data) // 2, len(data) // 2 + 40):
+            data[place] ^= 0xFF
+    else:
+        data[-8] ^= 0xFF
+    (tmp_path / "plan.json.gz").write_bytes(data)
+    with pytest.raises(InputError, match=r"plan\.json\.gz: damaged gzip archive"):
+        read_task(tmp_path / "plan.json.gz")
+
+
+def test_missing_files_and_other_encodings_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"plan\.json: no such file"):
+        read_task(tmp_path / "plan.json")
+    (tmp_path / "plan.json").write_bytes('{"input": "caf\u00e9", "ref": ""}'.encode("latin-1"))
+    with pytest.raises(InputError, match=r"plan\.json: not UTF-8 text \(byte 14\)"):
+        read_task(tmp_path / "plan.json")
+
+
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_documents(end: str, tmp_path: Path) -> None:
+    path = write_lines(tmp_path / f"a.json{end}", {"text": " one\n\ntwo"}, {"text": "  "}, {"text": "three"})
+    assert read_documents(str(path)) == [" one\n\ntwo", "three"]
+    path = write_lines(tmp_path / f"a.txt{end}", "", "one", "more", " \t", "", "two", "")
+    assert read_documents(str(path)) == ["one\nmore", "two"]
+
+
+def test_documents_without_text_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"a\.json:2: the key 'text' is missing"):
+        read_documents(str(write_lines(tmp_path / "a.json", {"text": "one"}, PLAN)))
+
+
+def test_help_topics_are_split_once_and_for_all() -> None:
+    from pydoc_data.topics import topics
+
+    fisher, held_out = read_documents("pydoc:fisher"), read_documents("pydoc:held-out")
+    assert sorted(fisher + held_out) == sorted(text.strip() for text in topics.values())
+    assert len(fisher) > 20
+    assert len(held_out) > 20
+
+
+def test_released_files_load(shared_data: Path) -> None:
+    mixture = parse_mixture(
+        f"1 {shared_data}/e2wm/train/train_plan_gen.json.gz 0.7 {shared_data}/e2wm/train/train_count.json.gz"
+    )
+    assert len(read_mixture(mixture)) == 1659 + 1000
+    assert len(read_questions(shared_data / "e2wm/eval/qa/act_recog.json.gz")) == 549
+
+
+# --------------------------------------------------------------------------------------------------------------- masks
+
+
+def example(source: str, ref: str, weight: float = 1.0) -> TaskExample:
+    return TaskExample(source, ref, weight, f"plan.json:{source[:1]}")
+
+
+def official_labels(tokenizer: Any, source: str, ref: str, max_length: int) -> list[int]:
+    """The official collate function: tokenize input + " " + ref + newline, hide as many tokens as the input has."""
+    ids = tokenizer(f"{source} {ref}\n", add_special_tokens=False)["input_ids"][:max_length]
+    hidden = len(tokenizer(source, add_special_tokens=False)["input_ids"])
+    return [-100 if place < hidden else token for place, token in enumerate(ids)]
+
+
+@pytest.mark.parametrize("max_length", [400, 24])
+def test_targets_are_the_tokens_beyond_those_of_the_input(max_length: int, tiny_tokenizer: Any) -> None:
+    pairs = [
+        ("How to make tea?", "1. Walk to the kitchen 2. Wait"),
+        ("Mary grabs the apple. Question: where is", "the apple? On the table"),
+        ("ends with a space ", "answer"),
+        ("ends with a line\n", "answer"),
+        ("caf\u00e9 \U0001f600", "na\u00efve"),
+        ("x", ""),
+    ]
+    rows, kept = task_rows(
+        tiny_tokenizer, [example(*pair) for pair in pairs], max_length=max_length, skip_truncated=True
+    )
+    for row, index in zip(rows, kept, strict=True):
+        labels = official_labels(tiny_tokenizer, *pairs[index], max_length)
+        batch = collate([row], length=max_length, num_targets=max_length, batch_size=1)
+        ours = np.full(max_length, -100)
+        counted = batch.weights[0] > 0
+        ours[batch.targets[0][counted]] = batch.ids[0][batch.targets[0][counted]]
+        np.testing.assert_array_equal(ours[: len(labels)], labels)
+        assert (ours[len(labels) :] == -100).all()
+        assert row.ids.dtype == np.int32
+    lost = [i for i, pair in enumerate(pairs) if set(official_labels(tiny_tokenizer, *pair, max_length)) == {-100}]
+    assert sorted([*kept, *lost]) == list(range(len(pairs)))
+
+
+def test_an_empty_input_hides_only_the_first_token(tiny_tokenizer: Any) -> None:
+    """It has nothing before it from which to predict it."""
+    (row,), _ = task_rows(tiny_tokenizer, [example("", "go")], max_length=99)
+    assert row.first_target == 1
+    assert row.num_targets == len(row.ids) - 1
+
+
+def test_weights_of_tasks_reach_their_tokens(tiny_tokenizer: Any) -> None:
+    rows, _ = task_rows(tiny_tokenizer, [example("a", "b", 0.7), example("c", "d e f", 2.0)], max_length=99)
+    weights = collate(rows, length=16, num_targets=16, batch_size=3).weights
+    for row, values, weight in zip(rows, weights, (0.7, 2.0), strict=False):
+        assert values.tolist() == [np.float32(weight)] * row.num_targets + [0.0] * (16 - row.num_targets)
+    assert not weights[2].any()
+
+
+def test_special_tokens_only_where_asked_for(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    tiny_tokenizer.save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|begin|> $A", special_tokens=[("<|begin|>", 0)]
+    )
+    plain, special = (encode(tokenizer, ["tea"], special_tokens=flag)[0] for flag in (False, True))
+    assert special == [0, *plain]
+    for flag in (False, True):
+        (row,), _ = task_rows(tokenizer, [example("tea", "now")], max_length=99, special_tokens=flag)
+        assert row.first_target == len(plain) + flag
+        (row,), (size,) = document_rows(tokenizer, ["tea now"], max_length=99, special_tokens=flag)
+        first = 0 if flag else len(tokenizer.decode(plain[:1]))
+        assert size == len("tea now") - first
+
+
+def test_rows_without_answer_are_an_error_or_skipped(tiny_tokenizer: Any) -> None:
+    examples = [example("a", "b"), example("Mary walks to the kitchen and to the table", "b"), example("c", "d")]
+    length = len(encode(tiny_tokenizer, [examples[1].input], special_tokens=False)[0])
+    with pytest.raises(
+        InputError,
+        match=rf"plan\.json:M: --max-length {length} leaves no answer token \(1 of 3 rows, inputs up to {length} "
+        r"tokens\); raise --max-length or pass --skip-truncated",
+    ):
+        task_rows(tiny_tokenizer, examples, max_length=length)
+    rows, kept = task_rows(tiny_tokenizer, examples, max_length=length, skip_truncated=True)
+    assert kept == [0, 2]
+    assert len(rows) == 2
+    rows, kept = task_rows(tiny_tokenizer, examples, max_length=length + 1)
+    assert [row.num_targets for row in rows][1] == 1
+    with pytest.raises(InputError, match=r"--max-length 1 leaves no answer token .*; raise --max-length$"):
+        task_rows(tiny_tokenizer, examples, max_length=1, skip_truncated=True)
+
+
+@pytest.mark.parametrize("max_length", [400, 7, 2])
+def test_document_sizes_are_bytes_of_predicted_tokens(max_length: int, tiny_tokenizer: Any) -> None:
+    documents = ["Mary walks to the kitchen.", "caf\u00e9, na\u00efve, ok", "x", "", "one two\n\n  three"]
+    rows, sizes = document_rows(tiny_tokenizer, documents, max_length=max_length, special_tokens=False)
+    assert len(rows) == len(sizes) == 3
+    for row, size in zip(rows, sizes, strict=True):
+        assert row.first_target == 1
+        assert len(row.ids) <= max_length
+        assert size == len(tiny_tokenizer.decode(row.ids[1:]).encode())
+
+
+# ------------------------------------------------------------------------------------------------------------- batches
+
+
+def test_padded_lengths_are_few_and_near() -> None:
+    lengths = [padded_length(n, 10**6) for n in range(1, 5000)]
+    assert all(padded >= n for n, padded in enumerate(lengths, start=1))
+    assert all(a <= b for a, b in pairwise(lengths))
+    assert all((padded - n) * 3 < padded for n, padded in enumerate(lengths, start=1) if n > 16)
+    assert sorted(set(lengths))[:6] == [16, 24, 32, 48, 64, 96]
+    assert len(set(lengths)) == 18
+    assert all(padded_length(n, 800) == min(padded, 800) for n, padded in enumerate(lengths[:800], start=1))
+
+
+def test_collate_by_hand() -> None:
+    rows = [Row(np.array([5, 6, 7], np.int32), 2, 0.5), Row(np.array([8, 9], np.int32), 1)]
+    batch = collate(rows, length=4, num_targets=3, batch_size=3)
+    assert batch.ids.tolist() == [[5, 6, 7, 0], [8, 9, 0, 0], [0, 0, 0, 0]]
+    assert batch.segments.tolist() == [[0, 0, 0, -1], [0, 0, -1, -1], [-1, -1, -1, -1]]
+    assert batch.positions.tolist() == [[0, 1, 2, 3]] * 3
+    assert batch.targets.tolist() == [[2, 1, 1], [1, 1, 1], [1, 1, 1]]
+    assert batch.weights.tolist() == [[0.5, 0, 0], [1, 0, 0], [0, 0, 0]]
+    assert [leaf.dtype for leaf in batch] == [np.int32] * 4 + [np.float32]
+
+
+def numbered_rows(count: int) -> list[Row]:
+    """Row i has 3 + i % 40 tokens, all of them i."""
+    return [Row(np.full(3 + i % 40, i, np.int32), 1 + i % 2) for i in range(count)]
+
+
+def loader(count: int = 23, **changes: Any) -> Loader:
+    return Loader(numbered_rows(count), **{"batch_size": 4, "accumulate": 1, "max_length": 64, "seed": 0, **changes})
+
+
+def epochs(data: Loader, number: int) -> list[list[int]]:
+    """The order of the examples in each epoch."""
+    n = data.steps_per_epoch
+    steps = list(data.batches(1, number * n))
+    assert len(steps) == number * n
+    return [[i for step in steps[e * n : (e + 1) * n] for i in step.examples] for e in range(number)]
+
+
+def assert_same_steps(ours: list[StepBatch], expected: list[StepBatch]) -> None:
+    assert [s.examples for s in ours] == [s.examples for s in expected]
+    for one, other in zip(ours, expected, strict=True):
+        assert one.tokens == other.tokens
+        for a, b in zip(one.batch, other.batch, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(("count", "accumulate"), [(23, 1), (24, 1), (23, 3), (2, 1), (1, 2)])
+def test_every_example_once_an_epoch(count: int, accumulate: int) -> None:
+    data = loader(count, accumulate=accumulate)
+    assert data.steps_per_epoch == -(-count // (4 * accumulate))
+    for order in epochs(data, 3):
+        assert sorted(order) == list(range(count))
+
+
+def test_order_depends_on_seed_and_epoch_alone() -> None:
+    first, second = epochs(loader(), 2)
+    assert first != second
+    assert first != sorted(first)
+    assert epochs(loader(), 2) == [first, second]
+    assert epochs(loader(batch_size=2, accumulate=2), 2) == [first, second]
+    assert epochs(loader(seed=1), 1) != [first]
+
+
+@pytest.mark.parametrize("start", [1, 2, 6, 7, 13])
+def test_resumed_batches_are_those_of_the_whole_run(start: int) -> None:
+    whole = list(loader().batches(1, 14))
+    assert_same_steps(list(loader().batches(start, 14)), whole[start - 1 :])
+    assert not list(loader().batches(15, 14))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+def test_accumulated_batches_are_one_batch_cut_in_passes(accumulate: int) -> None:
+    data = loader(accumulate=accumulate)
+    for step in data.batches(1, data.steps_per_epoch):
+        rows = [data.rows[index] for index in step.examples]
+        assert step.tokens == sum(len(row.ids) for row in rows)
+        length = padded_length(max(len(row.ids) for row in rows), 64)
+        expected = collate(rows, length=length, num_targets=data.most_targets, batch_size=4 * accumulate)
+        for leaf, flat in zip(step.batch, expected, strict=True):
+            assert leaf.shape[:2] == (accumulate, 4)
+            np.testing.assert_array_equal(leaf.reshape(flat.shape), flat)
+
+
+def test_last_batch_of_an_epoch_is_padded_with_empty_rows() -> None:
+    *_, last = loader(23, accumulate=2).batches(1, 3)
+    assert len(last.examples) == 7
+    batch = Batch(*(leaf.reshape(8, -1) for leaf in last.batch))
+    assert (batch.segments[:7, 0] == 0).all()
+    assert (batch.weights[:7, 0] == 1).all()
+    assert (batch.segments[7] == -1).all()
+    assert (batch.weights[7] == 0).all()
+
+
+def test_the_number_of_shapes_is_small() -> None:
+    shapes = {step.batch.ids.shape[-1] for step in loader(100).batches(1, 50)}
+    assert shapes <= {16, 24, 32, 48, 64}
+    assert len({step.batch.targets.shape for step in loader(100).batches(1, 50)}) == 1
+
+
+def test_sorted_batches_hold_every_row_once() -> None:
+    rows = numbered_rows(23)
+    seen, last_length = [], 0
+    for batch, real in sorted_batches(rows, 4, 64):
+        assert batch.ids.shape[0] == 4
+        assert batch.ids.shape[1] >= last_length
+        last_length = batch.ids.shape[1]
+        assert (batch.segments[real:] == -1).all()
+        for ids, segments, targets, weights in zip(batch.ids, batch.segments, batch.targets, batch.weights, strict=True):
+            if (segments == 0).any():
+                row = rows[ids[0]]
+                assert (segments == 0).sum() == len(row.ids)
+                assert targets[weights > 0].tolist() == list(range(row.first_target, len(row.ids)))
+                seen.append(int(ids[0]))
+        assert len(seen) % 4 == 0 or len(seen) == 23
+    assert sorted(seen) == list(range(23))

@@ -1,0 +1,223 @@
+"""The whole of `build`: what comes out, that nothing leaks, that a seed decides everything, and clear refusals."""
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from e2wm_jax.errors import InputError
+from e2wm_jax.simulate.trajectory import Step, Trajectory
+from e2wm_jax.tasks.build import Sizes, TaskSets, build, statistics
+from e2wm_jax.tasks.example import Choice, Generation
+from e2wm_jax.tasks.leakage import LeakageError, check, facts
+from e2wm_jax.tasks.plan import Plan
+from e2wm_jax.tasks.write import write
+
+SMALL = Sizes(
+    train_count=20,
+    train_obj_move=8,
+    eval_obj_move_path=6,
+    eval_obj_move=6,
+    eval_count=12,
+)
+CLASSES = {0: "character", 1: "bedroom", **{10 + i: name for i, name in enumerate(("desk", "bed", "couch", "table"))}}
+CLASSES |= {20 + i: name for i, name in enumerate(("cup", "book", "hat", "pen", "key", "rug", "mop", "bag"))}
+
+
+def planned(number: int) -> Trajectory:
+    """One of eight tasks in one of eight variants, of which two each share the goal."""
+    task, variant = number % 8, number // 8
+    thing = 20 + task
+    steps = [Step("[Walk] <bedroom> (1)", ok=True)] * (1 + variant)
+    steps += [
+        Step(f"[Walk] <{CLASSES[thing]}> ({thing})", ok=True),
+        Step(f"[Grab] <{CLASSES[thing]}> ({thing})", ok=True),
+    ]
+    goal = (f"character || HOLDS_RH || {CLASSES[thing]}", f"variant || ON || {variant // 2}")
+    return Trajectory(
+        id=f"m{number}",
+        scene="s",
+        dialect="vh23",
+        policy="mcts",
+        seed=number,
+        steps=tuple(steps),
+        classes=CLASSES,
+        task=f"take {CLASSES[thing]}",
+        goal=goal,
+        achieved=goal,
+        items=(CLASSES[thing], "bedroom"),
+        conditions=(f"{CLASSES[thing]} || INSIDE || bedroom", f"lamp_{variant} || OFF"),
+    )
+
+
+def explored(number: int) -> Trajectory:
+    rng = random.Random(number)
+    steps: list[Step] = []
+    for _ in range(4):
+        thing, place = rng.randrange(20, 28), rng.randrange(10, 14)
+        if any(f"({thing})" in step.action for step in steps):
+            continue
+        steps += [
+            Step(f"[Walk] <{CLASSES[thing]}> ({thing})", ok=True),
+            Step(f"[Grab] <{CLASSES[thing]}> ({thing})", ok=True, edges_added=((0, "HOLDS_RH", thing),)),
+            Step(f"[Walk] <{CLASSES[place]}> ({place})", ok=True),
+            Step(
+                f"[PutBack] <{CLASSES[thing]}> ({thing}) <{CLASSES[place]}> ({place})",
+                ok=True,
+                edges_added=((thing, "ON", place),),
+                edges_removed=((0, "HOLDS_RH", thing),),
+            ),
+        ]
+    return Trajectory(f"r{number}", "s", "vh23", "random", number, tuple(steps), CLASSES)
+
+
+EPISODES = [*(planned(number) for number in range(64)), *(explored(number) for number in range(40))]
+
+
+@pytest.fixture(scope="module")
+def sets() -> TaskSets:
+    return build(EPISODES, seed=1, sizes=SMALL)
+
+
+def test_every_file_is_made(sets: TaskSets) -> None:
+    assert list(sets.files) == [
+        "train/train_plan_gen.json",
+        "train/train_act_recog.json",
+        "train/train_count.json",
+        "train/train_obj_move.json",
+        "eval/gen/plan_gen.json",
+        "eval/gen/obj_move_path.json",
+        "eval/qa/act_recog.json",
+        "eval/qa/obj_move.json",
+        "eval/qa/count.json",
+    ]
+    assert sets.episodes == {"used for plans": 64, "used for stories": 40}
+    kinds = {name: {type(example) for example in examples} for name, examples in sets.files.items()}
+    assert all(kind == {Choice if "/qa/" in name else Generation} for name, kind in kinds.items())
+
+
+def test_same_seed_same_sets_whatever_the_order_of_other_sizes(sets: TaskSets) -> None:
+    assert build(EPISODES, seed=1, sizes=SMALL) == sets
+    assert build(EPISODES, seed=2, sizes=SMALL).files != sets.files
+    other = build(EPISODES, seed=1, sizes=replace(SMALL, train_count=5))
+    assert other.files["eval/qa/count.json"] == sets.files["eval/qa/count.json"]
+    assert other.files["train/train_plan_gen.json"] == sets.files["train/train_plan_gen.json"]
+
+
+def test_no_goal_is_on_both_sides(sets: TaskSets) -> None:
+    """By the question, which in this material names task and variant, and so the goal."""
+    goals = {}
+    for episode in EPISODES[:64]:
+        goals[episode.task, episode.conditions[1].split(" ")[0].replace("_", " ")] = episode.goal
+    sides: dict[str, set] = {"train": set(), "eval": set()}
+    for side, name in (("train", "train/train_plan_gen.json"), ("eval", "eval/gen/plan_gen.json")):
+        for example in sets.files[name]:
+            for line in example.input.splitlines():
+                if line.startswith("Q: "):
+                    task = line.split("How to ")[1].split("?")[0]
+                    sides[side].add(goals[task, next(w for t, w in goals if t == task and f"The {w} is" in line)])
+    assert sides["train"]
+    assert sides["eval"]
+    assert not sides["train"] & sides["eval"]
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("train/train_plan_gen.json", "eval/gen/plan_gen.json"),
+        ("train/train_count.json", "eval/qa/count.json"),
+        ("train/train_obj_move.json", "eval/gen/obj_move_path.json"),
+        ("train/train_obj_move.json", "eval/qa/obj_move.json"),
+    ],
+)
+def test_a_planted_leak_is_found_even_in_an_example_of_an_example(sets: TaskSets, name: str, source: str) -> None:
+    check(sets.files)
+    victim, culprit = sets.files[source][0], sets.files[name][0]
+    separator = "\n" if "plan_gen" in name else "\n\n"
+    first = victim.input.split("\nQ: " if "plan_gen" in name else "\n\n")[0]  # its first solved example
+    leaked = Generation(first + separator + culprit.input, culprit.gold)
+    with pytest.raises(LeakageError, match="train and eval share a"):
+        check(sets.files | {name: [*sets.files[name], leaked]})
+
+
+def test_a_leak_across_kinds_of_files_and_of_goals_is_found() -> None:
+    recognize = "Given a household activity plan as follows:\nWalk to x.\nQ: What is the name of the activity?\nA:"
+    asked = "Given a task plan: {}\nQuestion: what is the name of this task?\nAnswer:"
+    train = {"train/train_act_recog.json": [Generation(recognize, "rest")]}
+    with pytest.raises(LeakageError, match=r"share a plan: Walk to x\."):
+        check(train | {"eval/qa/act_recog.json": [Choice(asked.format("Walk to x."), "rest", ("rest",))]})
+    other = train | {"eval/qa/act_recog.json": [Choice(asked.format("Walk to y."), "rest", ("rest",))]}
+    check(other)
+    goal = frozenset({"character || SITTING"})
+    with pytest.raises(LeakageError, match=r"share a goal: character \|\| SITTING"):
+        check(other, [Plan("rest", "How to rest?", f"Walk to {room}.", goal) for room in "xy"])
+
+
+def test_an_example_in_an_unknown_form_is_not_waved_through() -> None:
+    with pytest.raises(LeakageError, match="cannot tell"):
+        facts("train/train_count.json", [Generation("What?", "Nothing.")])
+
+
+def test_statistics_count_words_answers_and_positions(sets: TaskSets) -> None:
+    summary = statistics(sets)
+    files = summary["files"]
+    assert {name: entry["n"] for name, entry in files.items()} == {name: len(e) for name, e in sets.files.items()}
+    assert set(files["train/train_count.json"]["answers"]) <= {"no item", "one item", "2 items", "3 items", "4 items"}
+    for name in ("eval/qa/act_recog.json", "eval/qa/obj_move.json"):
+        positions = files[name]["gold_positions"]
+        assert sum(positions) == files[name]["n"]
+        assert max(positions) - min(positions) <= 1
+    assert files["eval/qa/obj_move.json"]["majority"] == round(1 / 6, 4)
+    assert any(note.startswith("train/train_plan_gen.json: ") and "e2wm collect" in note for note in summary["notes"])
+    json.dumps(summary)
+
+
+def test_missing_material_is_noted_and_none_at_all_is_refused() -> None:
+    only_stories = build(EPISODES[64:], seed=0, sizes=SMALL)
+    assert "train/train_plan_gen.json" not in only_stories.files
+    assert any(note.startswith("train/train_plan_gen.json: 0 of 1659") for note in only_stories.notes)
+    with pytest.raises(InputError, match=r"no episode can be used \(no episodes\).*e2wm collect --policy mcts"):
+        build([], seed=0)
+    failed = [replace(episode, achieved=()) for episode in EPISODES[:3]]
+    with pytest.raises(InputError, match="3 goal not achieved"):
+        build(failed, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("episode", "message"),
+    [
+        (replace(EPISODES[0], steps=(Step("walk home", ok=True),)), "episode m0: 'walk home'"),
+        (replace(EPISODES[0], classes={}), "episode m0: no class for node 1"),
+    ],
+)
+def test_malformed_episodes_are_refused_by_name(episode: Trajectory, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        build([episode], seed=0)
+    assert str(error.value).startswith(message)
+
+
+def test_shares_out_of_range_are_refused() -> None:
+    with pytest.raises(InputError, match="eval_share=2"):
+        build(EPISODES, seed=0, eval_share=2)
+
+
+def test_write_is_repeatable_and_spares_other_files(sets: TaskSets, tmp_path: Path) -> None:
+    paths = write(sets, tmp_path / "out")
+    assert paths[-1].name == "statistics.json"
+    first = json.loads((tmp_path / "out/train/train_count.json").read_text().splitlines()[0])
+    assert first == sets.files["train/train_count.json"][0].to_json()
+    (tmp_path / "out/eval/qa/count.json").unlink()  # as after a killed run
+    assert write(sets, tmp_path / "out") == paths
+    assert all(path.is_file() for path in paths)
+    other = build(EPISODES, seed=2, sizes=SMALL)
+    with pytest.raises(InputError, match="already holds"):
+        write(other, tmp_path / "out")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("precious")
+    with pytest.raises(InputError, match=r"thesis\.txt"):
+        write(sets, tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+    with pytest.raises(InputError, match="is a file"):
+        write(sets, tmp_path / "mine/thesis.txt")
