@@ -5,7 +5,6 @@ layers, pad to the highest rank, and undo both when writing.
 """
 
 import re
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json, write_json
 from e2wm_jax.lora import Adapters, AdapterSpec, TargetSpec, linear_modules
 from e2wm_jax.models.llama import weight_table
+from e2wm_jax.tensor_files import open_safetensors, write_safetensors
 
 _PREFIX = "base_model.model."
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -36,8 +36,6 @@ def write_adapter(
     folder: Path, adapters: Adapters, spec: AdapterSpec, config: ModelConfig, *, base_model: str, dropout: float
 ) -> None:
     """Write a PEFT directory; the configuration comes last, so that a directory with one is complete."""
-    from safetensors.numpy import save_file
-
     modules = linear_modules(config)
     tensors: dict[str, np.ndarray] = {}
     for target in spec:
@@ -47,13 +45,7 @@ def write_adapter(
                 name = f"{_PREFIX}{modules[target.path][layer]}"
                 tensors[f"{name}.lora_A.weight"] = np.ascontiguousarray(a[layer, :rank])
                 tensors[f"{name}.lora_B.weight"] = np.ascontiguousarray(b[layer, :, :rank])
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{WEIGHTS_FILE}.{uuid.uuid4().hex[:8]}"
-    try:
-        save_file(tensors, temporary, metadata={"format": "pt"})
-        temporary.replace(folder / WEIGHTS_FILE)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_safetensors(folder / WEIGHTS_FILE, tensors)
     write_json(folder / CONFIG_FILE, _peft_config(spec, modules, base_model, dropout))
 
 
@@ -67,9 +59,13 @@ def read_adapter(folder: Path, config: ModelConfig) -> tuple[Adapters, AdapterSp
     raw = read_json(folder / CONFIG_FILE)
     _refuse_other_kinds(raw, folder / CONFIG_FILE)
     factors = _read_factors(folder / WEIGHTS_FILE)
-    where = {module: (path, layer) for path, names in linear_modules(config).items() for layer, module in enumerate(names)}
+    where = {
+        module: (path, layer) for path, names in linear_modules(config).items() for layer, module in enumerate(names)
+    }
     if unknown := sorted(factors.keys() - where.keys()):
-        raise InputError(f"{folder / WEIGHTS_FILE}: {unknown[0]} is no linear map of this model; use the adapter's own base")
+        raise InputError(
+            f"{folder / WEIGHTS_FILE}: {unknown[0]} is no linear map of this model; use the adapter's own base"
+        )
     by_path: dict[str, dict[int, tuple[np.ndarray, np.ndarray, float]]] = {}
     for module, (a, b) in sorted(factors.items()):
         path, layer = where[module]
@@ -133,25 +129,22 @@ def _refuse_other_kinds(raw: dict[str, Any], path: Path) -> None:
         )
     for key, value in sorted(raw.items()):
         if key not in _UNDERSTOOD and value:
-            raise InputError(f"{path}: {key} = {value!r} is not supported; only plain LoRA (r, alpha, patterns, rsLoRA)")
+            raise InputError(
+                f"{path}: {key} = {value!r} is not supported; only plain LoRA (r, alpha, patterns, rsLoRA)"
+            )
 
 
 def _read_factors(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Module name -> (A, B) in float32."""
-    from safetensors import SafetensorError, safe_open
-
     if not path.is_file():
         raise InputError(f"{path}: no such file; an adapter directory holds {CONFIG_FILE} and {WEIGHTS_FILE}")
     found: dict[str, dict[str, np.ndarray]] = {}
-    try:
-        with safe_open(path, framework="np") as file:
-            for name in file.keys():  # noqa: SIM118 - safe_open is not iterable
-                match = re.fullmatch(rf"{re.escape(_PREFIX)}(.+)\.lora_([AB])(?:\.default)?\.weight", name)
-                if match is None:
-                    raise InputError(f"{path}: unexpected tensor {name}; only lora_A and lora_B can be read")
-                found.setdefault(match[1], {})[match[2]] = file.get_tensor(name).astype(np.float32)
-    except SafetensorError as error:
-        raise InputError(f"{path}: damaged or incomplete safetensors file ({error})") from error
+    tensors = open_safetensors([path])
+    for name in sorted(tensors.names):
+        match = re.fullmatch(rf"{re.escape(_PREFIX)}(.+)\.lora_([AB])(?:\.default)?\.weight", name)
+        if match is None:
+            raise InputError(f"{path}: unexpected tensor {name}; only lora_A and lora_B can be read")
+        found.setdefault(match[1], {})[match[2]] = tensors.read(name).astype(np.float32)
     if not found:
         raise InputError(f"{path}: holds no adapter")
     for module, pair in found.items():

@@ -27,15 +27,25 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "doctor": Command("e2wm_jax.doctor", "DoctorSettings", "run", "versions, devices, what is installed, what is missing"),
-    "demo": Command("e2wm_jax.demo", "DemoSettings", "run", "the whole flow on the embedded default, with table and report"),
-    "collect": Command("e2wm_jax.simulate.workers", "CollectSettings", "collect", "let an agent live in a world: trajectories"),
-    "replay": Command("e2wm_jax.simulate.replay_command", "ReplaySettings", "run", "run a program in a world, step by step"),
+    "doctor": Command(
+        "e2wm_jax.doctor", "DoctorSettings", "run", "versions, devices, what is installed, what is missing"
+    ),
+    "demo": Command(
+        "e2wm_jax.demo", "DemoSettings", "run", "the whole flow on the embedded default, with table and report"
+    ),
+    "collect": Command(
+        "e2wm_jax.simulate.workers", "CollectSettings", "collect", "let an agent live in a world: trajectories"
+    ),
+    "replay": Command(
+        "e2wm_jax.simulate.replay_command", "ReplaySettings", "run", "run a program in a world, step by step"
+    ),
     "tasks": Command("e2wm_jax.tasks.run", "TasksSettings", "run", "trajectories to text tasks"),
     "fisher": Command("e2wm_jax.fisher.run", "FisherSettings", "run", "exact per-example diagonal Fisher of a model"),
     "train": Command("e2wm_jax.train.run", "TrainSettings", "run", "finetune LoRA adapters, held by a regularizer"),
     "eval qa": Command("e2wm_jax.evaluate.qa", "QaSettings", "run", "multiple-choice accuracy"),
-    "eval perplexity": Command("e2wm_jax.evaluate.perplexity", "PerplexitySettings", "run", "perplexity on general text"),
+    "eval perplexity": Command(
+        "e2wm_jax.evaluate.perplexity", "PerplexitySettings", "run", "perplexity on general text"
+    ),
 }
 
 
@@ -47,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except SystemExit:  # tyro after --help
+        return 0
     except KeyboardInterrupt:
         print("interrupted; what was done is kept", file=sys.stderr)
         return 130
@@ -96,9 +108,9 @@ def _parse(name: str, words: list[str]) -> Any:
 
 
 def _unboxed(text: str) -> str:
-    """One line from a box drawn with line characters."""
-    lines = [line.strip(" │╭╮╰╯─\n") for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()]
-    return re.sub(r"\s+", " ", " ".join(line for line in lines[1:] if line))
+    """One line from a colored box: without its title, frame and rules (of dashes where the locale has no lines)."""
+    lines = [line.strip(" │|") for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()]
+    return re.sub(r"\s+", " ", " ".join(line for line in lines[1:] if re.search(r"\w", line)))
 
 
 def _show(result: dict[str, Any]) -> None:

@@ -50,8 +50,8 @@ class DemoSizes:
 
 
 PRESETS = {
-    # Seen on two CPU cores: docs/demo.md.  All linear maps and large steps: with q and v and small ones nothing is forgotten
-    # in so short a run, and a regularizer has nothing to show.
+    # All linear maps and large steps: with q and v and small ones nothing is forgotten in so short a run, and a
+    # regularizer has nothing to show.
     "laptop": DemoSizes(
         goals=400,
         simulations=150,
@@ -150,8 +150,8 @@ def show(result: dict[str, Any]) -> None:
     console = Console(width=110, highlight=False)
     console.print(table)
     print(
-        f"accuracy of {base['activity_n']} and {base['location_n']} questions (chance 0.25 and 0.17): higher is better; "
-        "nats: lower is better"
+        f"accuracy of {base['activity_n']} and {base['location_n']} questions (chance 0.25 and 0.17): "
+        "higher is better; nats: lower is better"
     )
     print(f"report: {result['report']}")
 

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -70,7 +70,12 @@ def _standard_error(scores: dict[str, Any]) -> float:
 def _table(scores: dict[str, dict[str, Any]]) -> str:
     headers = ["model", "activity QA", "plans, nats", "location QA (not trained)", "general text, nats"]
     keys = ("activity", "plan_nats", "location", "text_nats")
-    best = {headers[1]: "highest", headers[2]: "lowest", headers[3]: "highest", headers[4]: "lowest"}
+    best: dict[str, Literal["highest", "lowest"]] = {
+        headers[1]: "highest",
+        headers[2]: "lowest",
+        headers[3]: "highest",
+        headers[4]: "lowest",
+    }
     rows = [[name, *(scores[name][key] for key in keys)] for name in _MODELS]
     base = scores["base"]
     caption = (
@@ -101,9 +106,7 @@ def _losses(folder: Path) -> list[str]:
     loss = {name: [(row["step"], row["task_loss"]) for row in log] for name, log in rows.items()}
     penalty = {name: [(row["step"], row["penalty"]) for row in log] for name, log in rows.items() if name != "LoRA"}
     return [
-        line_chart(
-            loss, title="Task loss", x_label="step", y_label="nats per answer token", smooth=8, order=_MODELS
-        ),
+        line_chart(loss, title="Task loss", x_label="step", y_label="nats per answer token", smooth=8, order=_MODELS),
         line_chart(penalty, title="Penalty", x_label="step", y_label="strength * sum F (sBA)^2", order=_MODELS),
     ]
 
@@ -117,7 +120,9 @@ def _fisher(folder: Path) -> str:
         for name in file.keys():  # noqa: SIM118 - safe_open is not iterable
             parts = name.split(".")  # model.layers.3.self_attn.q_proj.weight
             means[int(parts[2])][parts[-2]] = float(np.mean(file.get_tensor(name)))
-    modules = [m for m in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj") if m in means[0]]
+    modules = [
+        m for m in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj") if m in means[0]
+    ]
     return heat_map(
         [[means[layer][module] for module in modules] for layer in sorted(means)],
         [f"layer {layer}" for layer in sorted(means)],

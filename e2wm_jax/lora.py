@@ -29,7 +29,7 @@ Adapters = dict[str, dict[str, jax.Array]]
 
 @dataclass(frozen=True)
 class TargetSpec:
-    """One adapted stack of matrices: rank and alpha of each layer; rank 0 where a layer has no adapter.
+    """One adapted stack of matrices: rank and alpha of each layer; both 0 where a layer has no adapter.
 
     Layers of lower rank than the stack's are padded with zeros, which stay zero: where A and B are both zero, so are
     their gradients.
@@ -72,7 +72,8 @@ def adapter_spec(config: ModelConfig, lora: LoraConfig) -> AdapterSpec:
     for path, modules in linear_modules(config).items():
         ranks = tuple(lora.rank if matcher.fullmatch(module) else 0 for module in modules)
         if any(ranks):
-            targets.append(TargetSpec(path, ranks, (lora.alpha,) * config.num_layers, lora.rslora))
+            alphas = tuple(lora.alpha if rank else 0.0 for rank in ranks)
+            targets.append(TargetSpec(path, ranks, alphas, lora.rslora))
     if not targets:
         names = ", ".join(sorted({modules[0] for modules in linear_modules(config).values()}))
         raise InputError(f"--lora.targets {pattern!r} matches no linear map; the whole name must match, e.g. {names}")
@@ -173,7 +174,7 @@ def attach(
 
     With a `dropout_key`, each matrix and layer drops its own inputs.
     """
-    flat = flatten(params)
+    flat: dict[str, Any] = flatten(params)
     for index, target in enumerate(spec):
         path = f"{target.path}.weight"
         layers = len(target.ranks)
@@ -181,9 +182,7 @@ def attach(
         if dropout_key is not None and dropout > 0:
             keys = jax.random.split(jax.random.fold_in(dropout_key, index), layers)
         factors = adapters[target.path]
-        flat[path] = LoraWeight(
-            flat[path], factors["a"], factors["b"], jnp.asarray(target.scales), keys, dropout
-        )
+        flat[path] = LoraWeight(flat[path], factors["a"], factors["b"], jnp.asarray(target.scales), keys, dropout)
     return unflatten(flat)
 
 

@@ -33,7 +33,7 @@ VARIANTS = {
     "tied": {"tie_word_embeddings": True},
     "biased": {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4},
 }
-LENGTHS = (2, 19, 7, 33, 3, 12, 26, 5)  # padded to 16, 24, 32 and 48: the batches of a run differ in length
+LENGTHS = (2, 19, 7, 23, 3, 12, 20, 5)  # padded to 16 and 24: the batches of a run differ in length
 
 
 def random_rows(vocab_size: int, lengths: Sequence[int] = LENGTHS, seed: int = 0) -> list[Row]:
@@ -41,7 +41,7 @@ def random_rows(vocab_size: int, lengths: Sequence[int] = LENGTHS, seed: int = 0
     return [Row(rng.integers(0, vocab_size, length).astype(np.int32), 1) for length in lengths]
 
 
-def ours(model: Model, rows: Sequence[Row], *, batch_size: int = 4, **options: Any) -> FisherResult:
+def ours(model: Model, rows: Sequence[Row], *, batch_size: int = 8, **options: Any) -> FisherResult:
     return fisher_diagonal(model.config, model.params, sorted_batches(rows, batch_size, 64), **options)
 
 
@@ -105,11 +105,11 @@ def model(variants) -> Model:
     return variants["tied"][0]
 
 
-# ------------------------------------------------------------------------------------------------------ exact values
+# --------------------------------------------------------------------------------------------------------- exact values
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.slow
+@pytest.mark.parametrize(("variant", "reduction"), [*((name, "mean") for name in VARIANTS), ("tied", "sum")])
 def test_fisher_equals_a_float64_loop_over_single_sequences(variants, double_norms, variant, reduction):
     model, theirs = variants[variant]
     rows = random_rows(64)
@@ -127,10 +127,20 @@ def test_fisher_of_smollm2_equals_a_float64_loop(smollm2, smollm2_torch, double_
     from e2wm_jax.data.tokenizer import load_tokenizer
     from e2wm_jax.model_files import locate
 
-    texts = ["Mary puts the apple on the table and walks to the kitchen.", "How many plates are in the sink? Two, I think."]
+    texts = [
+        "Mary puts the apple on the table and walks to the kitchen.",
+        "How many plates are in the sink? Two, I think.",
+    ]
     ids = load_tokenizer(locate("smollm2-135m"))(texts)["input_ids"]
     rows = [Row(np.asarray(row, np.int32), 1) for row in ids]
-    paths = {"layers.q.weight", "layers.v.weight", "layers.down.weight", "layers.mlp_norm.weight", "norm.weight", "embed.weight"}
+    paths = {
+        "layers.q.weight",
+        "layers.v.weight",
+        "layers.down.weight",
+        "layers.mlp_norm.weight",
+        "norm.weight",
+        "embed.weight",
+    }
     result = ours(smollm2, rows, method="scan", select=paths.__contains__)
     found = by_hf_name(smollm2.config, result.values)
     # The whole stacks of q and v; of the large others, three layers are enough.
@@ -212,15 +222,16 @@ def test_fisher_is_not_the_squared_gradient_of_a_batch(model):
     assert all(float(squared[path].sum()) < 0.6 * float(fisher[path].sum()) for path in fisher)
 
 
-# ------------------------------------------------------------------------------------------------------- invariances
+# ---------------------------------------------------------------------------------------------------------- invariances
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", ["data", "sampled"])
 def test_fisher_does_not_depend_on_batch_size_padding_or_method(model, labels):
     rows = random_rows(64)
     estimator = Estimator(labels=labels, seed=5)
     reference = by_hf_name(model.config, ours(model, rows, batch_size=1, estimator=estimator).values)
-    for batch_size, method in ((1, "scan"), (3, "vmap"), (3, "scan"), (8, "vmap"), (8, "scan")):
+    for batch_size, method in ((3, "vmap"), (3, "scan"), (8, "vmap")):
         result = ours(model, rows, batch_size=batch_size, method=method, estimator=estimator)
         assert result.samples == 8
         assert result.tokens == sum(LENGTHS) - len(LENGTHS)
@@ -245,6 +256,7 @@ def test_fisher_of_some_parameters_is_that_of_all(model):
         np.testing.assert_allclose(value, everything[path], rtol=1e-5, atol=1e-7 * everything[path].max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["vmap", "scan"])
 def test_fisher_is_the_same_on_eight_devices(model, method):
     if jax.device_count() < 8:
@@ -266,6 +278,7 @@ def test_fisher_is_the_same_on_eight_devices(model, method):
     assert worst_error(by_hf_name(model.config, result.values), reference) < 1e-5
 
 
+@pytest.mark.slow
 def test_sampled_labels_average_to_the_true_fisher():
     """One sequence many times is many draws; the exact value is the sum over all pairs of labels."""
     draws, vocabulary = 4000, 4
@@ -300,7 +313,7 @@ def test_sampled_labels_average_to_the_true_fisher():
             exact[path] += weight * square
             second_moment[path] += weight * square**2
 
-    batches = list(sorted_batches([row] * draws, 500, 3))
+    batches = list(sorted_batches([row] * draws, 1000, 3))
     found = fisher_diagonal(config, params, batches, estimator=Estimator(labels="sampled", seed=1)).values
     other = fisher_diagonal(config, params, batches, estimator=Estimator(labels="sampled", seed=2)).values
     empirical = fisher_diagonal(config, params, batches).values
@@ -311,13 +324,15 @@ def test_sampled_labels_average_to_the_true_fisher():
     assert np.abs(empirical["head.weight"] - exact["head.weight"]).max() > 0.2 * exact["head.weight"].max()
 
 
-# ------------------------------------------------------------------------------------------------------------- files
+# ---------------------------------------------------------------------------------------------------------------- files
 
 
 @pytest.fixture(scope="module")
 def text_file(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("text") / "general.txt"
-    path.write_text("The quick brown fox jumps over the dog.\n\nMary walks to the fridge.\n\nx\n\nA plate and 27 cats.\n")
+    path.write_text(
+        "The quick brown fox jumps over the dog.\n\nMary walks to the fridge.\n\nx\n\nA plate and 27 cats.\n"
+    )
     return path
 
 
@@ -332,6 +347,16 @@ def written(tiny_llama, text_file, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def tiny(tiny_llama) -> Model:
     return load(str(tiny_llama))
+
+
+@pytest.fixture(scope="module")
+def made_up(tiny) -> FisherResult:
+    """Numbers in the shapes of a Fisher of `tiny`: the files do not ask where they come from."""
+    rng = np.random.default_rng(0)
+    values = {
+        path: jnp.asarray(rng.gamma(0.3, size=value.shape), jnp.float32) for path, value in flatten(tiny.params).items()
+    }
+    return FisherResult(values, samples=8, tokens=83, peak_bytes=0)
 
 
 def test_files_hold_fisher_under_the_parameters_own_names_and_shapes(written, tiny_llama):
@@ -362,9 +387,7 @@ def test_fisher_json_says_how_it_was_made(written, tiny, text_file):
     assert (record["samples"], record["max_length"], record["dtype"], record["method"]) == (3, 64, "float32", "vmap")
     assert record["tokens"] > 0
     assert record["version"]
-    assert record["data"] == [
-        {"path": str(text_file), "sha256": hashlib.sha256(text_file.read_bytes()).hexdigest()}
-    ]
+    assert record["data"] == [{"path": str(text_file), "sha256": hashlib.sha256(text_file.read_bytes()).hexdigest()}]
 
 
 def test_command_reports_what_the_json_line_promises(tiny_llama, text_file, tmp_path):
@@ -397,7 +420,8 @@ def test_selected_parameters_are_written_and_no_others(tiny_llama, text_file, wr
 def test_special_tokens_are_the_tokenizers_own_default(save_llama, tmp_path, text_file):
     """The tiny tokenizer adds none by default; one that adds <|begin|> predicts one token more per document."""
     save_llama(tmp_path / "m")
-    plain = run(FisherSettings(model=str(tmp_path / "m"), data=(str(text_file),), out=tmp_path / "a", params=".*norm.*"))
+    options = {"model": str(tmp_path / "m"), "data": (str(text_file),), "params": r"model\.norm\.weight"}
+    plain = run(FisherSettings(out=tmp_path / "a", **options))
     path = tmp_path / "m/tokenizer.json"
     record = json.loads(path.read_text())
     record["post_processor"] = {
@@ -407,7 +431,6 @@ def test_special_tokens_are_the_tokenizers_own_default(save_llama, tmp_path, tex
         "special_tokens": {"<|begin|>": {"id": "<|begin|>", "ids": [0], "tokens": ["<|begin|>"]}},
     }
     path.write_text(json.dumps(record))
-    options = {"model": str(tmp_path / "m"), "data": (str(text_file),), "params": ".*norm.*"}
     more = run(FisherSettings(out=tmp_path / "b", **options))
     without = run(FisherSettings(out=tmp_path / "c", special_tokens=False, **options))
     assert more["samples"] == 4  # "x" is now two tokens
@@ -416,10 +439,10 @@ def test_special_tokens_are_the_tokenizers_own_default(save_llama, tmp_path, tex
 
 
 @pytest.mark.parametrize("shard_bytes", [None, 4096])
-def test_what_is_written_is_read_back(tiny, tmp_path, monkeypatch, shard_bytes):
+def test_what_is_written_is_read_back(tiny, made_up, tmp_path, monkeypatch, shard_bytes):
+    result = made_up
     if shard_bytes:
         monkeypatch.setattr(fisher_files, "_SHARD_BYTES", shard_bytes)
-    result = ours(tiny, random_rows(320))
     write_fisher(
         tmp_path / "f",
         tiny,
@@ -446,13 +469,11 @@ def test_what_is_written_is_read_back(tiny, tmp_path, monkeypatch, shard_bytes):
         np.testing.assert_array_equal(value, result.values[path])
 
 
-def test_sharded_fisher_loads_with_transformers(tiny, tiny_llama, tmp_path, monkeypatch):
+def test_sharded_fisher_loads_with_transformers(tiny, tiny_llama, made_up, tmp_path, monkeypatch):
     transformers = pytest.importorskip("transformers")
     monkeypatch.setattr(fisher_files, "_SHARD_BYTES", 4096)
-    result = ours(tiny, random_rows(320))
-    write_fisher(
-        tmp_path, tiny, result, keep=None, estimator=Estimator(), method="vmap", max_length=64, data=[]
-    )
+    result = made_up
+    write_fisher(tmp_path, tiny, result, keep=None, estimator=Estimator(), method="vmap", max_length=64, data=[])
     shutil.copy(tiny_llama / "config.json", tmp_path)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     expected = by_hf_name(tiny.config, result.values)
@@ -505,7 +526,7 @@ def test_fisher_in_half_precision_is_read_as_float32(written, tiny, tmp_path, dt
 def test_incomplete_directories_are_refused(written, tiny, tmp_path):
     with pytest.raises(InputError, match="no such directory"):
         read_fisher(tmp_path / "nowhere", tiny, ["layers.q.weight"])
-    with pytest.warns(UserWarning), pytest.raises(InputError, match=r"holds no \*\.safetensors"):
+    with pytest.warns(UserWarning, match="checked by"), pytest.raises(InputError, match=r"holds no \*\.safetensors"):
         read_fisher(tmp_path, tiny, ["layers.q.weight"])
 
     tensors = load_file(written / "model.safetensors")
@@ -546,7 +567,7 @@ def test_impossible_settings_are_refused_and_nothing_is_written(tiny_llama, text
 
 def test_output_directory_that_holds_something_is_refused(tiny_llama, text_file, written):
     before = {path.name: path.read_bytes() for path in written.iterdir()}
-    with pytest.raises(InputError, match="--out .* already holds something"):
+    with pytest.raises(InputError, match=r"--out .* already holds something"):
         run(FisherSettings(model=str(tiny_llama), data=(str(text_file),), out=written))
     assert {path.name: path.read_bytes() for path in written.iterdir()} == before
 

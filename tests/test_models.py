@@ -91,13 +91,23 @@ def test_small_models_score_and_continue_as_in_transformers(name: str, save_llam
     theirs = save_llama(tmp_path, **ARCHITECTURES[name])
     ours = load(str(tmp_path))
     prompts, length, new = random_ids(3, 8), 24, 16
-    assert relative_error(row_scores(ours.config, ours.params, random_ids(3, length)), torch_scores(theirs, random_ids(3, length))) < TOLERANCE
+    assert (
+        relative_error(
+            row_scores(ours.config, ours.params, random_ids(3, length)), torch_scores(theirs, random_ids(3, length))
+        )
+        < TOLERANCE
+    )
 
     ids = np.pad(prompts, ((0, 0), (0, length - prompts.shape[1])))
     for end in range(prompts.shape[1], prompts.shape[1] + new):
         ids[:, end] = np.argmax(row_scores(ours.config, ours.params, ids)[:, end - 1], axis=-1)
     expected = theirs.generate(
-        torch.tensor(prompts), do_sample=False, max_new_tokens=new, min_new_tokens=new, suppress_tokens=[], eos_token_id=None
+        torch.tensor(prompts),
+        do_sample=False,
+        max_new_tokens=new,
+        min_new_tokens=new,
+        suppress_tokens=[],
+        eos_token_id=None,
     )
     np.testing.assert_array_equal(ids, expected.numpy())
 
@@ -193,10 +203,9 @@ def test_packed_documents_do_not_see_each_other(tiny: tuple[ModelConfig, Any]) -
 
 def test_options_behind_a_shared_prefix_score_as_separate_rows(tiny: tuple[ModelConfig, Any]) -> None:
     config, params = tiny
-    prefix, *options = (random_ids(n, vocab=256) + 0 for n in (7, 1, 4, 3))
+    prefix, *options = (random_ids(n, vocab=256) for n in (7, 1, 4, 3))
     ids = np.concatenate([prefix, *options])[None]
-    starts = np.full(len(options), len(prefix))
-    positions = np.concatenate([np.arange(7), *(s + np.arange(len(o)) for s, o in zip(starts, options, strict=True))])
+    positions = np.concatenate([np.arange(7), *(len(prefix) + np.arange(len(option)) for option in options)])
     segments = np.repeat([0, 1, 2, 3], [7, 1, 4, 3])
     shared = scores(config, params, ids, positions[None], segments[None])[0]
     place = len(prefix)

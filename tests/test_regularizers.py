@@ -135,7 +135,9 @@ def test_padding_of_lower_ranks_gets_no_gradient():
 
 
 def test_rowmax127_by_hand():
-    fisher = jnp.asarray([[[1.0, 0.5, 0.0], [0.0, 0.0, 0.0], [2e-9, 1.2e-9, 7e-12]], [[3.0, 3.0, 1.0], [1.0, 0.1, 0.01], [5, 4, 0]]])
+    fisher = jnp.asarray(
+        [[[1.0, 0.5, 0.0], [0.0, 0.0, 0.0], [2e-9, 1.2e-9, 7e-12]], [[3.0, 3.0, 1.0], [1.0, 0.1, 0.01], [5, 4, 0]]]
+    )
     expected = [[[127, 64, 0], [0, 0, 0], [127, 76, 0]], [[127, 127, 42], [127, 13, 1], [127, 102, 0]]]
     codes = rowmax127(fisher)
     np.testing.assert_array_equal(codes, expected)

@@ -120,7 +120,9 @@ def read_documents(path: str) -> list[str]:
         documents = [_string(record, "text", f"{file}:{number}") for number, record in read_json_lines(file)]
     documents = [document for document in documents if document.strip()]
     if not documents:
-        raise InputError(f"{file}: no documents; give JSON lines with 'text', or .txt with blank lines between documents")
+        raise InputError(
+            f"{file}: no documents; give JSON lines with 'text', or .txt with blank lines between documents"
+        )
     return documents
 
 

@@ -61,9 +61,7 @@ def document_rows(
         The rows, and for each the number of UTF-8 bytes of its predicted tokens.  Documents of fewer than two tokens
         predict nothing and are left out.
     """
-    encoded = tokenizer(
-        list(documents), add_special_tokens=special_tokens, verbose=False, return_offsets_mapping=True
-    )
+    encoded = tokenizer(list(documents), add_special_tokens=special_tokens, verbose=False, return_offsets_mapping=True)
     rows, sizes = [], []
     for text, ids, offsets in zip(documents, encoded["input_ids"], encoded["offset_mapping"], strict=True):
         ids = ids[:max_length]

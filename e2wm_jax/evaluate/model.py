@@ -7,6 +7,7 @@ from e2wm_jax import lora
 from e2wm_jax.adapter_files import read_adapter
 from e2wm_jax.config import DType, ModelConfig
 from e2wm_jax.data.tokenizer import load_tokenizer
+from e2wm_jax.errors import InputError
 from e2wm_jax.model_files import locate
 from e2wm_jax.models.layers import Params
 from e2wm_jax.models.weights import load
@@ -27,6 +28,8 @@ def load_evaluated(model: str, adapter: Path | None, dtype: DType = "float32") -
         InputError: if files are missing or do not fit each other.
     """
     files = locate(model)
+    if adapter is not None and not adapter.is_dir():
+        raise InputError(f"--adapter {adapter}: no such directory; give one that `e2wm train` or PEFT wrote")
     tokenizer = load_tokenizer(files)
     loaded = load(files, dtype)
     params = loaded.params

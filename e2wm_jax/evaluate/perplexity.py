@@ -19,7 +19,7 @@ from e2wm_jax.data.batch import Row
 from e2wm_jax.data.loader import sorted_batches
 from e2wm_jax.data.source import TaskExample, read_documents
 from e2wm_jax.data.tokenize import document_rows, task_rows
-from e2wm_jax.errors import InputError
+from e2wm_jax.errors import InputError, check_at_least
 from e2wm_jax.evaluate.model import Evaluated, load_evaluated
 from e2wm_jax.models.likelihood import target_nll
 from e2wm_jax.progress import progress_bar
@@ -53,8 +53,11 @@ def run(settings: PerplexitySettings) -> dict[str, Any]:
     Raises:
         InputError: for bad settings or files.
     """
-    if settings.max_length < 2:
-        raise InputError(f"--max-length {settings.max_length}: must be at least 2")
+    check_at_least(
+        ("--max-length", settings.max_length, 2),
+        ("--samples", settings.samples, 1),
+        ("--batch-size", settings.batch_size, 1),
+    )
     documents = read_documents(settings.data)[: settings.samples]
     evaluated = load_evaluated(settings.model, settings.adapter, settings.base_dtype)
     return perplexity(
@@ -79,9 +82,7 @@ def perplexity(
     Raises:
         InputError: if no document has two tokens.
     """
-    rows, sizes = document_rows(
-        evaluated.tokenizer, documents, max_length=max_length, special_tokens=special_tokens
-    )
+    rows, sizes = document_rows(evaluated.tokenizer, documents, max_length=max_length, special_tokens=special_tokens)
     if not rows:
         raise InputError("no document of two tokens or more; nothing can be predicted")
     total, tokens = _total_nll(evaluated, rows, max_length=max_length, batch_size=batch_size, name="perplexity")

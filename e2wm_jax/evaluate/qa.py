@@ -21,7 +21,7 @@ from e2wm_jax.config import DType
 from e2wm_jax.data.batch import Batch, padded_length
 from e2wm_jax.data.source import Question, read_questions
 from e2wm_jax.data.tokenize import encode
-from e2wm_jax.errors import InputError
+from e2wm_jax.errors import InputError, check_at_least
 from e2wm_jax.evaluate.model import Evaluated, load_evaluated
 from e2wm_jax.files import write_json_lines
 from e2wm_jax.models.likelihood import target_nll
@@ -81,6 +81,7 @@ def run(settings: QaSettings) -> dict[str, Any]:
     Raises:
         InputError: for bad settings or files, before the model is loaded.
     """
+    check_at_least(("--samples", settings.samples, 1), ("--batch-size", settings.batch_size, 1))
     task = settings.task or task_name(settings.data)
     if task not in RULES:
         raise InputError(f"--task {task}: unknown scoring rule; give --task with one of {', '.join(RULES)}")
@@ -99,7 +100,7 @@ def run(settings: QaSettings) -> dict[str, Any]:
 
 
 def task_name(path: Path) -> str:
-    """"act_recog" of ".../act_recog.json.gz"."""
+    """ "act_recog" of ".../act_recog.json.gz"."""
     return path.name.split(".")[0]
 
 
@@ -137,10 +138,14 @@ def answer_scores(
     if rule == "normalized":
         return [sums / counts for sums, counts in results]
     answers = sorted({answer for question in questions for answer in question.answers})
-    chunks = [answers[i : i + _ANSWERS_PER_CALIBRATION_ROW] for i in range(0, len(answers), _ANSWERS_PER_CALIBRATION_ROW)]
+    chunks = [
+        answers[i : i + _ANSWERS_PER_CALIBRATION_ROW] for i in range(0, len(answers), _ANSWERS_PER_CALIBRATION_ROW)
+    ]
     priors = score([Question(_CALIBRATION_PROMPT, tuple(chunk), 0, "calibration") for chunk in chunks], name="priors")
     prior = {
-        answer: value for chunk, (sums, _) in zip(chunks, priors, strict=True) for answer, value in zip(chunk, sums, strict=True)
+        answer: value
+        for chunk, (sums, _) in zip(chunks, priors, strict=True)
+        for answer, value in zip(chunk, sums, strict=True)
     }
     return [
         sums - np.array([prior[answer] for answer in question.answers])
@@ -170,21 +175,24 @@ def _log_likelihoods(
 
 
 def _pack(tokenizer: Any, question: Question, special_tokens: bool) -> _Packed:
-    """Answer tokens are those of "input answer" beyond the number of tokens of the input alone."""
+    """Answer tokens are those of "input answer" beyond the number of tokens of the input alone, but not the first."""
     texts = [question.input, *(f"{question.input} {answer}" for answer in question.answers)]
     prompt, *answered = encode(tokenizer, texts, special_tokens=special_tokens)
-    shared = _common_prefix(answered, limit=len(prompt) - 1)
+    first = max(len(prompt), 1)  # nothing predicts the first token of all
+    shared = _common_prefix(answered, limit=first - 1)
     ids, positions = answered[0][:shared], list(range(shared))
-    segments, targets, owners = [0] * shared, [], []
+    segments = [0] * shared
+    targets: list[int] = []
+    owners: list[int] = []
     for index, sequence in enumerate(answered):
-        if len(sequence) <= len(prompt):
+        if len(sequence) <= first:
             raise InputError(f"{question.where}: the answer {question.answers[index]!r} has no tokens behind the input")
         start = len(ids) - shared  # where position p of this answer lies: start + p
         ids += sequence[shared:]
         positions += range(shared, len(sequence))
         segments += [index + 1] * (len(sequence) - shared)
-        targets += range(start + len(prompt), start + len(sequence))
-        owners += [index] * (len(sequence) - len(prompt))
+        targets += range(start + first, start + len(sequence))
+        owners += [index] * (len(sequence) - first)
     return _Packed(ids, positions, segments, targets, owners)
 
 

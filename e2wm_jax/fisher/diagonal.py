@@ -148,5 +148,3 @@ def _accumulate(
         return jax.tree.map(lambda t, g: add_square(t, g[None]), total, gradient(chosen, *example)), None
 
     return jax.lax.scan(body, total, (batch, indices))[0]
-
-

@@ -1,7 +1,9 @@
-"""The Fisher on disk: `model.safetensors` under Hugging Face names, shapes and layouts, and `fisher.json`."""
+"""The Fisher on disk: F under Hugging Face names, shapes and layouts, and `fisher.json` about it.
+
+The directory is also a Hugging Face model whose weights are F: the form in which the official code reads it.
+"""
 
 import re
-import uuid
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -15,9 +17,11 @@ from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json, write_json
 from e2wm_jax.fisher.diagonal import Estimator, FisherResult, Flat
 from e2wm_jax.models.llama import weight_table
-from e2wm_jax.models.weights import Model
+from e2wm_jax.models.weights import Model, config_to_hf
+from e2wm_jax.tensor_files import TensorFiles, open_tensors, write_safetensors
 
-METADATA_FILE, WEIGHTS_FILE, INDEX_FILE = "fisher.json", "model.safetensors", "model.safetensors.index.json"
+METADATA_FILE, CONFIG_FILE = "fisher.json", "config.json"
+WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 _SHARD_BYTES = 5 * 2**30
 
 
@@ -37,8 +41,8 @@ def write_fisher(
     `fisher.json` comes last: a directory that has one is complete.
     """
     tensors = _by_hf_name(model.config, result.values, keep)
-    folder.mkdir(parents=True, exist_ok=True)
     _write_shards(folder, tensors)
+    write_json(folder / CONFIG_FILE, config_to_hf(model.config))  # for transformers' from_pretrained
     write_json(
         folder / METADATA_FILE,
         {
@@ -73,13 +77,13 @@ def read_fisher(folder: Path, model: Model, needed: list[str]) -> Flat:
             )
     else:
         warnings.warn(f"{folder} has no {METADATA_FILE}: checked by names and shapes only", stacklevel=2)
-    where = _locate_tensors(folder)
+    tensors = open_tensors(folder)
     table = weight_table(model.config)
     values = {}
     for path in needed:
         spec = table[path]
         names = [spec.hf.format(layer) for layer in range(model.config.num_layers)] if spec.stacked else [spec.hf]
-        stack = np.stack([_read_tensor(where, name, spec.shape, folder) for name in names])
+        stack = np.stack([_read(tensors, name, spec.shape, folder) for name in names])
         values[path] = jnp.asarray(stack if spec.stacked else stack[0])
     return values
 
@@ -97,53 +101,31 @@ def _by_hf_name(config: ModelConfig, values: Flat, keep: re.Pattern[str] | None)
 
 def _write_shards(folder: Path, tensors: dict[str, np.ndarray]) -> None:
     """One file, or several of at most 5 GiB with an index, as transformers names and reads them."""
-    from safetensors.numpy import save_file
-
     shards: list[dict[str, np.ndarray]] = [{}]
     for name, value in tensors.items():
         if shards[-1] and sum(v.nbytes for v in shards[-1].values()) + value.nbytes > _SHARD_BYTES:
             shards.append({})
         shards[-1][name] = value
-    files = [WEIGHTS_FILE] if len(shards) == 1 else [
-        f"model-{index:05d}-of-{len(shards):05d}.safetensors" for index in range(1, len(shards) + 1)
-    ]
+    files = (
+        [WEIGHTS_FILE]
+        if len(shards) == 1
+        else [f"model-{index:05d}-of-{len(shards):05d}.safetensors" for index in range(1, len(shards) + 1)]
+    )
     for file, shard in zip(files, shards, strict=True):
-        temporary = folder / f".{file}.{uuid.uuid4().hex[:8]}"
-        try:
-            save_file(shard, temporary, metadata={"format": "pt"})
-            temporary.replace(folder / file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_safetensors(folder / file, shard)
     if len(shards) > 1:
         total = sum(value.nbytes for value in tensors.values())
         weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
         write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _locate_tensors(folder: Path) -> dict[str, Path]:
-    from safetensors import SafetensorError, safe_open
-
-    where: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="np") as file:
-                where.update(dict.fromkeys(file.keys(), path))
-        except SafetensorError as error:
-            raise InputError(f"{path}: damaged or incomplete safetensors file ({error})") from error
-    if not where:
-        raise InputError(f"--fisher {folder}: holds no *.safetensors; compute one with `e2wm fisher`")
-    return where
-
-
-def _read_tensor(where: dict[str, Path], name: str, shape: tuple[int, ...], folder: Path) -> np.ndarray:
-    from safetensors import safe_open
-
-    if name not in where:
+def _read(tensors: TensorFiles, name: str, shape: tuple[int, ...], folder: Path) -> np.ndarray:
+    if name not in tensors.names:
         raise InputError(
             f"--fisher {folder}: has no {name}; compute it with `e2wm fisher --params all` or a pattern that matches it"
         )
-    with safe_open(where[name], framework="np") as file:
-        value = file.get_tensor(name).astype(np.float32)
-    if value.shape != shape:
-        raise InputError(f"--fisher {folder}: {name} has shape {list(value.shape)}, this model's is {list(shape)}")
-    return value
+    if tensors.shape(name) != shape:
+        raise InputError(
+            f"--fisher {folder}: {name} has shape {list(tensors.shape(name))}, this model's is {list(shape)}"
+        )
+    return tensors.read(name).astype(np.float32)

@@ -11,7 +11,7 @@ from e2wm_jax.data.loader import sorted_batches
 from e2wm_jax.data.source import PYDOC_SPLITS, read_documents
 from e2wm_jax.data.tokenize import document_rows
 from e2wm_jax.data.tokenizer import load_tokenizer
-from e2wm_jax.errors import InputError
+from e2wm_jax.errors import InputError, check_at_least
 from e2wm_jax.files import sha256
 from e2wm_jax.fisher.diagonal import Estimator, Labels, Method, Reduction, fisher_diagonal
 from e2wm_jax.fisher.files import write_fisher
@@ -65,7 +65,9 @@ def run(settings: FisherSettings) -> dict[str, Any]:
     )
     rows = rows[: settings.samples]
     if not rows:
-        raise InputError(f"--data {' '.join(settings.data)}: no document of two tokens or more; nothing can be predicted")
+        raise InputError(
+            f"--data {' '.join(settings.data)}: no document of two tokens or more; nothing can be predicted"
+        )
     model = load(files)
     layers = range(model.config.num_layers)
     selected = {
@@ -74,7 +76,9 @@ def run(settings: FisherSettings) -> dict[str, Any]:
         if keep is None or any(keep.fullmatch(spec.hf.format(layer)) for layer in (layers if spec.stacked else (0,)))
     }
     if not selected:
-        raise InputError(f"--params {settings.params!r} matches no parameter, e.g. model.layers.0.self_attn.q_proj.weight")
+        raise InputError(
+            f"--params {settings.params!r} matches no parameter, e.g. model.layers.0.self_attn.q_proj.weight"
+        )
     method: Method = "vmap" if settings.method == "auto" else settings.method
     estimator = Estimator(settings.labels, settings.reduction, settings.seed)
     started = time.monotonic()
@@ -112,13 +116,11 @@ def run(settings: FisherSettings) -> dict[str, Any]:
 
 def check(settings: FisherSettings) -> re.Pattern[str] | None:
     """Refuse settings that cannot work; returns the pattern of the parameters to keep (None: all)."""
-    for flag, value, least in (
+    check_at_least(
         ("--samples", settings.samples, 1),
         ("--max-length", settings.max_length, 2),
         ("--batch-size", settings.batch_size, 1),
-    ):
-        if value is not None and value < least:
-            raise InputError(f"{flag} {value}: must be at least {least}")
+    )
     if settings.out.exists() and (not settings.out.is_dir() or any(settings.out.iterdir())):
         raise InputError(f"--out {settings.out}: already holds something; give a new or empty directory")
     if settings.params == "all":
@@ -133,5 +135,3 @@ def check(settings: FisherSettings) -> re.Pattern[str] | None:
 def describe(path: str) -> dict[str, str]:
     """Name and content hash of a data file, for the record."""
     return {"path": path} if path in PYDOC_SPLITS else {"path": path, "sha256": sha256(Path(path))}
-
-

@@ -5,10 +5,9 @@ in host memory at a time.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import flax.traverse_util
@@ -22,6 +21,7 @@ from e2wm_jax.files import read_json
 from e2wm_jax.model_files import ModelFiles, locate, open_gguf
 from e2wm_jax.models.layers import Params
 from e2wm_jax.models.llama import WeightSpec, weight_table
+from e2wm_jax.tensor_files import TensorFiles, open_tensors
 
 _FINGERPRINT_SAMPLES = 4096  # values hashed per parameter
 
@@ -34,15 +34,6 @@ class Model:
     config: ModelConfig
     params: Params
     fingerprint: str
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Tensors by Hugging Face name; `read` returns a numpy array in Hugging Face layout."""
-
-    names: frozenset[str]
-    shape: Callable[[str], tuple[int, ...]]
-    read: Callable[[str], np.ndarray]
 
 
 def load(model: str | ModelFiles, dtype: DType = "float32") -> Model:
@@ -85,7 +76,7 @@ def fingerprint(config: ModelConfig, params: Params) -> str:
     return digest.hexdigest()
 
 
-def _gather(spec: WeightSpec, config: ModelConfig, source: _Source) -> np.ndarray:
+def _gather(spec: WeightSpec, config: ModelConfig, source: TensorFiles) -> np.ndarray:
     if not spec.stacked:
         return source.read(spec.hf)
     return np.stack([source.read(spec.hf.format(layer)) for layer in range(config.num_layers)])
@@ -97,7 +88,7 @@ def _expected(config: ModelConfig, table: dict[str, WeightSpec]) -> Iterable[tup
             yield spec.hf.format(layer), spec.shape
 
 
-def _check(files: ModelFiles, config: ModelConfig, table: dict[str, WeightSpec], source: _Source) -> None:
+def _check(files: ModelFiles, config: ModelConfig, table: dict[str, WeightSpec], source: TensorFiles) -> None:
     """The tensors are exactly those that the configuration asks for."""
     expected = dict(_expected(config, table))
     if missing := sorted(expected.keys() - source.names):
@@ -111,29 +102,17 @@ def _check(files: ModelFiles, config: ModelConfig, table: dict[str, WeightSpec],
         )
     for name, shape in expected.items():
         if source.shape(name) != shape:
-            raise InputError(f"{files.path}: {name} has shape {list(source.shape(name))}, config.json says {list(shape)}")
+            raise InputError(
+                f"{files.path}: {name} has shape {list(source.shape(name))}, config.json says {list(shape)}"
+            )
 
 
 # ---------------------------------------------------------------------------------------------- Hugging Face directory
 
 
-def _open_directory(files: ModelFiles) -> tuple[ModelConfig, _Source]:
+def _open_directory(files: ModelFiles) -> tuple[ModelConfig, TensorFiles]:
     config = config_from_hf(read_json(files.path / "config.json"), files.path / "config.json")
-    shards = _shards(files.path)
-    return config, _safetensors(shards) if shards else _torch_bins(files.path)
-
-
-def _shards(folder: Path) -> list[Path]:
-    """The safetensors files that count, by transformers' rule; others may hold the same weights under other names."""
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return sorted(folder.glob("*.safetensors"))
-    shards = [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
-    if missing := [shard.name for shard in shards if not shard.is_file()]:
-        raise InputError(f"{folder}: {missing[0]} is named in {index.name} but not there; fetch the model again")
-    return shards
+    return config, open_tensors(files.path)
 
 
 def config_from_hf(raw: dict[str, Any], path: Path) -> ModelConfig:
@@ -173,52 +152,33 @@ def config_from_hf(raw: dict[str, Any], path: Path) -> ModelConfig:
         raise InputError(f"{path}: the key {error.args[0]!r} is missing") from error
 
 
-def _safetensors(shards: list[Path]) -> _Source:
-    from safetensors import SafetensorError, safe_open
-
-    where: dict[str, Path] = {}
-    for shard in shards:
-        try:
-            with safe_open(shard, framework="np") as file:
-                where.update(dict.fromkeys(file.keys(), shard))
-        except SafetensorError as error:
-            raise InputError(f"{shard}: damaged or incomplete safetensors file ({error})") from error
-
-    def shape(name: str) -> tuple[int, ...]:
-        with safe_open(where[name], framework="np") as file:
-            return tuple(file.get_slice(name).get_shape())
-
-    def read(name: str) -> np.ndarray:
-        with safe_open(where[name], framework="np") as file:
-            return file.get_tensor(name)
-
-    return _Source(frozenset(where), shape, read)
-
-
-def _torch_bins(folder: Path) -> _Source:
-    try:
-        import torch
-    except ImportError as error:
-        raise InputError(
-            f"{folder}: only pytorch_model.bin weights, and reading them needs torch (pip install 'e2wm_jax[torch]'); "
-            "or convert the model to safetensors"
-        ) from error
-    tensors: dict[str, Any] = {}
-    for path in sorted(folder.glob("pytorch_model*.bin")):
-        try:
-            tensors.update(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
-        except (RuntimeError, UnpicklingError, EOFError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{path}: damaged or incomplete, or no plain weights ({reason})") from error
-    return _Source(
-        frozenset(tensors), lambda name: tuple(tensors[name].shape), lambda name: tensors[name].float().numpy()
-    )
+def config_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """Inverse of `config_from_hf`: what transformers needs to build the model."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.max_positions,
+        "rope_theta": config.rope_theta,
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tied,
+        "attention_bias": config.attention_bias,
+        "mlp_bias": config.mlp_bias,
+        "hidden_act": "silu",
+        "initializer_range": config.initializer_range,
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------- GGUF
 
 
-def _open_gguf(files: ModelFiles) -> tuple[ModelConfig, _Source]:
+def _open_gguf(files: ModelFiles) -> tuple[ModelConfig, TensorFiles]:
     import gguf
 
     reader = open_gguf(files.path)
@@ -240,13 +200,13 @@ def _open_gguf(files: ModelFiles) -> tuple[ModelConfig, _Source]:
             return _unpermute(value, config.head_dim)
         return value
 
-    return config, _Source(
+    return config, TensorFiles(
         frozenset(names), lambda name: tuple(int(n) for n in reversed(tensors[names[name]].shape)), read
     )
 
 
 def _unpermute(value: np.ndarray, head_dim: int) -> np.ndarray:
-    """GGUF stores the two halves of each rotary head interleaved (2i, 2i + 1); Hugging Face side by side (i, i + K/2)."""
+    """GGUF interleaves the two halves of each rotary head (2i, 2i + 1), Hugging Face side by side (i, i + K/2)."""
     return value.reshape(-1, head_dim // 2, 2, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)
 
 

@@ -23,9 +23,9 @@ class Plan:
 def select(trajectories: Iterable[Trajectory], *, achieved_share: float = 1.0) -> tuple[list[Plan], Counter[str]]:
     """Plans of the episodes that reached their goal.
 
-    What the character must be CLOSE to is left out of account where a goal asks for anything else: RobotHow's goals list
-    whatever the demonstrator passed, and in the VirtualHome dialect vh23 each walk ends all earlier closeness, so that
-    half of them cannot hold together.
+    What the character must be CLOSE to is left out of account where a goal asks for anything else: RobotHow's goals
+    list whatever the demonstrator passed, and in the VirtualHome dialect vh23 each walk ends all earlier closeness, so
+    that half of them cannot hold together.
 
     Args:
         trajectories: episodes of any policy.

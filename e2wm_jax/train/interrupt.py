@@ -30,7 +30,7 @@ def stop_requests() -> Iterator[StopFlag]:
     def handle(number: int, frame: FrameType | None) -> None:
         del frame
         flag.requested = True
-        signal.signal(number, previous[number])
+        signal.signal(number, previous[signal.Signals(number)])
 
     for number in previous:
         signal.signal(number, handle)

@@ -17,18 +17,19 @@ from e2wm_jax.data.source import parse_mixture, read_mixture
 from e2wm_jax.data.tokenize import task_rows
 from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError
-from e2wm_jax.files import read_json, write_json
+from e2wm_jax.files import read_json, sha256, write_json
 from e2wm_jax.fisher.files import read_fisher
-from e2wm_jax.metrics import append, metrics_log
+from e2wm_jax.metrics import append, metrics_log, read_metrics
 from e2wm_jax.model_files import locate
 from e2wm_jax.models.weights import Model, load
 from e2wm_jax.progress import progress_bar, say
 from e2wm_jax.regularizers.quadratic import Fisher, rowmax127
-from e2wm_jax.train.settings import TrainSettings, check
 from e2wm_jax.train.interrupt import stop_requests
+from e2wm_jax.train.settings import TrainSettings, check
 from e2wm_jax.train.step import StepConfig, TrainState, initial_state, train_step
 
 CONFIG_FILE, METRICS_FILE, CHECKPOINTS, ADAPTER = "config.json", "metrics.jsonl", "checkpoints", "adapter"
+_SHA256 = "data_sha256"
 
 
 def run(settings: TrainSettings) -> dict[str, Any]:
@@ -84,13 +85,15 @@ def _loop(
     manager: Any,
 ) -> tuple[TrainState, dict[str, Any]]:
     first = int(state.step) + 1
-    tokens, started, row = 0, time.monotonic(), {}
+    tokens, started = 0, time.monotonic()
     with (
         metrics_log(settings.out / METRICS_FILE, last_step=first - 1) as log,
         progress_bar("train", config.steps, "step") as bar,
         stop_requests() as stop,
     ):
         bar.update(first - 1)
+        # What a finished run reports again.
+        row: dict[str, Any] = next(reversed(read_metrics(settings.out / METRICS_FILE)), {})
         for step, item in enumerate(loader.batches(first, config.steps), start=first):
             state, metrics = train_step(config, state, model.params, fisher, item.batch)
             row = {name: float(value) for name, value in metrics.items()}
@@ -163,10 +166,11 @@ def _write_adapter(settings: TrainSettings, state: TrainState, config: StepConfi
 
 
 def _resolved(settings: TrainSettings) -> dict[str, Any]:
-    """The settings as JSON; `resume` is how a run is continued, not what it is."""
+    """The settings as JSON, with the content of the data; `resume` is how a run is continued, not what it is."""
     record = dataclasses.asdict(settings)
     del record["resume"]
-    return {key: str(value) if isinstance(value, Path) else value for key, value in record.items()}
+    files = {str(path): sha256(path) for _, path in parse_mixture(settings.data) if path.is_file()}
+    return {key: str(value) if isinstance(value, Path) else value for key, value in record.items()} | {_SHA256: files}
 
 
 def _check_out(settings: TrainSettings) -> None:
@@ -182,8 +186,11 @@ def _check_out(settings: TrainSettings) -> None:
         return  # never started: starts now
     earlier, now = read_json(config), _resolved(settings)
     for key, value in now.items():
-        if key not in ("out", "keep_checkpoints") and earlier.get(key) != value:
+        if key not in ("out", "keep_checkpoints", _SHA256) and earlier.get(key) != value:
             raise InputError(
                 f"--resume: {out} was run with {key} = {earlier.get(key)!r}, not {value!r}; "
                 "repeat its settings, or give a new --out"
             )
+    for path, digest in now[_SHA256].items():
+        if earlier.get(_SHA256, {}).get(path) != digest:
+            raise InputError(f"--resume: {path} has changed since {out} was run; restore it, or give a new --out")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from e2wm_jax.config import DType, LoraConfig
-from e2wm_jax.errors import InputError
+from e2wm_jax.errors import InputError, check_at_least
 from e2wm_jax.regularizers.quadratic import RegularizerName
 
 
@@ -70,7 +70,7 @@ def check(settings: TrainSettings) -> None:
     Raises:
         InputError: naming the flag, its value and the rule.
     """
-    for flag, value, least in (
+    check_at_least(
         ("--epochs", settings.epochs, 1),
         ("--steps", settings.steps, 1),
         ("--batch-size", settings.batch_size, 1),
@@ -79,10 +79,12 @@ def check(settings: TrainSettings) -> None:
         ("--checkpoint-every", settings.checkpoint_every, 1),
         ("--keep-checkpoints", settings.keep_checkpoints, 1),
         ("--lora.rank", settings.lora.rank, 1),
+    )
+    for flag, number in (
+        ("--lr", settings.lr),
+        ("--strength", settings.strength),
+        ("--weight-decay", settings.weight_decay),
     ):
-        if value is not None and value < least:
-            raise InputError(f"{flag} {value}: must be at least {least}")
-    for flag, number in (("--lr", settings.lr), ("--strength", settings.strength), ("--weight-decay", settings.weight_decay)):
         if not 0 <= number < float("inf"):
             raise InputError(f"{flag} {number}: must be a finite number, 0 or more")
     if not 0 <= settings.lora.dropout < 1:
@@ -91,3 +93,7 @@ def check(settings: TrainSettings) -> None:
         raise InputError("--regularizer ewc needs --fisher DIR; compute one with `e2wm fisher`")
     if settings.regularizer != "ewc" and settings.fisher is not None:
         raise InputError(f"--fisher is given but --regularizer is {settings.regularizer}; add --regularizer ewc")
+    if settings.fisher is not None and not settings.fisher.is_dir():
+        raise InputError(f"--fisher {settings.fisher}: no such directory; compute one with `e2wm fisher`")
+    if settings.adapter is not None and not settings.adapter.is_dir():
+        raise InputError(f"--adapter {settings.adapter}: no such directory; give one that `e2wm train` or PEFT wrote")

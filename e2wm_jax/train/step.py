@@ -115,6 +115,6 @@ def train_step(
         "task_loss": task_loss,
         "penalty": penalty,
         "lr": jnp.asarray(learning_rate(config)(state.step), jnp.float32),
-        "grad_norm": optax.global_norm(gradient),
+        "grad_norm": optax.tree.norm(gradient),
     }
     return TrainState(state.step + 1, optax.apply_updates(state.adapters, updates), optimizer_state), metrics

@@ -1,0 +1,66 @@
+"""Print the largest differences from transformers and PyTorch on the embedded model.  Needs the extra `test`.
+
+    python scripts/parity.py
+"""
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from e2wm_jax.data.batch import collate
+from e2wm_jax.data.source import read_documents
+from e2wm_jax.data.tokenize import document_rows
+from e2wm_jax.data.tokenizer import load_tokenizer
+from e2wm_jax.fisher.diagonal import fisher_diagonal
+from e2wm_jax.model_files import EMBEDDED_MODEL, embedded_gguf, locate
+from e2wm_jax.models.likelihood import target_logits
+from e2wm_jax.models.llama import weight_table
+from e2wm_jax.models.weights import load
+
+LENGTH, TEXTS = 96, 2
+
+
+def main() -> None:
+    gguf = embedded_gguf()
+    theirs = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).eval()
+    ours = load(EMBEDDED_MODEL)
+    tokenizer = load_tokenizer(locate(EMBEDDED_MODEL))
+    rows, _ = document_rows(tokenizer, read_documents("pydoc:fisher"), max_length=LENGTH, special_tokens=True)
+    rows = rows[:TEXTS]
+    batch = collate(rows, length=LENGTH, num_targets=LENGTH - 1, batch_size=TEXTS)
+
+    scores = np.asarray(target_logits(ours.config, ours.params, batch))
+    worst = 0.0
+    for row, mine in zip(rows, scores, strict=True):
+        with torch.no_grad():
+            expected = theirs(torch.tensor(row.ids[None].astype(np.int64))).logits[0, :-1].numpy()
+        worst = max(worst, float(np.abs(mine[: len(expected)] - expected).max() / np.abs(expected).max()))
+    print(f"logits, max |difference| / max |logit|, float32:           {worst:.1e}")
+
+    result = fisher_diagonal(ours.config, ours.params, [(batch, TEXTS)])
+    expected_fisher = _loop(theirs.double(), rows)
+    errors = {}
+    for path, spec in weight_table(ours.config).items():
+        for layer in range(ours.config.num_layers) if spec.stacked else (0,):
+            value = np.asarray(result.values[path][layer] if spec.stacked else result.values[path])
+            reference = expected_fisher[spec.hf.format(layer)]
+            errors[spec.hf.format(layer)] = float(np.abs(value - reference).max() / reference.max())
+    name = max(errors, key=errors.__getitem__)
+    print(f"Fisher, worst of {len(errors)} tensors, max |difference| / max F:  {errors[name]:.1e}  ({name})")
+    print("against transformers in float32 and a float64 PyTorch loop over single texts")
+
+
+def _loop(model: torch.nn.Module, rows: list) -> dict[str, np.ndarray]:
+    """F by the definition: one text, one gradient, one square."""
+    total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for row in rows:
+        ids = torch.tensor(row.ids[None].astype(np.int64))
+        model.zero_grad()
+        model(ids, labels=ids).loss.backward()
+        for name, parameter in model.named_parameters():
+            total[name] += parameter.grad**2
+    return {name: (value / len(rows)).numpy() for name, value in total.items()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""PEFT reads what we write, we read what PEFT writes, and what is not plain LoRA is refused by name."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from e2wm_jax import lora
+from e2wm_jax.adapter_files import read_adapter, write_adapter
+from e2wm_jax.config import LoraConfig, ModelConfig
+from e2wm_jax.errors import InputError
+from e2wm_jax.lora import Adapters, AdapterSpec, TargetSpec
+from e2wm_jax.models import llama
+from e2wm_jax.models.weights import Model, load
+
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
+
+TOLERANCE = 1e-4  # of the largest value
+SHAPE = {"num_hidden_layers": 3, "attention_bias": True, "head_dim": 12}
+
+OURS: dict[str, AdapterSpec] = {
+    "plain": (TargetSpec("layers.q", (4, 4, 4), (8.0, 8.0, 8.0)), TargetSpec("layers.v", (4, 4, 4), (8.0, 8.0, 8.0))),
+    "rank-stabilized": (TargetSpec("layers.gate", (4, 4, 4), (8.0, 8.0, 8.0), rslora=True),),
+    "some layers": (
+        TargetSpec("layers.o", (0, 4, 0), (0.0, 8.0, 0.0)),
+        TargetSpec("layers.up", (4, 0, 4), (8.0, 0.0, 8.0)),
+    ),
+    "ranks and scales of their own": (
+        TargetSpec("layers.q", (2, 5, 2), (8.0, 8.0, 1.0)),
+        TargetSpec("layers.down", (0, 1, 7), (0.0, 3.0, 14.0)),
+    ),
+}
+PEFTS: dict[str, dict[str, Any]] = {
+    "plain": {"target_modules": ["q_proj", "v_proj"]},
+    "rank-stabilized, all linear": {"target_modules": "all-linear", "use_rslora": True, "r": 6, "lora_alpha": 3},
+    "pattern": {"target_modules": r".*\.[01]\..*(o|gate)_proj"},
+    "some layers": {"target_modules": ["up_proj"], "layers_to_transform": [2]},
+    "ranks by name": {"target_modules": ["q_proj", "k_proj"], "rank_pattern": {"q_proj": 2, r"layers\.1\..*k_proj": 7}},
+    "scales by name": {
+        "target_modules": ["q_proj", "down_proj"],
+        "alpha_pattern": {"1.self_attn.q_proj": 5, "down_proj": 9},
+    },
+    "gaussian": {"target_modules": ["v_proj"], "init_lora_weights": "gaussian", "lora_dropout": 0.1},
+}
+
+
+@partial(jax.jit, static_argnames=("config", "spec"))
+def scores(config: ModelConfig, params: Any, adapters: Adapters, spec: AdapterSpec, ids: Any) -> jax.Array:
+    """Output scores [B, T, V] with the adapters attached."""
+    positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+    params = lora.attach(params, adapters, spec)
+    return llama.logits(config, params, llama.hidden_states(config, params, ids, positions, jnp.zeros_like(ids)))
+
+
+def relative_error(ours: Any, theirs: Any) -> float:
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    return float(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs)))
+
+
+def torch_scores(model: Any, ids: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return model.eval()(torch.tensor(ids)).logits.numpy()
+
+
+def random_ids(vocab: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, vocab, (2, 12), dtype=np.int32)
+
+
+def random_adapters(config: ModelConfig, spec: AdapterSpec) -> Adapters:
+    adapters = lora.initialize(config, spec, jax.random.key(1))
+    for target in spec:
+        b = 0.1 * jax.random.normal(jax.random.key(2), adapters[target.path]["b"].shape)
+        used = np.arange(target.rank) < np.asarray(target.ranks)[:, None]
+        adapters[target.path]["b"] = b * used[:, None, :]
+    return adapters
+
+
+@pytest.fixture(scope="module")
+def base_folder(save_llama: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    save_llama(folder, **SHAPE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(base_folder: Path) -> Model:
+    return load(str(base_folder))
+
+
+@pytest.fixture
+def theirs(base_folder: Path) -> Any:
+    """A fresh copy: PEFT changes the model it is put on."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(base_folder)
+
+
+@pytest.fixture
+def written(base: Model, tmp_path: Path) -> Path:
+    """An adapter directory to damage."""
+    write(tmp_path, base, OURS["plain"])
+    return tmp_path
+
+
+def write(folder: Path, base: Model, spec: AdapterSpec) -> Adapters:
+    adapters = random_adapters(base.config, spec)
+    write_adapter(folder, adapters, spec, base.config, base_model="base", dropout=0.1)
+    return adapters
+
+
+# ----------------------------------------------------------------------------------------------------- both directions
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_peft_reads_what_we_write(name: str, base: Model, theirs: Any, tmp_path: Path) -> None:
+    spec, ids = OURS[name], random_ids(320)
+    adapters = write(tmp_path, base, spec)
+    ours = scores(base.config, base.params, adapters, spec, ids)
+    assert relative_error(ours, torch_scores(peft.PeftModel.from_pretrained(theirs, tmp_path), ids)) < TOLERANCE
+    assert relative_error(ours, scores(base.config, base.params, {}, (), ids)) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("name", PEFTS)
+def test_we_read_what_peft_writes(name: str, base: Model, theirs: Any, tmp_path: Path) -> None:
+    adapted = peft.get_peft_model(theirs, peft.LoraConfig(task_type="CAUSAL_LM", **PEFTS[name]))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter_name, parameter in adapted.named_parameters():
+            if "lora_" in parameter_name:
+                parameter.normal_(0, 0.2)
+    adapted.save_pretrained(tmp_path)
+    ids = random_ids(320)
+    expected = torch_scores(adapted, ids)
+    adapters, spec = read_adapter(tmp_path, base.config)
+    assert relative_error(scores(base.config, base.params, adapters, spec, ids), expected) < TOLERANCE
+    merged = lora.merge(base.params, adapters, spec)
+    assert relative_error(scores(base.config, merged, {}, (), ids), expected) < TOLERANCE
+    assert relative_error(scores(base.config, base.params, {}, (), ids), expected) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_reading_back_gives_the_same_bits(name: str, base: Model, tmp_path: Path) -> None:
+    adapters = write(tmp_path, base, OURS[name])
+    read, spec = read_adapter(tmp_path, base.config)
+    assert spec == OURS[name]
+    jax.tree.map(np.testing.assert_array_equal, read, adapters)
+
+
+def test_specifications_survive_the_round_trip(base: Model, tmp_path: Path) -> None:
+    spec = lora.adapter_spec(base.config, LoraConfig(rank=3, targets=r".*\.[02]\..*(q|down)_proj", rslora=True))
+    write(tmp_path, base, spec)
+    assert read_adapter(tmp_path, base.config)[1] == spec
+
+
+@pytest.mark.slow
+def test_peft_reads_what_we_write_for_smollm2(smollm2: Model, smollm2_torch: Any, tmp_path: Path) -> None:
+    spec = lora.adapter_spec(smollm2.config, LoraConfig(rank=4, targets=r".*\.(q_proj|v_proj|down_proj)"))
+    adapters = write(tmp_path, smollm2, spec)
+    ids = random_ids(smollm2.config.vocab_size)
+    adapted = peft.PeftModel.from_pretrained(smollm2_torch, tmp_path)
+    try:
+        expected = torch_scores(adapted, ids)
+    finally:
+        adapted.unload()
+    assert relative_error(scores(smollm2.config, smollm2.params, adapters, spec, ids), expected) < TOLERANCE
+    assert relative_error(torch_scores(smollm2_torch, ids), expected) > 100 * TOLERANCE
+
+
+def test_writing_again_replaces_the_adapter_and_leaves_nothing_else(base: Model, tmp_path: Path) -> None:
+    write(tmp_path, base, OURS["some layers"])
+    write(tmp_path, base, OURS["plain"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert read_adapter(tmp_path, base.config)[1] == OURS["plain"]
+
+
+# ----------------------------------------------------------------------------------------------------- what is refused
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
+        ({"bias": "all"}, "bias is 'all'"),
+        ({"use_dora": True}, "use_dora = True is not supported"),
+        ({"modules_to_save": ["lm_head"]}, r"modules_to_save = \['lm_head'\] is not supported"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa' also changes the base weights"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights 'pissa_niter_4' also changes"),
+        ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication = .* is not supported"),
+        ({"lora_bias": True}, "lora_bias = True is not supported"),
+        ({"something_new": 1}, "something_new = 1 is not supported"),
+        ({"r": 5}, "says rank 5 for .*, but its A is"),
+    ],
+)
+def test_other_kinds_of_adapters_are_refused(changes: dict[str, Any], message: str, written: Path, base: Model) -> None:
+    edit(written, **changes)
+    with pytest.raises(InputError, match=rf"adapter_config\.json: {message}"):
+        read_adapter(written, base.config)
+
+
+def test_missing_and_damaged_files_are_named(written: Path, base: Model) -> None:
+    weights = written / "adapter_model.safetensors"
+    data = weights.read_bytes()
+    for size in (0, 100, -4):
+        weights.write_bytes(data[:size])
+        with pytest.raises(InputError, match=r"adapter_model\.safetensors: damaged or incomplete"):
+            read_adapter(written, base.config)
+    weights.unlink()
+    with pytest.raises(InputError, match=r"adapter_model\.safetensors: no such file"):
+        read_adapter(written, base.config)
+    (written / "adapter_config.json").unlink()
+    with pytest.raises(InputError, match=r"adapter_config\.json: no such file"):
+        read_adapter(written, base.config)
+
+
+def test_adapters_of_another_model_are_refused(
+    written: Path, base: Model, save_llama: Callable[..., Any], tmp_path: Path
+) -> None:
+    save_llama(tmp_path / "wide", **{**SHAPE, "hidden_size": 40})
+    with pytest.raises(
+        InputError, match=r"q_proj has A \[4, 32\] and B \[48, 4\], but this model's weight is \[48, 40\]"
+    ):
+        read_adapter(written, load(str(tmp_path / "wide")).config)
+    save_llama(tmp_path / "short", **{**SHAPE, "num_hidden_layers": 2})
+    with pytest.raises(InputError, match=r"model\.layers\.2\.self_attn\.q_proj is no linear map of this model"):
+        read_adapter(written, load(str(tmp_path / "short")).config)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("base_model.model.lm_head.lora_A.weight", "lm_head must have one lora_A and one lora_B matrix"),
+        ("base_model.model.model.embed_tokens.lora_embedding_A", "unexpected tensor .*lora_embedding_A"),
+        ("base_model.model.model.layers.0.self_attn.q_proj.bias", r"unexpected tensor .*q_proj\.bias"),
+    ],
+)
+def test_other_tensors_are_refused(name: str, message: str, written: Path, base: Model) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    path = written / "adapter_model.safetensors"
+    save_file({**load_file(path), name: np.zeros((4, 32), np.float32)}, path)
+    with pytest.raises(InputError, match=rf"adapter_model\.safetensors: {message}"):
+        read_adapter(written, base.config)

@@ -1,0 +1,161 @@
+"""The layout is the data flow: each module imports only from earlier steps, and light steps stay light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "e2wm_jax"
+
+# Later steps import from earlier ones and from their own.
+STEPS = (
+    ("errors",),
+    ("files", "progress", "config", "metrics", "checkpoint", "tensor_files", "model_files"),
+    ("simulate",),
+    ("tasks",),
+    ("data",),
+    ("models",),
+    ("lora", "adapter_files"),
+    ("fisher",),
+    ("regularizers",),
+    ("train",),
+    ("evaluate",),
+    ("export", "report"),
+    ("doctor", "demo_report"),
+    ("demo",),
+    ("cli",),
+    ("__main__",),
+)
+STEP_OF = {name: number for number, names in enumerate(STEPS) for name in names}
+LIGHT = ("errors", "files", "progress", "config", "metrics", "model_files", "tensor_files", "simulate", "tasks", "data")
+
+
+def sources() -> dict[str, ast.Module]:
+    """Every module of the package, by its dotted name without "e2wm_jax."."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if parts[0] == "kernels":
+            continue
+        found[".".join(parts).removesuffix(".__init__")] = ast.parse(path.read_text(encoding="utf-8"))
+    del found["__init__"]  # the package itself: only its version
+    return found
+
+
+SOURCES = sources()
+
+
+def imported(node: ast.AST) -> list[str]:
+    """Full names of what an import statement imports."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        assert node.level == 0, "imports are absolute"
+        return [f"{node.module}.{alias.name}" for alias in node.names]
+    return []
+
+
+def at_import_time(tree: ast.Module) -> list[str]:
+    """What is imported when the module is: not within functions."""
+    names, nodes = [], list(tree.body)
+    while nodes:
+        node = nodes.pop()
+        names += imported(node)
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            nodes += ast.iter_child_nodes(node)
+    return names
+
+
+def run(program: str) -> str:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def import_all(names: list[str], *, blocked: str) -> str:
+    modules = [f"e2wm_jax.{name}" for name in names if name != "__main__"]
+    return (
+        f"import sys, importlib\nsys.modules[{blocked!r}] = None\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
+    )
+
+
+def test_every_module_belongs_to_a_step() -> None:
+    assert {name.split(".")[0] for name in SOURCES} <= STEP_OF.keys(), "place new modules in STEPS"
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_imports_point_to_earlier_steps(name: str) -> None:
+    for full_name in (target for node in ast.walk(SOURCES[name]) for target in imported(node)):
+        package, _, target = full_name.partition(".")
+        step = target.split(".")[0]
+        if package == "e2wm_jax" and step and step != "__version__":
+            own = name.split(".")[0]
+            assert step == own or STEP_OF[step] <= STEP_OF[own], f"{name} imports {full_name}, a later step"
+
+
+def test_the_package_itself_imports_nothing() -> None:
+    assert at_import_time(ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))) == []
+
+
+def test_neighbors_of_one_step_do_not_import_each_other_in_circles() -> None:
+    graph = {
+        name: {
+            target for node in ast.walk(tree) for target in map(module_of, imported(node)) if target and target != name
+        }
+        for name, tree in SOURCES.items()
+    }
+    while free := [name for name, targets in graph.items() if not targets & graph.keys()]:
+        for name in free:
+            del graph[name]
+    assert not graph, f"modules that import each other in a circle, or from one: {sorted(graph)}"
+
+
+def module_of(full_name: str) -> str | None:
+    """ "data.batch" of "e2wm_jax.data.batch" and of "e2wm_jax.data.batch.Row"."""
+    name = full_name.removeprefix("e2wm_jax.")
+    return next((n for n in (name, name.rpartition(".")[0]) if full_name != name and n in SOURCES), None)
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if name.split(".")[0] in LIGHT])
+def test_text_and_worlds_do_not_import_jax(name: str) -> None:
+    """Their worker processes must not start an accelerator."""
+    assert not [target for target in at_import_time(SOURCES[name]) if target.split(".")[0] in ("jax", "flax", "optax")]
+
+
+def test_text_and_worlds_run_where_jax_is_missing() -> None:
+    run(import_all([name for name in SOURCES if name.split(".")[0] in LIGHT], blocked="jax"))
+
+
+def test_everything_runs_where_torch_is_missing() -> None:
+    run(import_all(list(SOURCES), blocked="torch"))
+
+
+def test_torch_is_imported_where_its_files_are_read_only() -> None:
+    users = {
+        n
+        for n, tree in SOURCES.items()
+        for node in ast.walk(tree)
+        if any(t.split(".")[0] == "torch" for t in imported(node))
+    }
+    assert users <= {"tensor_files"}
+    assert not any(t.split(".")[0] == "torch" for tree in SOURCES.values() for t in at_import_time(tree))
+
+
+def test_kernels_shadow_no_other_package() -> None:
+    """transformers imports any top-level `kernels` that has an __init__.py: see kernels/README.md."""
+    assert (PACKAGE / "kernels").resolve() == ROOT / "kernels"
+    assert not (ROOT / "kernels/__init__.py").exists()
+    assert run("import sys, e2wm_jax; print('kernels' in sys.modules)").strip() == "False"
+
+
+def test_importing_the_command_line_starts_no_accelerator() -> None:
+    program = (
+        "import sys, e2wm_jax.cli\n"
+        "bridge = sys.modules.get('jax._src.xla_bridge')\n"
+        "print(bool(bridge and bridge._backends))"
+    )
+    assert run(program).strip() == "False"
