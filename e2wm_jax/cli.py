@@ -77,7 +77,8 @@ def _dispatch(words: list[str]) -> int:
         return 0
     name = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), None)
     if name is None:
-        raise InputError(f"unknown command {' '.join(words[:2])!r}; commands: {', '.join(COMMANDS)}")
+        given = [word for word in words[:2] if not word.startswith("-")] or words[:1]
+        raise InputError(f"unknown command {' '.join(given)!r}; commands: {', '.join(COMMANDS)}")
     rest = words[len(name.split()) :]
     as_json = "--json" in rest
     settings = _parse(name, [word for word in rest if word != "--json"])

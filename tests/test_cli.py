@@ -112,6 +112,7 @@ def no_loading(monkeypatch) -> None:
 # -------------------------------------------------------------------------------------------------------------- results
 
 
+@pytest.mark.slow
 def test_commands_print_their_result_as_one_json_line(capsys, work):
     fisher = succeed(capsys, *words("fisher", work, out="fisher", params="lora-targets"))
     assert fisher.keys() >= {"samples", "tokens", "seconds", "examples_per_second", "method", "peak_bytes"}
@@ -185,6 +186,7 @@ def run_module(*arguments: str, folder: Path, **environment: str) -> subprocess.
     )
 
 
+@pytest.mark.slow
 def test_the_program_itself_gives_json_and_exit_codes(work):
     done = run_module("-m", "e2wm_jax", *words("eval perplexity", work), "--json", folder=work)
     assert done.returncode == 0, done.stderr
@@ -277,7 +279,7 @@ def test_an_empty_data_file_is_refused(fails, work, command, empty):
 @pytest.mark.usefixtures("no_loading")
 @pytest.mark.parametrize("command", ["train", "fisher", "eval qa", "eval perplexity"])
 def test_a_data_file_that_is_not_there_is_refused(fails, work, command):
-    fails(*words(command, work, data="nothing.json"), says=r"nothing\.json: no such file")
+    fails(*words(command, work, data="no/act_recog.json"), says=r"no/act_recog\.json: no such file")
 
 
 @pytest.mark.usefixtures("no_loading")

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "e2wm_jax"
 # Later steps import from earlier ones and from their own.
 STEPS = (
     ("errors",),
-    ("files", "progress", "config", "metrics", "checkpoint", "tensor_files", "model_files"),
+    ("files", "progress", "config", "metrics", "checkpoint", "tensor_files", "model_files", "report"),
     ("simulate",),
     ("tasks",),
     ("data",),
@@ -23,7 +23,7 @@ STEPS = (
     ("regularizers",),
     ("train",),
     ("evaluate",),
-    ("export", "report"),
+    ("export",),
     ("doctor", "demo_report"),
     ("demo",),
     ("cli",),

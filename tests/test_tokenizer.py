@@ -25,7 +25,8 @@ TEXTS = {
     "digits": "Hello 123 world 4,567.89 x2y3 2024-11-21 000",
     "spaces": "  two  three   \t tab\n\nnew\r\n lines \u00a0 \u3000 end  ",
     "contractions": "I'm sure they'll've said it's John's; don't DON'T can\u2019t",
-    "unicode": "na\u00efve \u4f60\u597d\uff0c\u4e16\u754c \u043f\u0440\u0438\u0432\u0435\u0442 \u0627\u0644\u0633\u0644\u0627\u0645"
+    "unicode": "na\u00efve \u4f60\u597d\uff0c\u4e16\u754c \u043f\u0440\u0438\u0432\u0435\u0442"
+    " \u0627\u0644\u0633\u0644\u0627\u0645"
     " \u0ba4\u0bae\u0bbf\u0bb4\u0bcd \U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467 e\u0301 \u2028 \ufb01",
     "other numerals": "\u0661\u0662\u0663 \u00b2\u00b3 \u2460 \u0967\u0968",
     "code": "def f(x):\n\treturn {'a': x**2, \"b\": [1,2,3]}  # <comment>",

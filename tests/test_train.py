@@ -40,7 +40,9 @@ from e2wm_jax.train.settings import TrainSettings
 from e2wm_jax.train.step import StepConfig, initial_state, learning_rate, train_step
 
 ROOT = Path(__file__).parents[1]
+# A step is compiled for its settings; the runs here share theirs where they can.
 STEPS = 20
+STRENGTH = 0.5
 MAX_LENGTH = 32
 PLACES = ("kitchen", "bedroom", "hall", "garden")
 THINGS = ("apple", "plate", "cup", "book", "towel")
@@ -125,7 +127,7 @@ def torch_run(
     examples = read_mixture(parse_mixture(options["data"]))
     history = []
     for batch in steps:
-        total, count = torch.tensor(0.0), 0
+        total, count = torch.tensor(0.0), 0  # of weighted nll, and of answer tokens
         for index in batch:
             example = examples[index]
             ids = torch.tensor([tokenizer(f"{example.input} {example.ref}\n", add_special_tokens=False)["input_ids"]])
@@ -144,9 +146,9 @@ def torch_run(
         norm = math.sqrt(sum(float((parameter.grad**2).sum()) for parameter in trained))
         history.append(
             {
-                "loss": float(task_loss + penalty),
-                "task_loss": float(task_loss),
-                "penalty": float(penalty),
+                "loss": (task_loss + penalty).item(),
+                "task_loss": task_loss.item(),
+                "penalty": penalty.item(),
                 "lr": schedule.get_last_lr()[0],
                 "grad_norm": norm,
             }
@@ -164,20 +166,20 @@ def test_first_twenty_losses_equal_a_pytorch_and_peft_run(options, tiny, fisher,
     start = tmp_path / "start"
     adapters = initialize(tiny.config, spec, jax.random.key(7))
     write_adapter(start, adapters, spec, tiny.config, base_model=options["model"], dropout=0.0)
-    strength = 0.5
-    held = {"regularizer": "ewc", "fisher": fisher, "strength": strength} if regularizer == "ewc" else {}
+    held = {"regularizer": "ewc", "fisher": fisher, "strength": STRENGTH} if regularizer == "ewc" else {}
     run(TrainSettings(out=tmp_path / "run", adapter=start, **held, **options))
 
     rows = read_metrics(tmp_path / "run/metrics.jsonl")
     tensors = load_file(fisher / "model.safetensors") if held else {}
-    expected, final = torch_run(options, start, [row["examples"] for row in rows], tensors, strength)
+    expected, final = torch_run(options, start, [row["examples"] for row in rows], tensors, STRENGTH)
     assert len(rows) == len(expected) == STEPS
     for key in ("loss", "task_loss", "penalty", "lr", "grad_norm"):
         ours, theirs = (np.array([row[key] for row in history]) for history in (rows, expected))
         scale = np.maximum(np.abs(theirs), 1e-12)
         print(f"{regularizer}: {key} differs by at most {np.max(np.abs(ours - theirs) / scale):.1e} relative")
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-12, err_msg=key)
-    assert rows[-1]["task_loss"] < 0.8 * rows[0]["task_loss"]
+    first_epoch, last_epoch = (np.mean([row["task_loss"] for row in part]) for part in (rows[:6], rows[12:18]))
+    assert last_epoch < 0.9 * first_epoch
     assert (rows[-1]["penalty"] > 0.01) == (regularizer == "ewc")
     written = load_file(tmp_path / "run/adapter/adapter_model.safetensors")
     assert written.keys() == final.keys()
@@ -222,20 +224,19 @@ def test_learning_rate_by_hand(tiny, schedule, expected):
 
 @pytest.mark.slow
 def test_accumulated_passes_equal_one_large_batch(options, fisher, tmp_path):
-    held = {"regularizer": "ewc", "fisher": fisher, "strength": 0.1}
-    for name, batch_size, accumulate in (("large", 4, 1), ("two", 2, 2), ("four", 1, 4)):
-        settings = {**options, "batch_size": batch_size, "accumulate": accumulate, "steps": 8}
+    held = {"regularizer": "ewc", "fisher": fisher, "strength": STRENGTH}
+    for name, batch_size, accumulate in (("large", 4, 1), ("two", 2, 2)):
+        settings = {**options, "batch_size": batch_size, "accumulate": accumulate}
         run(TrainSettings(out=tmp_path / name, **held, **settings))
-    expected = read_metrics(tmp_path / "large/metrics.jsonl")
-    for name in ("two", "four"):
-        found = read_metrics(tmp_path / name / "metrics.jsonl")
-        assert [row["examples"] for row in found] == [row["examples"] for row in expected]
-        for key in ("loss", "task_loss", "penalty"):
-            np.testing.assert_allclose(
-                [row[key] for row in found], [row[key] for row in expected], rtol=1e-5, atol=1e-12
-            )
-        # One step's loss, before rounding differences pass through the optimizer.
-        assert found[0]["loss"] == pytest.approx(expected[0]["loss"], rel=1e-6)
+    found, expected = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("two", "large"))
+    assert [row["examples"] for row in found] == [row["examples"] for row in expected]
+    for key in ("loss", "task_loss", "penalty"):
+        ours, theirs = (np.array([row[key] for row in rows]) for rows in (found, expected))
+        print(f"{key} differs by at most {np.max(np.abs(ours - theirs) / np.maximum(theirs, 1e-12)):.1e} relative")
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-12)
+    # At the first step, before rounding passes through the optimizer.
+    assert found[0]["loss"] == pytest.approx(expected[0]["loss"], rel=1e-6)
+    assert found[0]["grad_norm"] == pytest.approx(expected[0]["grad_norm"], rel=1e-6)
 
 
 @pytest.mark.slow
@@ -299,7 +300,13 @@ def held_options(options: dict[str, Any], fisher: Path) -> dict[str, Any]:
 
 def test_run_directory_holds_what_it_should(held_run, options):
     out, result = held_run
-    assert {path.name for path in out.iterdir()} >= {"config.json", "metrics.jsonl", "checkpoints", "adapter"}
+    assert {path.name for path in out.iterdir()} == {
+        "config.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "adapter",
+        "report.html",
+    }
     assert {path.name for path in (out / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     assert {int(path.name) for path in (out / "checkpoints").iterdir()} == {18, 20}
     config = json.loads((out / "config.json").read_text())
@@ -376,9 +383,9 @@ def test_l2_and_rowmax127_enter_the_loss(options, fisher, tiny, tmp_path):
     spec = adapter_spec(tiny.config, options["lora"])
     adapters = jax.tree.map(lambda x: x + 0.02, initialize(tiny.config, spec, jax.random.key(1)))
     write_adapter(tmp_path / "start", adapters, spec, tiny.config, base_model="tiny", dropout=0.0)
-    once = {**options, "steps": 1, "adapter": tmp_path / "start"}
+    once = {**options, "adapter": tmp_path / "start"}
     run(TrainSettings(out=tmp_path / "l2", regularizer="l2", strength=0.3, **once))
-    scaled = {"regularizer": "ewc", "fisher": fisher, "fisher_scale": "rowmax127", "strength": 0.001}
+    scaled = {"regularizer": "ewc", "fisher": fisher, "fisher_scale": "rowmax127", "strength": STRENGTH}
     run(TrainSettings(out=tmp_path / "codes", **scaled, **once))
 
     tensors = load_file(fisher / "model.safetensors")
@@ -395,9 +402,9 @@ def test_l2_and_rowmax127_enter_the_loss(options, fisher, tiny, tmp_path):
     }
     for name, expected in (
         ("l2", 0.3 * float(l2_penalty(adapters, spec, {}))),
-        ("codes", 0.001 * float(ewc_penalty(adapters, spec, codes))),
+        ("codes", STRENGTH * float(ewc_penalty(adapters, spec, codes))),
     ):
-        (row,) = read_metrics(tmp_path / name / "metrics.jsonl")
+        row = read_metrics(tmp_path / name / "metrics.jsonl")[0]
         assert row["penalty"] == pytest.approx(expected, rel=1e-5)
         assert row["loss"] == pytest.approx(row["task_loss"] + expected, rel=1e-5)
 
@@ -513,8 +520,8 @@ def test_resuming_a_finished_run_changes_nothing(held_run, options, fisher, tmp_
 
 
 def test_resume_of_a_directory_without_a_run_starts_one(options, tmp_path):
-    result = run(TrainSettings(out=tmp_path / "new", resume=True, **{**options, "steps": 1}))
-    assert result["steps"] == 1
+    result = run(TrainSettings(out=tmp_path / "new", resume=True, **options))
+    assert result["steps"] == STEPS
 
 
 def test_same_seed_same_numbers_another_seed_others(held_run, options, fisher, tmp_path):
@@ -566,11 +573,11 @@ def test_resume_of_something_else_is_refused(options, tmp_path):
     assert contents(tmp_path) == {str(tmp_path / "notes.txt"): b"mine"}
 
 
-def test_resume_after_the_data_changed_is_refused(held_run, options, fisher, tmp_path):
+def test_resume_after_the_data_changed_is_refused(options, tmp_path):
     """The same path with other rows is another run."""
     (tmp_path / "tasks").mkdir()
     data = write_tasks(tmp_path / "tasks")
-    settings = {**options, "data": data, "steps": 4, "checkpoint_every": 2}
+    settings = {**options, "data": data}
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         stop_after_first_step(TrainSettings(out=out, **settings))
@@ -632,7 +639,7 @@ def test_skipped_rows_keep_their_number_in_the_data(options, tmp_path):
 
 
 def test_bfloat16_base_trains_float32_adapters_near_the_float32_run(options, fisher, tmp_path):
-    settings = {**options, "regularizer": "ewc", "fisher": fisher, "strength": 0.1, "steps": 4}
+    settings = {**options, "regularizer": "ewc", "fisher": fisher, "strength": STRENGTH}
     losses = {}
     for dtype in ("float32", "bfloat16"):
         run(TrainSettings(out=tmp_path / dtype, base_dtype=dtype, **settings))
@@ -649,9 +656,8 @@ def test_gzipped_files_train_as_plain_ones(options, tmp_path):
         copy = tmp_path / f"{path.name}.gz"
         copy.write_bytes(gzip.compress(path.read_bytes()))
         packed.append(f"{weight} {copy}")
-    settings = {**options, "steps": 2}
-    run(TrainSettings(out=tmp_path / "plain", **settings))
-    run(TrainSettings(out=tmp_path / "gz", **{**settings, "data": " ".join(packed)}))
+    run(TrainSettings(out=tmp_path / "plain", **options))
+    run(TrainSettings(out=tmp_path / "gz", **{**options, "data": " ".join(packed)}))
     assert (tmp_path / "gz/metrics.jsonl").read_bytes() == (tmp_path / "plain/metrics.jsonl").read_bytes()
 
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from e2wm_jax import lora
 from e2wm_jax.adapter_files import read_adapter
 from e2wm_jax.config import DType, ModelConfig
@@ -10,7 +12,12 @@ from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError
 from e2wm_jax.model_files import locate
 from e2wm_jax.models.layers import Params
+from e2wm_jax.models.likelihood import target_nll
 from e2wm_jax.models.weights import load
+
+
+# (config, params, batch) -> [B, M]; one cache for all models and data of a process.
+batch_nll = jax.jit(target_nll, static_argnums=0)
 
 
 class Evaluated(NamedTuple):

@@ -7,11 +7,9 @@ The published E2WM tables give 2^nats where perplexity is e^nats; both are repor
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from e2wm_jax.config import DType
@@ -20,8 +18,7 @@ from e2wm_jax.data.loader import sorted_batches
 from e2wm_jax.data.source import TaskExample, read_documents
 from e2wm_jax.data.tokenize import document_rows, task_rows
 from e2wm_jax.errors import InputError, check_at_least
-from e2wm_jax.evaluate.model import Evaluated, load_evaluated
-from e2wm_jax.models.likelihood import target_nll
+from e2wm_jax.evaluate.model import Evaluated, batch_nll, load_evaluated
 from e2wm_jax.progress import progress_bar
 
 
@@ -112,12 +109,12 @@ def _total_nll(
     evaluated: Evaluated, rows: list[Row], *, max_length: int, batch_size: int, name: str
 ) -> tuple[float, int]:
     """Sum in nats over all targets of all rows, and their number."""
-    nll = jax.jit(partial(target_nll, evaluated.config))
+    config, params, _ = evaluated
     total, tokens = 0.0, 0
     with progress_bar(name, len(rows), "row") as bar:
         for batch, real in sorted_batches(rows, batch_size, max_length):
             counted = batch.weights > 0
-            total += float(np.asarray(nll(evaluated.params, batch), np.float64)[counted].sum())
+            total += float(np.asarray(batch_nll(config, params, batch), np.float64)[counted].sum())
             tokens += int(counted.sum())
             bar.update(real)
     return total, tokens

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
 from e2wm_jax.config import DType
@@ -22,9 +21,8 @@ from e2wm_jax.data.batch import Batch, padded_length
 from e2wm_jax.data.source import Question, read_questions
 from e2wm_jax.data.tokenize import encode
 from e2wm_jax.errors import InputError, check_at_least
-from e2wm_jax.evaluate.model import Evaluated, load_evaluated
+from e2wm_jax.evaluate.model import Evaluated, batch_nll, load_evaluated
 from e2wm_jax.files import write_json_lines
-from e2wm_jax.models.likelihood import target_nll
 from e2wm_jax.progress import progress_bar
 
 Rule = Literal["normalized", "calibrated"]
@@ -160,12 +158,13 @@ def _log_likelihoods(
     config, params, tokenizer = evaluated
     packed = [_pack(tokenizer, question, special_tokens) for question in questions]
     order = sorted(range(len(packed)), key=lambda index: len(packed[index].ids))
-    nll = jax.jit(partial(target_nll, config))
     results: list[Any] = [None] * len(packed)
     with progress_bar(name, len(packed), "question") as bar:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            losses = np.asarray(nll(params, _collate([packed[i] for i in chosen], batch_size)), np.float64)
+            losses = np.asarray(
+                batch_nll(config, params, _collate([packed[i] for i in chosen], batch_size)), np.float64
+            )
             for row, index in enumerate(chosen):
                 owners, n = packed[index].owners, len(questions[index].answers)
                 counts = np.bincount(owners, minlength=n)

@@ -25,10 +25,12 @@ from e2wm_jax.models.weights import Model, load
 from e2wm_jax.progress import progress_bar, say
 from e2wm_jax.regularizers.quadratic import Fisher, rowmax127
 from e2wm_jax.train.interrupt import stop_requests
+from e2wm_jax.train.report import write_report
 from e2wm_jax.train.settings import TrainSettings, check
 from e2wm_jax.train.step import StepConfig, TrainState, initial_state, train_step
 
-CONFIG_FILE, METRICS_FILE, CHECKPOINTS, ADAPTER = "config.json", "metrics.jsonl", "checkpoints", "adapter"
+CONFIG_FILE, METRICS_FILE, REPORT_FILE = "config.json", "metrics.jsonl", "report.html"
+CHECKPOINTS, ADAPTER = "checkpoints", "adapter"
 _SHA256 = "data_sha256"
 
 
@@ -71,6 +73,7 @@ def run(settings: TrainSettings) -> dict[str, Any]:
             say(f"resuming after step {done} of {config.steps}")
         state, summary = _loop(settings, config, state, model, fisher, loader, kept, manager)
     _write_adapter(settings, state, config, model)
+    write_report(settings.out / REPORT_FILE, settings.out / METRICS_FILE, summary, _resolved(settings))
     return {**summary, "adapter": str(settings.out / ADAPTER)}
 
 
