@@ -1,6 +1,6 @@
 """Print the largest differences from transformers and PyTorch on the embedded model.  Needs the extra `test`.
 
-    python scripts/parity.py
+python scripts/parity.py
 """
 
 import numpy as np

@@ -179,7 +179,7 @@ def test_first_twenty_losses_equal_a_pytorch_and_peft_run(options, tiny, fisher,
         print(f"{regularizer}: {key} differs by at most {np.max(np.abs(ours - theirs) / scale):.1e} relative")
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-12, err_msg=key)
     first_epoch, last_epoch = (np.mean([row["task_loss"] for row in part]) for part in (rows[:6], rows[12:18]))
-    assert last_epoch < 0.9 * first_epoch
+    assert last_epoch < first_epoch - 0.2
     assert (rows[-1]["penalty"] > 0.01) == (regularizer == "ewc")
     written = load_file(tmp_path / "run/adapter/adapter_model.safetensors")
     assert written.keys() == final.keys()
@@ -378,6 +378,7 @@ def stop_after_first_step(settings: TrainSettings) -> None:
         module.append = original
 
 
+@pytest.mark.slow
 def test_l2_and_rowmax127_enter_the_loss(options, fisher, tiny, tmp_path):
     """Both from the same moved adapters, at the first step."""
     spec = adapter_spec(tiny.config, options["lora"])
@@ -638,6 +639,7 @@ def test_skipped_rows_keep_their_number_in_the_data(options, tmp_path):
     assert seen == {index for index, prompt in enumerate(prompts) if prompt < min(limit, lengths[index])}
 
 
+@pytest.mark.slow
 def test_bfloat16_base_trains_float32_adapters_near_the_float32_run(options, fisher, tmp_path):
     settings = {**options, "regularizer": "ewc", "fisher": fisher, "strength": STRENGTH}
     losses = {}

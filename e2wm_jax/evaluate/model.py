@@ -15,7 +15,6 @@ from e2wm_jax.models.layers import Params
 from e2wm_jax.models.likelihood import target_nll
 from e2wm_jax.models.weights import load
 
-
 # (config, params, batch) -> [B, M]; one cache for all models and data of a process.
 batch_nll = jax.jit(target_nll, static_argnums=0)
 

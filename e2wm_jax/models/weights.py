@@ -131,16 +131,15 @@ def config_from_hf(raw: dict[str, Any], path: Path) -> ModelConfig:
     if raw.get("hidden_act", "silu") != "silu":
         raise InputError(f"{path}: hidden_act is {raw['hidden_act']!r}; supported: 'silu'")
     try:
-        heads = raw["num_attention_heads"]
-        return ModelConfig(
-            vocab_size=raw["vocab_size"],
-            hidden_size=raw["hidden_size"],
-            intermediate_size=raw["intermediate_size"],
-            num_layers=raw["num_hidden_layers"],
-            num_heads=heads,
-            num_kv_heads=raw.get("num_key_value_heads") or heads,
-            head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
-            max_positions=raw.get("max_position_embeddings", 2048),
+        config = ModelConfig(
+            vocab_size=int(raw["vocab_size"]),
+            hidden_size=int(raw["hidden_size"]),
+            intermediate_size=int(raw["intermediate_size"]),
+            num_layers=int(raw["num_hidden_layers"]),
+            num_heads=(heads := int(raw["num_attention_heads"])),
+            num_kv_heads=int(raw.get("num_key_value_heads") or heads),
+            head_dim=int(raw.get("head_dim") or int(raw["hidden_size"]) // max(heads, 1)),
+            max_positions=int(raw.get("max_position_embeddings", 2048)),
             rope_theta=float(raw.get("rope_theta", rope["rope_theta"])),
             norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
             tied=bool(raw.get("tie_word_embeddings", False)),
@@ -150,6 +149,14 @@ def config_from_hf(raw: dict[str, Any], path: Path) -> ModelConfig:
         )
     except KeyError as error:
         raise InputError(f"{path}: the key {error.args[0]!r} is missing") from error
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: a size or constant is no number ({error})") from error
+    if min(config.num_heads, config.num_kv_heads) < 1 or config.num_heads % config.num_kv_heads or config.head_dim % 2:
+        raise InputError(
+            f"{path}: {config.num_heads} heads, {config.num_kv_heads} key/value heads of size {config.head_dim}: heads "
+            "must be a multiple of key/value heads, and their size even"
+        )
+    return config
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
