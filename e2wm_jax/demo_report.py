@@ -68,8 +68,8 @@ def _standard_error(scores: dict[str, Any]) -> float:
 
 
 def _table(scores: dict[str, dict[str, Any]]) -> str:
-    headers = ["model", "activity QA", "plans, nats", "location QA (not trained)", "general text, nats"]
-    keys = ("activity", "plan_nats", "location", "text_nats")
+    headers = ["model", "activity QA", "plans, nats", "general text, nats"]
+    keys = ("activity", "plan_nats", "text_nats")
     best: dict[str, Literal["highest", "lowest"]] = {
         headers[1]: "highest",
         headers[2]: "lowest",
@@ -79,8 +79,8 @@ def _table(scores: dict[str, dict[str, Any]]) -> str:
     rows = [[name, *(scores[name][key] for key in keys)] for name in _MODELS]
     base = scores["base"]
     caption = (
-        f"Held-out embodied tasks ({base['activity_n']} activity questions, chance 0.25; {base['location_n']} location "
-        "questions, chance 0.17) and the held-out half of Python's help topics. Nats are per predicted token."
+        f"Held-out embodied tasks ({base['activity_n']} activity questions with four answers; plans as text) and the "
+        "held-out half of Python's help topics. Nats are per predicted token."
     )
     return table(headers, rows, caption=caption, best=best)
 

@@ -71,19 +71,19 @@ def peft_adapter(tiny_llama, tmp_path_factory) -> tuple[Path, Any]:
     return folder, model
 
 
-def log_probabilities(model: Any, ids: list[int]) -> np.ndarray:
-    """log p of every token but the first, given those before it."""
+def log_probabilities(model: Any, ids: list[int], start: int = 1) -> np.ndarray:
+    """log p of every token from `start` on, given all those before it."""
     torch = pytest.importorskip("torch")
     with torch.no_grad():
-        scores = torch.log_softmax(model(torch.tensor([ids])).logits[0, :-1].double(), dim=-1)
-    return scores[torch.arange(len(ids) - 1), torch.tensor(ids[1:])].numpy()
+        scores = torch.log_softmax(model(torch.tensor([ids])).logits[0, start - 1 : -1].double(), dim=-1)
+    return scores[torch.arange(len(ids) - start), torch.tensor(ids[start:])].numpy()
 
 
 def torch_scores(model: Any, tokenizer: Any, question: Question, rule: str) -> np.ndarray:
     def score(prompt: str, answer: str) -> tuple[float, int]:
         start = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
         ids = tokenizer(f"{prompt} {answer}", add_special_tokens=False)["input_ids"]
-        own = log_probabilities(model, ids)[max(start, 1) - 1 :]
+        own = log_probabilities(model, ids, max(start, 1))
         return float(own.sum()), len(own)
 
     scores = []

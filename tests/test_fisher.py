@@ -363,14 +363,12 @@ def test_files_hold_fisher_under_the_parameters_own_names_and_shapes(written, ti
     fisher, weights = load_file(written / "model.safetensors"), load_file(tiny_llama / "model.safetensors")
     assert {name: value.shape for name, value in fisher.items()} == {name: v.shape for name, v in weights.items()}
     assert all(value.dtype == np.float32 and np.all(value >= 0) and value.max() > 0 for value in fisher.values())
-    assert sorted(path.name for path in written.iterdir()) == ["fisher.json", "model.safetensors"]
+    assert sorted(path.name for path in written.iterdir()) == ["config.json", "fisher.json", "model.safetensors"]
 
 
-def test_transformers_reads_a_fisher_as_the_official_code_does(written, tiny_llama, tmp_path):
+def test_transformers_reads_a_fisher_as_the_official_code_does(written):
     transformers = pytest.importorskip("transformers")
-    shutil.copytree(written, tmp_path / "fisher")
-    shutil.copy(tiny_llama / "config.json", tmp_path / "fisher")
-    loaded, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "fisher", output_loading_info=True)
+    loaded, report = transformers.AutoModelForCausalLM.from_pretrained(written, output_loading_info=True)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     fisher = load_file(written / "model.safetensors")
     for name, parameter in loaded.named_parameters():
@@ -469,12 +467,11 @@ def test_what_is_written_is_read_back(tiny, made_up, tmp_path, monkeypatch, shar
         np.testing.assert_array_equal(value, result.values[path])
 
 
-def test_sharded_fisher_loads_with_transformers(tiny, tiny_llama, made_up, tmp_path, monkeypatch):
+def test_sharded_fisher_loads_with_transformers(tiny, made_up, tmp_path, monkeypatch):
     transformers = pytest.importorskip("transformers")
     monkeypatch.setattr(fisher_files, "_SHARD_BYTES", 4096)
     result = made_up
     write_fisher(tmp_path, tiny, result, keep=None, estimator=Estimator(), method="vmap", max_length=64, data=[])
-    shutil.copy(tiny_llama / "config.json", tmp_path)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     expected = by_hf_name(tiny.config, result.values)
     for name, parameter in loaded.named_parameters():
@@ -513,6 +510,16 @@ def test_official_form_is_read_with_a_warning_and_checked_by_names_and_shapes(wr
         read_fisher(folder, load(str(tmp_path / "deep")), needed)
 
 
+def test_a_fisher_that_pytorch_saved_is_read(written, tiny, tmp_path):
+    torch = pytest.importorskip("torch")
+    tensors = load_file(written / "model.safetensors")
+    torch.save({name: torch.from_numpy(value) for name, value in tensors.items()}, tmp_path / "pytorch_model.bin")
+    with pytest.warns(UserWarning, match="names and shapes only"):
+        found = read_fisher(tmp_path, tiny, ["layers.q.weight", "norm.weight"])
+    np.testing.assert_array_equal(found["norm.weight"], tensors["model.norm.weight"])
+    np.testing.assert_array_equal(found["layers.q.weight"][1], tensors["model.layers.1.self_attn.q_proj.weight"])
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_fisher_in_half_precision_is_read_as_float32(written, tiny, tmp_path, dtype):
     tensors = {name: value.astype(jnp.dtype(dtype)) for name, value in load_file(written / "model.safetensors").items()}
@@ -526,7 +533,10 @@ def test_fisher_in_half_precision_is_read_as_float32(written, tiny, tmp_path, dt
 def test_incomplete_directories_are_refused(written, tiny, tmp_path):
     with pytest.raises(InputError, match="no such directory"):
         read_fisher(tmp_path / "nowhere", tiny, ["layers.q.weight"])
-    with pytest.warns(UserWarning, match="checked by"), pytest.raises(InputError, match=r"holds no \*\.safetensors"):
+    with (
+        pytest.warns(UserWarning, match="checked by"),
+        pytest.raises(InputError, match=r"no \*\.safetensors and no pytorch_model\.bin in it"),
+    ):
         read_fisher(tmp_path, tiny, ["layers.q.weight"])
 
     tensors = load_file(written / "model.safetensors")
