@@ -21,7 +21,7 @@ def open_text(path: Path) -> IO[str]:
         InputError: if there is no such file.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such file")
+        raise InputError(f"{path}: is a directory; give a file" if path.is_dir() else f"{path}: no such file")
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8")
     return path.open(encoding="utf-8")

@@ -92,7 +92,6 @@ def fisher_diagonal(
     flat = flatten(params)
     chosen = {path: value for path, value in flat.items() if select(path)}
     constant = {path: value for path, value in flat.items() if path not in chosen}
-    step = jax.jit(partial(_accumulate, config, method, estimator), donate_argnums=0)
     total = {path: jnp.zeros(value.shape, jnp.float32) for path, value in chosen.items()}
     compiled: dict[tuple[tuple[int, ...], ...], jax.stages.Compiled] = {}
     samples = tokens = peak = 0
@@ -100,7 +99,7 @@ def fisher_diagonal(
         arguments = (total, chosen, constant, batch, jnp.int32(samples))
         shapes = tuple(x.shape for x in batch)
         if shapes not in compiled:
-            compiled[shapes] = step.lower(*arguments).compile()
+            compiled[shapes] = _accumulate.lower(config, method, estimator, *arguments).compile()
             peak = max(peak, peak_bytes(compiled[shapes]))
         total = compiled[shapes](*arguments)
         samples += examples
@@ -120,6 +119,7 @@ def peak_bytes(compiled: jax.stages.Compiled) -> int:
     return int(total - memory.alias_size_in_bytes)
 
 
+@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
 def _accumulate(
     config: ModelConfig,
     method: Method,
