@@ -73,8 +73,7 @@ def _table(scores: dict[str, dict[str, Any]]) -> str:
     best: dict[str, Literal["highest", "lowest"]] = {
         headers[1]: "highest",
         headers[2]: "lowest",
-        headers[3]: "highest",
-        headers[4]: "lowest",
+        headers[3]: "lowest",
     }
     rows = [[name, *(scores[name][key] for key in keys)] for name in _MODELS]
     base = scores["base"]
