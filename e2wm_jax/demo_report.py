@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 
 import e2wm_jax
-from e2wm_jax.fisher.files import WEIGHTS_FILE
 from e2wm_jax.metrics import read_metrics
 from e2wm_jax.report import (
     Point,
@@ -27,6 +26,7 @@ from e2wm_jax.report import (
     write,
 )
 from e2wm_jax.simulate.shards import load_trajectories
+from e2wm_jax.tensor_files import open_tensors
 
 _MODELS = ("base", "LoRA", "EWC-LoRA")
 _RUNS = {"LoRA": "lora", "EWC-LoRA": "ewc-lora"}
@@ -43,7 +43,7 @@ def write_report(path: Path, folder: Path, results: dict[str, dict[str, Any]], s
         Section("How it was made", [_times(results), details("Sizes", key_values(sizes))]),
     ]
     lead = (
-        "SmolLM2-135M finetuned on household tasks from VirtualHome, once with LoRA alone and once held by the Fisher "
+        "A language model finetuned on household tasks from VirtualHome, once with LoRA alone and once held by the Fisher "
         "information of the pretrained model (EWC-LoRA), from the same start with the same data in the same order."
     )
     write(path, page("e2wm demo", sections, lead=lead, footer=f"e2wm_jax {e2wm_jax.__version__}"))
@@ -112,13 +112,11 @@ def _losses(folder: Path) -> list[str]:
 
 def _fisher(folder: Path) -> str:
     """Mean F of every adapted matrix, layers down, modules across."""
-    from safetensors import safe_open
-
+    tensors = open_tensors(folder)
     means: dict[int, dict[str, float]] = defaultdict(dict)
-    with safe_open(folder / WEIGHTS_FILE, framework="np") as file:
-        for name in file.keys():  # noqa: SIM118 - safe_open is not iterable
-            parts = name.split(".")  # model.layers.3.self_attn.q_proj.weight
-            means[int(parts[2])][parts[-2]] = float(np.mean(file.get_tensor(name)))
+    for name in tensors.names:
+        parts = name.split(".")  # model.layers.3.self_attn.q_proj.weight
+        means[int(parts[2])][parts[-2]] = float(np.mean(tensors.read(name)))
     modules = [
         m for m in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj") if m in means[0]
     ]
