@@ -43,8 +43,8 @@ def write_report(path: Path, folder: Path, results: dict[str, dict[str, Any]], s
         Section("How it was made", [_times(results), details("Sizes", key_values(sizes))]),
     ]
     lead = (
-        "A language model finetuned on household tasks from VirtualHome, once with LoRA alone and once held by the Fisher "
-        "information of the pretrained model (EWC-LoRA), from the same start with the same data in the same order."
+        "A language model finetuned on household tasks from VirtualHome, once with LoRA alone and once held by the "
+        "Fisher information of the pretrained model (EWC-LoRA), from the same start with the same data in order."
     )
     write(path, page("e2wm demo", sections, lead=lead, footer=f"e2wm_jax {e2wm_jax.__version__}"))
 

@@ -34,7 +34,8 @@ def small_shards(monkeypatch):
 
 
 def settings(out: Path, **changes) -> CollectSettings:
-    return replace(CollectSettings(out=out, policy="random", episodes=6, episode_length=8, seed=3), **changes)
+    small = CollectSettings(out=out, policy="random", episodes=6, episode_length=8, workers=1, seed=3)
+    return replace(small, **changes)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
