@@ -13,7 +13,7 @@ PACKAGE = ROOT / "e2wm_jax"
 # Later steps import from earlier ones and from their own.
 STEPS = (
     ("errors",),
-    ("files", "progress", "config", "metrics", "checkpoint", "tensor_files", "model_files", "report"),
+    ("files", "progress", "processes", "config", "metrics", "checkpoint", "tensor_files", "model_files", "report"),
     ("simulate",),
     ("tasks",),
     ("data",),
@@ -23,6 +23,7 @@ STEPS = (
     ("regularizers",),
     ("train",),
     ("evaluate",),
+    ("bench",),
     ("export",),
     ("doctor", "demo_report"),
     ("demo",),
@@ -30,7 +31,19 @@ STEPS = (
     ("__main__",),
 )
 STEP_OF = {name: number for number, names in enumerate(STEPS) for name in names}
-LIGHT = ("errors", "files", "progress", "config", "metrics", "model_files", "tensor_files", "simulate", "tasks", "data")
+LIGHT = (
+    "errors",
+    "files",
+    "progress",
+    "processes",
+    "config",
+    "metrics",
+    "model_files",
+    "tensor_files",
+    "simulate",
+    "tasks",
+    "data",
+)
 
 
 def sources() -> dict[str, ast.Module]:

@@ -39,16 +39,25 @@ class Row:
         return len(self.ids) - self.first_target
 
 
-def padded_length(length: int, limit: int) -> int:
-    """The next length of the form 2^n or 3 * 2^n (at least 16), but not above `limit`.
+def padded_length(length: int, limit: int, *, least: int = 16) -> int:
+    """The next length of the form 2^n or 3 * 2^n (at least `least`, a power of two), but not above `limit`.
 
     A step is compiled once per length; these lengths keep both their number and the padding (under a third) small.
     """
-    power = 16
+    power = least
     while power < length:
         if power * 3 // 2 >= length:
             return min(power * 3 // 2, limit)
         power *= 2
+    return min(power, limit)
+
+
+def coarse_length(length: int, limit: int) -> int:
+    """The next power of four from 16 on, but not above `limit`: for a second dimension of changing size, because a step
+    is compiled once per pair."""
+    power = 16
+    while power < length:
+        power *= 4
     return min(power, limit)
 
 

@@ -1,72 +1,176 @@
-"""Rows -> shuffled batches, by grain.
+"""Rows -> batches, by grain.
 
 A batch is a function of (data, seed, step) alone, so the position in the data is the step itself: a resumed run asks
-for the step it stopped at.  Batches never cross epochs, and each epoch has its own order.
+for the step it stopped at.  Batches never cross epochs.  Rows of files have an order of their own in each epoch; rows
+of online tasks come in order, new ones in every epoch, at places among the files' that the seed decides.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from e2wm_jax.data.batch import Batch, Row, collate, padded_length
+from e2wm_jax.data.batch import Batch, Row, coarse_length, collate, padded_length
+from e2wm_jax.data.online_rows import OnlineRows, example_name
+from e2wm_jax.data.pack import collate_packed, first_fit
+
+_FILES = 0  # the part of the data that are the rows of files; online tasks are 1, 2, ...
 
 
 @dataclass(frozen=True)
 class StepBatch:
-    """What one optimizer step reads."""
+    """What one optimizer step reads, on this host."""
 
-    batch: Batch  # leaves have leading axes [accumulate, batch_size]
-    examples: list[int]  # indices of its rows in the data, in order
+    batch: Batch  # leaves have leading axes [accumulate, rows of a pass]
+    examples: list[int | str]  # its rows: indices in `rows` of files, names "online:count/17"
     tokens: int  # real tokens, prompts included
 
 
 @dataclass(frozen=True)
 class Loader:
-    """Shuffled batches of `rows`, `batch_size * accumulate` per optimizer step."""
+    """Batches of `batch_size * accumulate` examples per optimizer step, from files, online tasks or both."""
 
     rows: Sequence[Row]
     batch_size: int
     accumulate: int
     max_length: int
     seed: int
+    online: Sequence[OnlineRows] = ()
+    pack: bool = False  # several examples per row: fewer rows, the same loss
+    process_index: int = 0  # of the hosts that share each batch, this one ...
+    process_count: int = 1  # ... and their number; each reads its columns of every pass
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            ValueError: if hosts cannot share the batches.
+        """
+        if self.batch_size % self.process_count or not 0 <= self.process_index < self.process_count:
+            raise ValueError(
+                f"{self.process_count=} hosts must divide {self.batch_size=}, and number from 0: {self.process_index=}"
+            )
+        if self.pack and self.online and self.process_count > 1:
+            raise ValueError("packing online rows needs their lengths on every host; leave pack out")
 
     @property
     def steps_per_epoch(self) -> int:
         """The last step of an epoch may have fewer rows."""
-        return math.ceil(len(self.rows) / (self.batch_size * self.accumulate))
+        return math.ceil(sum(self._sizes) / self._examples_per_step)
 
     @cached_property
     def most_targets(self) -> int:
-        """Predicted tokens per row of every batch, padding included."""
+        """Predicted tokens per row of every batch of files, padding included."""
         return padded_length(max(row.num_targets for row in self.rows), self.max_length)
 
     def batches(self, first_step: int, last_step: int) -> Iterator[StepBatch]:
-        """Batches of steps first_step .. last_step, counted from 1, prepared ahead in threads."""
+        """Batches of steps first_step .. last_step, counted from 1, prepared ahead in a thread.
+
+        Raises:
+            InputError, WorkerDiedError: see `OnlineRows`.
+        """
         import grain
 
-        epochs = math.ceil(last_step / self.steps_per_epoch)
-        order = grain.MapDataset.range(len(self.rows)).seed(self.seed).shuffle()
-        batched = order.batch(self.batch_size * self.accumulate, batch_fn=list).repeat(epochs)
-        steps = batched.slice(slice(first_step - 1, last_step)).map(self._collate)
-        return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
+        steps = grain.MapDataset.range(first_step, last_step + 1).map(self.step)
+        iterator = iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
+        try:
+            yield from iterator
+        finally:
+            iterator.close()
 
-    def _collate(self, indices: Sequence[int]) -> StepBatch:
-        indices = [int(index) for index in indices]
-        rows = [self.rows[index] for index in indices]
-        length = padded_length(max(len(row.ids) for row in rows), self.max_length)
-        # One number of targets for the whole run: a second changing shape would multiply the compilations.
-        flat = collate(
-            rows,
-            length=length,
-            num_targets=self.most_targets,
-            batch_size=self.batch_size * self.accumulate,
+    def step(self, step: int) -> StepBatch:
+        """The batch of one step, counted from 1."""
+        drawn = self._drawn(step)
+        bins = [[place] for place in range(len(drawn))]
+        if self.online and self.process_count > 1:
+            # What the other hosts read is not known here, and shapes must be equal: those that fit anything.
+            length = num_targets = self.max_length
+        else:
+            rows = [self._row(*source) for source in drawn]
+            if self.pack:
+                bins = first_fit([len(row.ids) for row in rows], self.max_length)
+            length, num_targets = self._shape([[rows[place] for place in places] for places in bins])
+        width = self._rows_per_pass(len(bins))
+        share = width // self.process_count
+        columns = range(self.process_index * share, (self.process_index + 1) * share)
+        mine = [places for index, places in enumerate(bins) if index % width in columns]
+        here = [[self._row(*drawn[place]) for place in places] for places in mine]
+        shape = (self.accumulate, share)
+        flat = self._collate(here, length=length, num_targets=num_targets, batch_size=math.prod(shape))
+        return StepBatch(
+            Batch(*(np.reshape(leaf, (*shape, *leaf.shape[1:])) for leaf in flat)),
+            [self._name(*drawn[place]) for place in sorted(place for places in mine for place in places)],
+            sum(len(row.ids) for rows in here for row in rows),
         )
-        shape = (self.accumulate, self.batch_size)
-        batch = Batch(*(np.reshape(leaf, (*shape, *leaf.shape[1:])) for leaf in flat))
-        return StepBatch(batch, indices, sum(len(row.ids) for row in rows))
+
+    @property
+    def _examples_per_step(self) -> int:
+        return self.batch_size * self.accumulate
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        """Rows per epoch: of the files, then of each online task."""
+        return [len(self.rows), *(online.task.items_per_epoch for online in self.online)]
+
+    @cached_property
+    def _places(self) -> tuple[np.ndarray, np.ndarray]:
+        """For each place of an epoch: the part of the data that is read there, and how many of that part come before.
+
+        The parts are mixed in the same way in every epoch, so that the second is known without going through them all.
+        """
+        parts = np.repeat(np.arange(len(self._sizes)), self._sizes)
+        if self.online:
+            np.random.default_rng(self.seed).shuffle(parts)
+        ranks = np.zeros_like(parts)
+        for part, size in enumerate(self._sizes):
+            ranks[parts == part] = np.arange(size)
+        return parts, ranks
+
+    @cached_property
+    def _order(self) -> Any:
+        """Index i is what the files give as their i-th row, counted over all epochs."""
+        import grain
+
+        return grain.MapDataset.range(len(self.rows)).seed(self.seed).shuffle()
+
+    def _drawn(self, step: int) -> list[tuple[int, int]]:
+        """(part, number of the row in it) of all examples of a step, on all hosts."""
+        epoch, step_of_epoch = divmod(int(step) - 1, self.steps_per_epoch)
+        start = step_of_epoch * self._examples_per_step
+        parts, ranks = (places[start : start + self._examples_per_step].tolist() for places in self._places)
+        numbers = (epoch * self._sizes[part] + rank for part, rank in zip(parts, ranks, strict=True))
+        return [
+            (part, int(self._order[number]) if part == _FILES else number)
+            for part, number in zip(parts, numbers, strict=True)
+        ]
+
+    def _row(self, part: int, number: int) -> Row:
+        return self.rows[number] if part == _FILES else self.online[part - 1][number]
+
+    def _name(self, part: int, number: int) -> int | str:
+        return number if part == _FILES else example_name(self.online[part - 1].task, number)
+
+    def _shape(self, bins: Sequence[Sequence[Row]]) -> tuple[int, int]:
+        """(tokens, predicted tokens) per row of the batch."""
+        length = padded_length(max(sum(len(row.ids) for row in rows) for rows in bins), self.max_length)
+        if not self.pack and not self.online:
+            # One number of targets for the whole run: a second changing shape would multiply the compilations.
+            return length, self.most_targets
+        return length, coarse_length(max(sum(row.num_targets for row in rows) for rows in bins), length)
+
+    def _rows_per_pass(self, bins: int) -> int:
+        if not self.pack:
+            return self.batch_size
+        fewest = padded_length(math.ceil(bins / self.accumulate), self.batch_size, least=1)
+        return math.ceil(fewest / self.process_count) * self.process_count
+
+    def _collate(self, bins: Sequence[Sequence[Row]], *, length: int, num_targets: int, batch_size: int) -> Batch:
+        if self.pack:
+            return collate_packed(bins, length=length, num_targets=num_targets, batch_size=batch_size)
+        rows = [row for rows in bins for row in rows]
+        return collate(rows, length=length, num_targets=num_targets, batch_size=batch_size)
 
 
 def sorted_batches(rows: Sequence[Row], batch_size: int, max_length: int) -> Iterator[tuple[Batch, int]]:

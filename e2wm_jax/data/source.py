@@ -2,10 +2,12 @@
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from e2wm_jax.data.online import PREFIX, OnlineTask, parse_online
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json_lines, read_text
 
@@ -32,19 +34,20 @@ class Question:
     where: str
 
 
-def parse_mixture(text: str) -> list[tuple[float, Path]]:
-    """Parse "1 plan.json 0.7 activity.json" into [(weight, path), ...]; a bare path has weight 1.
+def parse_mixture(text: str) -> list[tuple[float, Path | OnlineTask]]:
+    """Parse "1 plan.json 0.7 online:act_recog" into [(weight, path or task), ...]; a bare name has weight 1.
 
     Raises:
-        InputError: for a weight without a file, or a weight that is not positive.
+        InputError: for a weight without a name, a weight that is not positive, or an unknown online task.
     """
-    mixture: list[tuple[float, Path]] = []
+    mixture: list[tuple[float, Path | OnlineTask]] = []
     weight: float | None = None
     for word in text.split():
         try:
             number = float(word)
         except ValueError:
-            mixture.append((1.0 if weight is None else weight, Path(word)))
+            sources = parse_online(word) if word.startswith(PREFIX) else [Path(word)]
+            mixture += [(1.0 if weight is None else weight, source) for source in sources]
             weight = None
             continue
         if weight is not None:
@@ -75,9 +78,14 @@ def read_task(path: Path, weight: float = 1.0) -> list[TaskExample]:
     return examples
 
 
-def read_mixture(mixture: list[tuple[float, Path]]) -> list[TaskExample]:
-    """All examples of a mixture, files in order."""
-    return [example for weight, path in mixture for example in read_task(path, weight)]
+def read_mixture(mixture: Sequence[tuple[float, Path | OnlineTask]]) -> list[TaskExample]:
+    """All examples of the files of a mixture, in order."""
+    return [example for weight, path in mixture if isinstance(path, Path) for example in read_task(path, weight)]
+
+
+def online_tasks(mixture: Sequence[tuple[float, Path | OnlineTask]]) -> tuple[tuple[float, OnlineTask], ...]:
+    """The tasks of a mixture whose examples are made on demand, with their weights."""
+    return tuple((weight, task) for weight, task in mixture if isinstance(task, OnlineTask))
 
 
 def read_questions(path: Path) -> list[Question]:

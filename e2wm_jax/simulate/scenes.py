@@ -4,6 +4,7 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -14,32 +15,17 @@ from e2wm_jax.simulate.trajectory import Edge
 
 STATES = ("CLOSED", "OPEN", "ON", "OFF", "SITTING", "DIRTY", "CLEAN", "LYING", "PLUGGED_IN", "PLUGGED_OUT")
 RELATIONS = ("ON", "INSIDE", "BETWEEN", "CLOSE", "FACING", "HOLDS_RH", "HOLDS_LH", "SITTING")
-PROPERTIES = (
-    "SURFACES",
-    "GRABBABLE",
-    "SITTABLE",
-    "LIEABLE",
-    "HANGABLE",
-    "DRINKABLE",
-    "EATABLE",
-    "RECIPIENT",
-    "CUTTABLE",
-    "POURABLE",
-    "CAN_OPEN",
-    "HAS_SWITCH",
-    "READABLE",
-    "LOOKABLE",
-    "CONTAINERS",
-    "CLOTHES",
-    "PERSON",
-    "BODY_PART",
-    "COVER_OBJECT",
-    "HAS_PLUG",
-    "HAS_PAPER",
-    "MOVABLE",
-    "CREAM",
+PROPERTIES = tuple(
+    (
+        "SURFACES GRABBABLE SITTABLE LIEABLE HANGABLE DRINKABLE EATABLE RECIPIENT CUTTABLE POURABLE CAN_OPEN "
+        "HAS_SWITCH READABLE LOOKABLE CONTAINERS CLOTHES PERSON BODY_PART COVER_OBJECT HAS_PLUG HAS_PAPER MOVABLE "
+        "CREAM"
+    ).split()
 )
-_ROBOTHOW = "robothow:"
+CHARACTER = "character"
+PROCEDURAL = "procedural:"  # + seed: a made-up household
+ROBOTHOW = "robothow:"  # + program: its initial graph
+PREPARED = "+robothow:"  # scene + this + program: the scene made ready for the program's activity
 _PROGRAMS = "dataset/programs_processed_precond_nograb_morepreconds"
 _RESULTS = "TrimmedTestScene1_graph/results_intentions_march-13-18"
 
@@ -69,8 +55,8 @@ class Scene:
 
     @cached_property
     def character(self) -> Node:
-        """The one who acts: the character with the smallest id."""
-        return min(self.by_class["character"], key=lambda node: node.id)
+        """The one who acts; a scene has exactly one."""
+        return self.by_class[CHARACTER][0]
 
     @cached_property
     def by_class(self) -> dict[str, tuple[Node, ...]]:
@@ -84,8 +70,7 @@ class Scene:
 def parse_graph(graph: Any, name: str) -> Scene:
     """Check a VirtualHome graph, a dict with ``nodes`` and ``edges``, and turn it into a `Scene`.
 
-    Nodes with equal ids collapse (the last one wins), equal edges collapse; names of states, properties and
-    relations may be written in any case.
+    Equal nodes collapse, equal edges collapse; names of states, properties and relations may be written in any case.
 
     Raises:
         InputError: naming ``name`` and the first node or edge that breaks a rule.
@@ -98,45 +83,59 @@ def parse_graph(graph: Any, name: str) -> Scene:
         raise InputError(f'{name}: not a VirtualHome graph; expected {{"nodes": [...], "edges": [...]}}')
     nodes: dict[int, Node] = {}
     for position, record in enumerate(graph["nodes"]):
-        node = _parse_node(record, f"{name}: nodes[{position}]")
-        nodes[node.id] = node
+        _add_node(nodes, record, f"{name}: nodes[{position}]")
     edges = dict.fromkeys(
         _parse_edge(record, nodes, f"{name}: edges[{position}]") for position, record in enumerate(graph["edges"])
     )
-    if not any(node.class_name == "character" for node in nodes.values()):
-        raise InputError(f'{name}: no node of class "character"; the world needs someone who acts')
-    return Scene(name, nodes, tuple(edges))
+    return _checked(Scene(name, nodes, tuple(edges)))
 
 
 def patched(scene: Scene, patch: Mapping[str, Any]) -> Scene:
     """The scene with further ``nodes`` and ``edges`` ([from, relation, to]) and other ``states`` ({id: all states}).
 
     Raises:
-        InputError: if a new node or edge breaks a rule of graphs.
+        InputError: if something in the patch breaks a rule of graphs.
     """
     nodes = dict(scene.nodes)
     for position, record in enumerate(patch.get("nodes", ())):
-        node = _parse_node(record, f"{scene.name}: patch nodes[{position}]")
-        nodes[node.id] = node
+        _add_node(nodes, record, f"{scene.name}: patch nodes[{position}]")
     for number, states in patch.get("states", {}).items():
-        nodes[int(number)] = replace(nodes[int(number)], states=frozenset(states))
+        where = f"{scene.name}: patch states of {number!r}"
+        node = nodes.get(int(number)) if str(number).isdecimal() else None
+        if node is None:
+            raise InputError(f"{where}: not the id of a node")
+        nodes[node.id] = replace(node, states=_names({"states": states}, "states", STATES, where))
     keys = ("from_id", "relation_type", "to_id")
     edges = dict.fromkeys(scene.edges)
     for position, edge in enumerate(patch.get("edges", ())):
-        edges[_parse_edge(dict(zip(keys, edge, strict=True)), nodes, f"{scene.name}: patch edges[{position}]")] = None
-    return Scene(scene.name, nodes, tuple(edges))
+        where = f"{scene.name}: patch edges[{position}]"
+        if not isinstance(edge, list | tuple) or len(edge) != len(keys):
+            raise InputError(f"{where}: expected [from, relation, to], found {edge!r}")
+        edges[_parse_edge(dict(zip(keys, edge, strict=True)), nodes, where)] = None
+    return _checked(Scene(scene.name, nodes, tuple(edges)))
+
+
+def _add_node(nodes: dict[int, Node], record: Any, where: str) -> None:
+    node = _parse_node(record, where)
+    if nodes.setdefault(node.id, node) != node:
+        raise InputError(
+            f"{where}: id {node.id} is a {node.class_name} here and another {nodes[node.id].class_name} before; "
+            "ids must be unique"
+        )
 
 
 def _parse_node(record: Any, where: str) -> Node:
     _check_keys(record, ("id", "class_name", "properties", "states"), where)
-    if not isinstance(record["id"], int):
+    if type(record["id"]) is not int:  # a bool is an int for isinstance
         raise InputError(f"{where}: id {record['id']!r} is not an integer")
-    properties = _names(record, "properties", PROPERTIES, where)
+    for key in ("class_name", "category"):
+        if not isinstance(record.get(key), str) and (key == "class_name" or record.get(key) is not None):
+            raise InputError(f"{where}: {key} {record[key]!r} is not a string")
     return Node(
         record["id"],
-        str(record["class_name"]),
+        record["class_name"],
         record.get("category"),
-        properties,
+        _names(record, "properties", PROPERTIES, where),
         _names(record, "states", STATES, where),
     )
 
@@ -147,9 +146,45 @@ def _parse_edge(record: Any, nodes: Mapping[int, Node], where: str) -> Edge:
     if relation not in RELATIONS:
         raise InputError(f"{where}: unknown relation {relation}; known: {', '.join(RELATIONS)}")
     for key in ("from_id", "to_id"):
-        if record[key] not in nodes:
+        if type(record[key]) is not int or record[key] not in nodes:
             raise InputError(f"{where}: {key} {record[key]!r} is not the id of a node")
     return record["from_id"], relation, record["to_id"]
+
+
+def _checked(scene: Scene) -> Scene:
+    """The scene, if it is one that the world can be run in."""
+    characters = scene.by_class.get(CHARACTER, ())
+    if len(characters) != 1:
+        found = f"found {', '.join(str(node.id) for node in characters)}" if characters else "found none"
+        raise InputError(f'{scene.name}: the world needs exactly one node of class "{CHARACTER}", {found}')
+    if cycle := _endless_containers(scene):
+        path = " inside ".join(f"{scene.nodes[node].class_name} ({node})" for node in cycle)
+        raise InputError(f"{scene.name}: INSIDE edges go round in a circle: {path}; say which room these are in")
+    return scene
+
+
+def _endless_containers(scene: Scene) -> list[int]:
+    """A cycle of INSIDE edges that a node without a room of its own leads to, or nothing.
+
+    The executor looks for such a node's room from container to container, for ever. Cycles of nodes that are also
+    directly in a room do no harm, and real scenes have them (two curtains inside each other).
+    """
+    containers: dict[int, list[int]] = {}
+    for source, relation, target in scene.edges:
+        if relation == "INSIDE":
+            containers.setdefault(source, []).append(target)
+    waiting = [n for n, places in containers.items() if not any(scene.nodes[place].is_room for place in places)]
+    reached: dict[int, list[int]] = {}
+    while waiting:
+        node = waiting.pop()
+        if node not in reached and not scene.nodes[node].is_room:
+            reached[node] = containers.get(node, [])
+            waiting += reached[node]
+    try:
+        TopologicalSorter(reached).prepare()
+    except CycleError as error:
+        return list(reversed(error.args[1]))
+    return []
 
 
 def _check_keys(record: Any, keys: tuple[str, ...], where: str) -> None:
@@ -169,14 +204,27 @@ def _names(record: dict[str, Any], key: str, known: tuple[str, ...], where: str)
 
 
 def load(name: str) -> Scene:
-    """A scene by name: the path of a graph (``.json`` or ``.json.gz``, or with an ``init_graph`` inside), or
-    ``robothow:file1003_2`` for the initial graph of that RobotHow program.
+    """A scene by name: the path of a graph (``.json`` or ``.json.gz``, or with an ``init_graph`` inside);
+    ``robothow:file1003_2`` for the initial graph of that RobotHow program; ``procedural:7`` for a made-up household;
+    any of these followed by ``+robothow:file1003_2`` for that scene made ready for the program's activity.
 
     Raises:
         InputError: if there is no such scene, `virtualhome-eval` is missing or the graph is malformed.
     """
-    if name.startswith(_ROBOTHOW):
-        return program(name.removeprefix(_ROBOTHOW)).init
+    # Both modules stand on this one.
+    if PREPARED in name:
+        from e2wm_jax.simulate import transfer
+
+        return transfer.prepared(name)
+    if name.startswith(PROCEDURAL):
+        from e2wm_jax.simulate import households
+
+        seed = name.removeprefix(PROCEDURAL)
+        if not (seed.isascii() and seed.isdecimal()):
+            raise InputError(f"{name}: the seed of a household must be a number, as in {PROCEDURAL}7")
+        return households.household(int(seed))
+    if name.startswith(ROBOTHOW):
+        return program(name.removeprefix(ROBOTHOW)).init
     graph = read_json(Path(name))
     return parse_graph(graph.get("init_graph", graph), name)
 
@@ -229,9 +277,7 @@ def program_title(program_id: str) -> str:
 def _program_lines(program_id: str) -> list[str]:
     path = _robothow_folder("executable_programs") / f"{program_id}.txt"
     if not path.is_file():
-        raise InputError(
-            f"{_ROBOTHOW}{program_id}: no such RobotHow program; known are {program_ids()[0]} and 517 more"
-        )
+        raise InputError(f"{ROBOTHOW}{program_id}: no such RobotHow program; known are {program_ids()[0]} and 517 more")
     return read_text(path).splitlines()
 
 
@@ -242,7 +288,7 @@ def program(program_id: str) -> Program:
         InputError: if there is no such program or `virtualhome-eval` is not installed.
     """
     lines = _program_lines(program_id)
-    name = f"{_ROBOTHOW}{program_id}"
+    name = f"{ROBOTHOW}{program_id}"
     graphs = read_json(_robothow_folder("init_and_final_graphs") / f"{program_id}.json")
     return Program(
         id=program_id,

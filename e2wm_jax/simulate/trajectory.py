@@ -22,10 +22,13 @@ class Step:
     edges_removed: tuple[Edge, ...] = ()
     states_added: tuple[NodeState, ...] = ()
     states_removed: tuple[NodeState, ...] = ()
+    actor: int = 0  # which person, in an episode of several
 
     def to_json(self) -> dict[str, Any]:
-        """The step with short keys: a, ok, exc, msg, e+, e-, s+, s-; those without content are left out."""
+        """The step with short keys: a, by, ok, exc, msg, e+, e-, s+, s-; those without content are left out."""
         record: dict[str, Any] = {"a": self.action, "ok": int(self.ok)}
+        if self.actor:
+            record["by"] = self.actor
         if self.exception is not None:
             record["exc"] = self.exception
         if self.messages:
@@ -52,6 +55,7 @@ class Step:
             edges_removed=tuple((int(a), str(r), int(b)) for a, r, b in record.get("e-", ())),
             states_added=tuple((int(n), str(s)) for n, s in record.get("s+", ())),
             states_removed=tuple((int(n), str(s)) for n, s in record.get("s-", ())),
+            actor=int(record.get("by", 0)),
         )
 
 
@@ -59,7 +63,7 @@ class Step:
 class Trajectory:
     """One episode in one world.
 
-    ``scene`` is what `scenes.load` takes ("robothow:file1003_2" or a path); ``classes`` names every node id that the
+    ``scene`` is what `scenes.load` takes ("robothow:file1003_2", "procedural:7" or a path); ``classes`` names every node id that the
     steps or their deltas mention, so that text can be made without opening the scene again.
     """
 

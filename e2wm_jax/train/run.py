@@ -9,21 +9,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from e2wm_jax import lora
+from e2wm_jax import __version__, lora
 from e2wm_jax.adapter_files import read_adapter, write_adapter
 from e2wm_jax.checkpoint import checkpoints, restore, save
 from e2wm_jax.data.loader import Loader
-from e2wm_jax.data.source import parse_mixture, read_mixture
-from e2wm_jax.data.tokenize import task_rows
+from e2wm_jax.data.source import online_tasks, parse_mixture
 from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json, sha256, write_json
 from e2wm_jax.fisher.files import read_fisher
 from e2wm_jax.metrics import append, metrics_log, read_metrics
-from e2wm_jax.model_files import locate
+from e2wm_jax.model_files import ModelFiles, locate
 from e2wm_jax.models.weights import Model, load
 from e2wm_jax.progress import progress_bar, say
 from e2wm_jax.regularizers.quadratic import Fisher, rowmax127
+from e2wm_jax.train.feed import on_device, open_data
 from e2wm_jax.train.interrupt import stop_requests
 from e2wm_jax.train.report import write_report
 from e2wm_jax.train.settings import TrainSettings, check
@@ -46,18 +46,11 @@ def run(settings: TrainSettings) -> dict[str, Any]:
 
     # Data first: most mistakes are there, and finding them needs no weights.
     files = locate(settings.model)
-    examples = read_mixture(parse_mixture(settings.data))
-    rows, kept = task_rows(
-        load_tokenizer(files),
-        examples,
-        max_length=settings.max_length,
-        special_tokens=settings.special_tokens,
-        skip_truncated=settings.skip_truncated,
-    )
-    if len(kept) < len(examples):
-        say(f"skipped {len(examples) - len(kept)} of {len(examples)} rows: no answer token within --max-length")
-    loader = Loader(rows, settings.batch_size, settings.accumulate, settings.max_length, settings.seed)
+    with open_data(settings, load_tokenizer(files)) as (loader, kept):
+        return _train(settings, files, loader, kept)
 
+
+def _train(settings: TrainSettings, files: ModelFiles, loader: Loader, kept: list[int]) -> dict[str, Any]:
     model = load(files, settings.base_dtype)
     adapters, spec = _start(settings, model)
     fisher = _fisher(settings, model, spec)
@@ -97,10 +90,10 @@ def _loop(
         bar.update(first - 1)
         # What a finished run reports again.
         row: dict[str, Any] = next(reversed(read_metrics(settings.out / METRICS_FILE)), {})
-        for step, item in enumerate(loader.batches(first, config.steps), start=first):
+        for step, item in enumerate(on_device(loader.batches(first, config.steps)), start=first):
             state, metrics = train_step(config, state, model.params, fisher, item.batch)
             row = {name: float(value) for name, value in metrics.items()}
-            examples = [kept[index] for index in item.examples]
+            examples = [kept[name] if isinstance(name, int) else name for name in item.examples]
             if not math.isfinite(row["loss"]):
                 raise FloatingPointError(f"step {step}: the loss is {row['loss']} on examples {examples}")
             tokens += item.tokens
@@ -169,10 +162,18 @@ def _write_adapter(settings: TrainSettings, state: TrainState, config: StepConfi
 
 
 def _resolved(settings: TrainSettings) -> dict[str, Any]:
-    """The settings as JSON, with the content of the data; `resume` is how a run is continued, not what it is."""
+    """The settings as JSON, with the content of the data; `resume` is how a run is continued, not what it is.
+
+    Online data are what this version makes of their names and scenes.
+    """
     record = dataclasses.asdict(settings)
     del record["resume"]
-    files = {str(path): sha256(path) for _, path in parse_mixture(settings.data) if path.is_file()}
+    mixture = parse_mixture(settings.data)
+    tasks = [task for _, task in online_tasks(mixture)]
+    paths = [path for _, path in mixture if isinstance(path, Path)]
+    paths += [Path(scene) for task in tasks for scene in task.scenes]
+    files = {str(path): sha256(path) for path in paths if path.is_file()}
+    files |= {task.name: f"made by e2wm_jax {__version__}" for task in tasks}
     return {key: str(value) if isinstance(value, Path) else value for key, value in record.items()} | {_SHA256: files}
 
 
@@ -189,7 +190,7 @@ def _check_out(settings: TrainSettings) -> None:
         return  # never started: starts now
     earlier, now = read_json(config), _resolved(settings)
     for key, value in now.items():
-        if key not in ("out", "keep_checkpoints", _SHA256) and earlier.get(key) != value:
+        if key not in ("out", "keep_checkpoints", "workers", _SHA256) and earlier.get(key) != value:
             raise InputError(
                 f"--resume: {out} was run with {key} = {earlier.get(key)!r}, not {value!r}; "
                 "repeat its settings, or give a new --out"

@@ -5,18 +5,20 @@ from pathlib import Path
 from typing import Literal
 
 from e2wm_jax.config import DType, LoraConfig
+from e2wm_jax.data.source import online_tasks, parse_mixture
 from e2wm_jax.errors import InputError, check_at_least
 from e2wm_jax.regularizers.quadratic import RegularizerName
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Finetune LoRA adapters on task files, held by a regularizer near what the model knows."""
+    """Finetune LoRA adapters on tasks, held by a regularizer near what the model knows."""
 
     model: str
     """Hugging Face directory, .gguf file, hub id, or smollm2-135m."""
     data: str
-    """Mixture of task files: "weight file weight file ...", e.g. "1 plan.json 0.7 activity.json"."""
+    """Mixture of task files and endless tasks made on demand: "weight name weight name ...", e.g. "1 plan.json 0.7
+    online:act_recog". Online: plan_gen, act_recog, count, obj_move, or all; e.g. "online:plan_gen?simulations=500"."""
     out: Path
     """Run directory to write."""
     fisher: Path | None = None
@@ -35,13 +37,17 @@ class TrainSettings:
     epochs: int = 3
     """Passes over the data."""
     steps: int | None = None
-    """Optimizer steps; replaces --epochs."""
+    """Optimizer steps; replaces --epochs. Online data needs it."""
     batch_size: int = 20
     """Examples per forward pass."""
     accumulate: int = 1
     """Forward passes per optimizer step; equal to one batch of batch_size * accumulate examples."""
     max_length: int = 800
     """Rows are cut on the right to this many tokens."""
+    pack: bool = False
+    """Several examples in one row, where they fit: less padding, the same loss."""
+    workers: int | None = None
+    """Processes that make online data; default: one less than there are cores. The data do not depend on it."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """adamw: betas 0.9, 0.999, eps 1e-8."""
     weight_decay: float = 0.01
@@ -70,7 +76,10 @@ def check(settings: TrainSettings) -> None:
     Raises:
         InputError: naming the flag, its value and the rule.
     """
+    if settings.steps is None and (tasks := online_tasks(parse_mixture(settings.data))):
+        raise InputError(f"--data: {tasks[0][1].name} has no end; say how far to go with --steps N")
     check_at_least(
+        ("--workers", settings.workers, 0),
         ("--epochs", settings.epochs, 1),
         ("--steps", settings.steps, 1),
         ("--batch-size", settings.batch_size, 1),

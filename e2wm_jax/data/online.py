@@ -1,0 +1,75 @@
+"""Names of endless data: "online:count" stands for counting stories that are made while the model reads them."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+from urllib.parse import parse_qsl
+
+from e2wm_jax.errors import InputError
+
+PREFIX = "online:"
+TaskName = Literal["plan_gen", "act_recog", "count", "obj_move"]
+TASKS: tuple[TaskName, ...] = get_args(TaskName)
+# What an epoch takes from a task, so that mixtures have the proportions of the official files.
+_ITEMS = {"plan_gen": 1659, "act_recog": 1659, "count": 1000, "obj_move": 1000}
+_OPTIONS: dict[TaskName, tuple[str, ...]] = {
+    "plan_gen": ("simulations", "dialect"),
+    "act_recog": ("simulations", "dialect"),
+    "count": ("scene", "dialect"),
+    "obj_move": (),
+}
+
+
+@dataclass(frozen=True)
+class OnlineTask:
+    """A task whose examples are made on demand: example i of a seed is always the same one."""
+
+    name: str  # "online:count?scene=a.json"
+    task: TaskName
+    scenes: tuple[str, ...] = ()  # count: to explore; without any, the initial graphs of RobotHow
+    simulations: int = 200  # plan_gen, act_recog: of each search; few, and superfluous moves are then left out
+    dialect: str = "vh23"
+
+    @property
+    def items_per_epoch(self) -> int:
+        """Examples that count as one pass; there is no end to them."""
+        return _ITEMS[self.task]
+
+
+def parse_online(word: str) -> list[OnlineTask]:
+    """The tasks of "online:count", "online:plan_gen?simulations=500", "online:count?scene=a.json&scene=b.json" or
+    "online:all", which is all four.
+
+    Raises:
+        InputError: for an unknown task or option, or a value out of range.
+    """
+    name, _, query = word.removeprefix(PREFIX).partition("?")
+    if name == "all":
+        if query:
+            raise InputError(f"--data {word}: options belong to one task; name the tasks, e.g. online:count?{query}")
+        return [OnlineTask(f"{PREFIX}{task}", task) for task in TASKS]
+    for task in TASKS:
+        if task == name:
+            return [_with_options(word, task, query)]
+    raise InputError(f"--data {word}: no online task {name!r}; choose one of {', '.join(TASKS)}, all")
+
+
+def _with_options(word: str, task: TaskName, query: str) -> OnlineTask:
+    options: dict[str, list[str]] = {}
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        if key not in _OPTIONS[task] or not value:
+            offered = ", ".join(_OPTIONS[task]) or "none"
+            raise InputError(f"--data {word}: no option {key}={value}; options of {task}: {offered}")
+        options.setdefault(key, []).append(value)
+    for key, values in options.items():
+        if key != "scene" and len(values) > 1:
+            raise InputError(f"--data {word}: {key} is given {len(values)} times; give it once")
+    simulations = options.get("simulations", ["200"])[0]
+    if not simulations.isdecimal() or int(simulations) < 1:
+        raise InputError(f"--data {word}: simulations={simulations}: must be a whole number of at least 1")
+    return OnlineTask(
+        name=word,
+        task=task,
+        scenes=tuple(options.get("scene", ())),
+        simulations=int(simulations),
+        dialect=options.get("dialect", ["vh23"])[0],
+    )

@@ -1,0 +1,52 @@
+"""Packing: several short rows in one long one, kept apart by segments.
+
+A row's loss does not change: a packed row sees itself only, at its own positions. So packing changes the shape of a
+batch and nothing else.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from e2wm_jax.data.batch import Batch, Row
+
+
+def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Bins of indices whose lengths sum up to `capacity` at most; longest first (Johnson 1973: at most 11/9 of the
+    fewest possible bins, and one).
+
+    Raises:
+        ValueError: if something is longer than a bin.
+    """
+    if lengths and max(lengths) > capacity:
+        raise ValueError(f"{max(lengths)=} does not fit into {capacity=}")
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        place = next((place for place, free in enumerate(room) if free >= lengths[index]), len(bins))
+        if place == len(bins):
+            bins.append([])
+            room.append(capacity)
+        bins[place].append(index)
+        room[place] -= lengths[index]
+    return bins
+
+
+def collate_packed(bins: Sequence[Sequence[Row]], *, length: int, num_targets: int, batch_size: int) -> Batch:
+    """`collate` for bins of rows: the rows of a bin are its segments 1, 2, ..., each with positions from 0."""
+    shape, target_shape = (batch_size, length), (batch_size, num_targets)
+    ids, positions = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    segments = np.full(shape, -1, np.int32)
+    targets, weights = np.ones(target_shape, np.int32), np.zeros(target_shape, np.float32)
+    for index, rows in enumerate(bins):
+        start = target = 0
+        for segment, row in enumerate(rows, start=1):
+            place = slice(start, start + len(row.ids))
+            ids[index, place] = row.ids
+            positions[index, place] = np.arange(len(row.ids))
+            segments[index, place] = segment
+            marks = slice(target, target + row.num_targets)
+            targets[index, marks] = start + np.arange(row.first_target, len(row.ids))
+            weights[index, marks] = row.weight
+            start, target = place.stop, marks.stop
+    return Batch(ids, positions, segments, targets, weights)

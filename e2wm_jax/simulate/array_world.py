@@ -1,0 +1,307 @@
+"""The array engine as a `World`: one environment on a CPU core, all dialects."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import permutations
+
+import numpy as np
+
+from e2wm_jax.simulate import native
+from e2wm_jax.simulate.actions import VERBS, Action, Thing
+from e2wm_jax.simulate.rules import RULES, VERB_INDEX, Check, Effect, Otherwise, Test
+from e2wm_jax.simulate.scenes import STATES, Scene
+from e2wm_jax.simulate.tables import CLOSE, INSIDE, ON, RELATIONS, Tables, dialect_rules, tables_of
+from e2wm_jax.simulate.trajectory import Edge, NodeState, Step
+from e2wm_jax.simulate.world import split_fact
+
+_CRASHES_WITHOUT_NODE = (Effect.WALK, Effect.FIND_OR_WALK)  # as executed; other verbs say "cannot be found"
+_HANDS = ("HOLDS_RH", "HOLDS_LH")
+
+
+@dataclass(frozen=True)
+class Base:
+    """What the states of one scene share."""
+
+    scene: Scene
+    tables: Tables
+    native: native.NativeTables
+    number: dict[int, int]  # node id -> number
+    incident: dict[int, tuple[Edge, ...]]  # node id -> edges of the scene from or to it
+    constant: frozenset[Edge]  # of the relations that no action changes
+
+
+@dataclass(frozen=True)
+class ArrayState:
+    """One state: never written to once made."""
+
+    base: Base
+    vector: np.ndarray  # [size] uint32, see `tables.Layout`
+
+
+class ArrayWorld:
+    """The household world of `rules`."""
+
+    def __init__(self, dialect: str = "vh23") -> None:
+        """
+        Raises:
+            InputError: for an unknown dialect.
+        """
+        self._rules = dialect_rules(dialect)
+        self.dialect = dialect
+
+    def initial(self, scene: Scene) -> ArrayState:
+        """The state in which nothing has happened yet.
+
+        Raises:
+            InputError: for a scene that the array engine cannot express.
+        """
+        tables = tables_of(scene, self.dialect)
+        incident: dict[int, list[Edge]] = {node: [] for node in scene.nodes}
+        for edge in scene.edges:
+            for node in {edge[0], edge[2]}:
+                incident[node].append(edge)
+        constant = frozenset(e for e in scene.edges if e[1] not in RELATIONS and e[1] not in _HANDS)
+        number = {node: index for index, node in enumerate(scene.nodes)}
+        base = Base(scene, tables, native.native_tables(tables), number, {node: tuple(edges) for node, edges in incident.items()}, constant)
+        return ArrayState(base, tables.start)
+
+    def step(self, state: ArrayState, action: Action) -> tuple[ArrayState, Step]:
+        """Execute one script line."""
+        new, messages, exception = self._execute(state, action)
+        if new is None:
+            return state, Step(str(action), ok=False, messages=messages, exception=exception)
+        return new, Step(str(action), True, messages, exception, *_changes(state, new))
+
+    def advance(self, state: ArrayState, action: Action) -> ArrayState | None:
+        """The next state, or None where the line fails or has no effect other than a message."""
+        nodes = [state.base.number.get(thing.id) for thing in action.things]
+        if None in nodes:
+            return None
+        x, y = (*nodes, 0, 0)[:2]
+        vector = state.vector.copy()
+        done = native.advance(state.base.native, vector, VERB_INDEX[action.verb.upper()], x, y)
+        return ArrayState(state.base, vector) if done else None
+
+    def _execute(
+        self, state: ArrayState, action: Action
+    ) -> tuple[ArrayState | None, tuple[str, ...], str | None]:
+        """(next state or None, messages, exception), as the executor of the dialect gives them."""
+        verb, tables = VERB_INDEX[action.verb.upper()], state.base.tables
+        nodes = [state.base.number.get(thing.id) for thing in action.things]
+        never = self._rules.of_verb[verb][:1] and self._rules.of_verb[verb][0].test is Test.NEVER
+        if None in nodes and not (never and action.verb.startswith("LookAt")):
+            if RULES[verb].effect in _CRASHES_WITHOUT_NODE:
+                return None, (), "AttributeError"
+            return None, (f"{action.things[nodes.index(None)]} cannot be found",), None
+        x, y = (*(node or 0 for node in nodes), 0, 0)[:2]
+        vector = state.vector.copy()
+        succeeds, place, note = native.step(state.base.native, vector, verb, x, y)
+        messages: list[str] = []
+        exception = None
+        if note >= 100:  # a far FIND, whose walk failed
+            check = self._rules.of_verb[VERB_INDEX["WALK"]][note - 100]
+            if check.otherwise is Otherwise.CRASH:
+                return None, (), self._message(state, check, x, x, action)
+            messages += filter(None, [self._message(state, check, x, x, action)])
+            if not succeeds:
+                messages.append(f"{_name(state, tables.character)} is not close to {_name(state, x)}")
+        elif note >= 0:
+            messages.append(self._message(state, self._rules.of_verb[verb][note], x, y, action))
+        if place >= 0:
+            check = self._rules.of_verb[verb][place]
+            message = self._message(state, check, x, y, action)
+            if check.otherwise is Otherwise.CRASH or message == "KeyError":
+                exception = message
+            elif message:
+                messages.append(message)
+        if not succeeds:
+            return None, tuple(messages), exception
+        return (state if place >= 0 else ArrayState(state.base, vector)), tuple(messages), None
+
+    def _message(self, state: ArrayState, check: Check, x: int, y: int, action: Action) -> str:
+        tables, vector = state.base.tables, state.vector
+        if check.test is Test.OPEN_DOORS:
+            return _doors_message(state, x)
+        if "{Y}" in check.message and len(action.things) == 1:  # PutObjBack
+            y = (int(vector[tables.layout.memory + x]) - 1) >> 2
+        names = {"C": tables.character, "X": x, "Y": y}
+        words = {key: _name(state, node) for key, node in names.items()}
+        words |= {f"{key}NAME": str(thing) for key, thing in zip("XY", action.things, strict=False)}
+        if check.test is Test.SAME_ROOM:
+            for key, node in (("CROOM", tables.character), ("XROOM", x)):
+                words[key] = _name(state, native.room(state.base.native, vector, node))
+        return check.message.format(**words)
+
+    def legal_actions(self, state: ArrayState, verbs: Iterable[str], nodes: Iterable[int]) -> list[Action]:
+        """Every line of these verbs over these nodes that works now."""
+        scene = state.base.scene
+        things = [Thing(scene.nodes[node].class_name, node) for node in nodes]
+        candidates = (
+            Action(VERBS[name.upper()].name, chosen)
+            for name in verbs
+            for chosen in permutations(things, VERBS[name.upper()].arity)
+        )
+        return [action for action in candidates if self.advance(state, action) is not None]
+
+    def node_states(self, state: ArrayState, node: int) -> frozenset[str]:
+        """The names of the states a node has now."""
+        tables, number = state.base.tables, state.base.number[node]
+        bits = state.vector[tables.layout.states + number // 32 : tables.layout.hands : tables.words]
+        return frozenset(name for name, word in zip(STATES, bits.tolist(), strict=True) if word >> (number % 32) & 1)
+
+    def targets(self, state: ArrayState, node: int, relation: str) -> tuple[int, ...]:
+        """The nodes that edges of this relation lead to from ``node``, in the order the executor sees them."""
+        tables, number = state.base.tables, state.base.number[node]
+        ids = tables.ids
+        if relation in _HANDS:
+            held = int(state.vector[tables.layout.hands + _HANDS.index(relation)])
+            return (int(ids[held - 1]),) if held and number == tables.character else ()
+        if relation not in RELATIONS:
+            return tuple(b for a, r, b in state.base.constant if (a, r) == (node, relation))
+        index = RELATIONS.index(relation)
+        row, out = np.empty(tables.words, np.uint32), np.empty(tables.nodes, np.int64)
+        native.targets(state.base.native, state.vector, index, number, row)
+        if index not in (ON, INSIDE, CLOSE):
+            return tuple(ids[_members(row)].tolist())
+        count = native.in_set_order(state.base.native, state.vector, index, number, row, out)
+        return tuple(ids[out[:count]].tolist())
+
+    def sources(self, state: ArrayState, node: int, relation: str) -> frozenset[int]:
+        """The nodes from which edges of this relation lead to ``node``."""
+        tables = state.base.tables
+        if relation not in RELATIONS:
+            return frozenset(a for a, r, b in self.edges(state) if (r, b) == (relation, node))
+        row = np.empty(tables.words, np.uint32)
+        native.sources(state.base.native, state.vector, RELATIONS.index(relation), state.base.number[node], row)
+        return frozenset(tables.ids[_members(row)].tolist())
+
+    def edges(self, state: ArrayState) -> set[Edge]:
+        """All edges of the current graph."""
+        return _edges_at(state, range(state.base.tables.nodes)) | state.base.constant
+
+    def states(self, state: ArrayState) -> set[NodeState]:
+        """All states of all nodes."""
+        tables = state.base.tables
+        rows = _state_rows(state)
+        return {(int(node), name) for row, name in zip(rows, STATES, strict=True) for node in tables.ids[_members(row)]}
+
+    def gained_test(self, scene: Scene, facts: tuple[str, ...]) -> Callable[[ArrayState], frozenset[str]]:
+        """A function that tells which of ``facts`` hold in a state by a change since the beginning: a node that gained
+        the state, an edge that is not in the scene."""
+        tests = {fact: _compile(scene, *split_fact(fact)) for fact in facts}
+        return lambda state: frozenset(fact for fact, test in tests.items() if test(self, state))
+
+
+def _compile(
+    scene: Scene, first: str, second: str, third: str | None = None
+) -> Callable[[ArrayWorld, ArrayState], bool]:
+    sources = scene.by_class.get(first, ())
+    if third is None:
+        fresh = [node.id for node in sources if second not in node.states]
+        return lambda world, state: any(second in world.node_states(state, node) for node in fresh)
+    before = set(scene.edges)
+    targets = {node.id for node in scene.by_class.get(third, ())}
+    pairs = [(node.id, targets) for node in sources]
+    if second == "CLOSE":
+        pairs += [(node, {source.id for source in sources}) for node in targets]
+
+    def test(world: ArrayWorld, state: ArrayState) -> bool:
+        return any(
+            target in wanted and (source, second, target) not in before
+            for source, wanted in pairs
+            for target in world.targets(state, source, second)
+        )
+
+    return test
+
+
+def _members(words: np.ndarray) -> np.ndarray:
+    return np.flatnonzero(np.unpackbits(np.ascontiguousarray(words).view(np.uint8), bitorder="little"))
+
+
+def _name(state: ArrayState, number: int) -> str:
+    node = state.base.scene.nodes[int(state.base.tables.ids[number])]
+    return f"<{node.class_name}> ({node.id})"
+
+
+def _state_rows(state: ArrayState) -> np.ndarray:
+    layout, words = state.base.tables.layout, state.base.tables.words
+    return state.vector[layout.states : layout.hands].reshape(-1, words)
+
+
+def _edges_at(state: ArrayState, numbers: Iterable[int]) -> set[Edge]:
+    """The edges from or to nodes, of the relations that actions change."""
+    tables, vector, ids = state.base.tables, state.vector, state.base.tables.ids
+    layout, c = tables.layout, int(ids[tables.character])
+    wanted = {int(ids[number]) for number in numbers}
+    wiped = vector[layout.wiped : layout.close].reshape(4, -1)
+    gone = [{int(ids[number]) for number in _members(row)} for row in wiped]
+    found: set[Edge] = set()
+    for node in wanted:
+        for edge in state.base.incident[node]:
+            source, relation, target = edge
+            if relation not in RELATIONS:
+                continue
+            if (source == c and relation != "INSIDE") or (target == c and relation in ("CLOSE", "ON")):
+                continue  # the state holds these
+            if source not in gone[index := RELATIONS.index(relation)] and target not in gone[index]:
+                found.add(edge)
+    for entry in vector[layout.edges : layout.edges + int(vector[layout.count])].tolist():
+        source, target, name = int(ids[entry >> 12 & 0xFFF]), int(ids[entry & 0xFFF]), RELATIONS[entry >> 24]
+        found.add((source, name, target))
+        if name == "CLOSE":
+            found.add((target, name, source))
+    for name, place in (("CLOSE", layout.close), ("FACING", layout.facing), ("ON", layout.on)):
+        for number in _members(vector[place : place + tables.words]):
+            found.add((c, name, int(ids[number])))
+            if name == "CLOSE":
+                found.add((int(ids[number]), name, c))
+    for hand, name in enumerate(_HANDS):
+        if held := int(vector[layout.hands + hand]):
+            found.add((c, name, int(ids[held - 1])))
+    return {edge for edge in found if edge[0] in wanted or edge[2] in wanted}
+
+
+def _changes(
+    old: ArrayState, new: ArrayState
+) -> tuple[tuple[Edge, ...], tuple[Edge, ...], tuple[NodeState, ...], tuple[NodeState, ...]]:
+    """Edges gained and lost, states gained and lost, sorted."""
+    tables = old.base.tables
+    layout = tables.layout
+    touched = {tables.character}
+    touched.update(_members(old.vector[layout.wiped : layout.close] ^ new.vector[layout.wiped : layout.close]) % (32 * tables.words))
+    listed = [set(s.vector[layout.edges : layout.edges + int(s.vector[layout.count])].tolist()) for s in (old, new)]
+    for entry in listed[0] ^ listed[1]:
+        touched |= {entry >> 12 & 0xFFF, entry & 0xFFF}
+    before, after = (_edges_at(state, [int(number) for number in touched]) for state in (old, new))
+    rows = _state_rows(old), _state_rows(new)
+    gained, lost = (
+        tuple(
+            sorted(
+                (int(tables.ids[number]), name)
+                for one, other, name in zip(*pair, STATES, strict=True)
+                for number in _members(one & ~other)
+            )
+        )
+        for pair in (rows[::-1], rows)
+    )
+    return tuple(sorted(after - before)), tuple(sorted(before - after)), gained, lost
+
+
+def _doors_message(state: ArrayState, x: int) -> str:
+    """Why the doors do not let the character pass; "KeyError" is an exception's name."""
+    tables, vector = state.base.tables, state.vector
+    reason = native.doors_open(state.base.native, vector, x)
+    here, there = native.room(state.base.native, vector, tables.character), native.room(state.base.native, vector, x)
+    if reason == 3:
+        return "KeyError"
+    if reason == 1:
+        return f"No path between between {_name(state, here)} and {_name(state, there)}"
+    way = tables.ways[tables.room_number[here], tables.room_number[there]]
+    doors = [int(tables.doors[door]) for door in way if door >= 0]
+    closed = [door for door in doors if "CLOSED" in ArrayWorld.node_states(_ANY, state, int(tables.ids[door]))]
+    names = ", ".join(_name(state, door) for door in closed)
+    return f"Door(s) {names} between {_name(state, here)} and {_name(state, there)} is (are) closed"
+
+
+_ANY = ArrayWorld()

@@ -1,0 +1,33 @@
+"""What an episode has changed by its end, put together from what its steps report; the scene is not needed."""
+
+from e2wm_jax.simulate.trajectory import Edge, NodeState, Trajectory
+from e2wm_jax.simulate.world import edge_fact, split_fact, state_fact
+
+
+def final_change(trajectory: Trajectory) -> frozenset[str]:
+    """The facts, between classes, that hold at the end and did not hold at the beginning.
+
+    The first step that mentions an edge or a state tells whether it was there before: what is taken away was, what is
+    added was not.
+    """
+    initially: dict[Edge | NodeState, bool] = {}
+    finally_: dict[Edge | NodeState, bool] = {}
+    for step in trajectory.steps:
+        for change in (*step.edges_removed, *step.states_removed):
+            initially.setdefault(change, True)
+            finally_[change] = False
+        for change in (*step.edges_added, *step.states_added):
+            initially.setdefault(change, False)
+            finally_[change] = True
+    return frozenset(_fact(change, trajectory.classes) for change in finally_ if finally_[change] > initially[change])
+
+
+def _fact(change: Edge | NodeState, classes: dict[int, str]) -> str:
+    if len(change) == 2:
+        return state_fact(classes[change[0]], change[1])
+    return edge_fact(classes[change[0]], change[1], classes[change[2]])
+
+
+def without_closeness(goal: frozenset[str]) -> frozenset[str]:
+    """The goal without what the character must be CLOSE to, unless it asks for nothing else; see `plan.select`."""
+    return frozenset(fact for fact in goal if split_fact(fact)[1] != "CLOSE") or goal
