@@ -46,6 +46,9 @@ COMMANDS = {
     "eval perplexity": Command(
         "e2wm_jax.evaluate.perplexity", "PerplexitySettings", "run", "perplexity on general text"
     ),
+    "bench loader": Command(
+        "e2wm_jax.bench.loader", "LoaderBenchSettings", "run", "the data loader, against a plain loop and training"
+    ),
 }
 
 

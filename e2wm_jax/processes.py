@@ -4,6 +4,7 @@ Each process has a pipe and a thread of its own. The end of a pipe tells at once
 was lost; with a queue shared by all, a process killed while it holds the queue's lock would stop the others.
 """
 
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -56,7 +57,8 @@ class Workers(Generic[Job, Result]):
     def __init__(self, function: Callable[[Job], Result], count: int) -> None:
         self._function = function
         self._payload = pickle.dumps(function) if count else b""
-        self._jobs: queue.SimpleQueue[tuple[Job, Future[Result]] | None] = queue.SimpleQueue()
+        self._jobs: queue.PriorityQueue[tuple[int, int, tuple[Job, Future[Result]] | None]] = queue.PriorityQueue()
+        self._numbers = itertools.count()  # jobs of equal priority in the order in which they came
         self._lock = threading.Lock()  # guards _closing and _running
         self._closing = False
         self._running: set[_Worker] = set()
@@ -83,15 +85,18 @@ class Workers(Generic[Job, Result]):
         with self._lock:
             return [worker.process.pid for worker in self._running if worker.process.pid is not None]
 
-    def submit(self, job: Job) -> Future[Result]:
-        """The future result: an InputError of the function as it is, another exception as RuntimeError with its
-        traceback, WorkerDiedError where `ATTEMPTS` processes died of the job."""
+    def submit(self, job: Job, *, later: int = 0) -> Future[Result]:
+        """The result, in future; jobs with a smaller `later` go first.
+
+        An InputError of the function is raised as it is, another exception as RuntimeError with its traceback,
+        WorkerDiedError where `ATTEMPTS` processes died of the job.
+        """
         future: Future[Result] = Future()
         with self._lock:
             if self._closing:
                 future.cancel()
             elif self._threads:
-                self._jobs.put((job, future))
+                self._jobs.put((later, next(self._numbers), (job, future)))
         if not self._threads and future.set_running_or_notify_cancel():
             try:
                 future.set_result(self._function(job))
@@ -106,17 +111,17 @@ class Workers(Generic[Job, Result]):
             for worker in self._running:
                 worker.process.kill()
         for _ in self._threads:
-            self._jobs.put(None)
+            self._jobs.put((-1, next(self._numbers), None))
         for thread in self._threads:
             thread.join()
         while not self._jobs.empty():
-            if (entry := self._jobs.get()) is not None:
+            if (entry := self._jobs.get()[-1]) is not None:
                 entry[1].cancel()
 
     def _serve(self) -> None:
         """One thread's life: jobs to its process, results to their futures."""
         worker: _Worker | None = None
-        while (entry := self._jobs.get()) is not None:
+        while (entry := self._jobs.get()[-1]) is not None:
             job, future = entry
             if future.set_running_or_notify_cancel():
                 try:

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from e2wm_jax.data.batch import Batch, Row, collate, padded_length
+from e2wm_jax.data.batch import Batch, Row, coarse_length, collate, padded_length
 from e2wm_jax.data.loader import Loader, StepBatch, sorted_batches
+from e2wm_jax.data.pack import collate_packed, first_fit
 
 
 def test_padded_lengths_are_few_and_near() -> None:
@@ -18,6 +19,11 @@ def test_padded_lengths_are_few_and_near() -> None:
     assert sorted(set(lengths))[:6] == [16, 24, 32, 48, 64, 96]
     assert len(set(lengths)) == 18
     assert all(padded_length(n, 800) == min(padded, 800) for n, padded in enumerate(lengths[:800], start=1))
+
+
+def test_numbers_of_rows_and_of_targets_are_few() -> None:
+    assert [padded_length(n, 20, least=1) for n in (1, 2, 3, 4, 5, 7, 9, 13, 17)] == [1, 2, 3, 4, 6, 8, 12, 16, 20]
+    assert [coarse_length(n, 800) for n in (1, 16, 17, 64, 65, 256, 257, 800)] == [16, 16, 64, 64, 256, 256, 800, 800]
 
 
 def test_collate_by_hand() -> None:
@@ -127,3 +133,105 @@ def test_sorted_batches_hold_every_row_once() -> None:
                 seen.append(int(ids[0]))
         assert len(seen) % 4 == 0 or len(seen) == 23
     assert sorted(seen) == list(range(23))
+
+
+# ------------------------------------------------------------------------------------------------------------- packing
+
+
+def test_first_fit_by_hand() -> None:
+    assert first_fit([3, 7, 5, 2, 4], 10) == [[1, 0], [2, 4], [3]]
+    assert first_fit([10, 10], 10) == [[0], [1]]
+    assert first_fit([], 10) == []
+    with pytest.raises(ValueError, match="does not fit"):
+        first_fit([11], 10)
+
+
+def test_collate_packed_by_hand() -> None:
+    rows = [Row(np.array([5, 6, 7], np.int32), 2, 0.5), Row(np.array([8, 9], np.int32), 1)]
+    batch = collate_packed([rows, rows[1:]], length=6, num_targets=3, batch_size=3)
+    assert batch.ids.tolist() == [[5, 6, 7, 8, 9, 0], [8, 9, 0, 0, 0, 0], [0] * 6]
+    assert batch.segments.tolist() == [[1, 1, 1, 2, 2, -1], [1, 1, -1, -1, -1, -1], [-1] * 6]
+    assert batch.positions.tolist() == [[0, 1, 2, 0, 1, 0], [0, 1, 0, 0, 0, 0], [0] * 6]
+    assert batch.targets.tolist() == [[2, 4, 1], [1, 1, 1], [1, 1, 1]]
+    assert batch.weights.tolist() == [[0.5, 1, 0], [1, 0, 0], [0, 0, 0]]
+    assert [leaf.dtype for leaf in batch] == [np.int32] * 4 + [np.float32]
+
+
+def documents(step: StepBatch) -> list[tuple[Any, ...]]:
+    """Read back from the arrays, whatever row they are in: (tokens, positions, predicted tokens and weights)."""
+    batch = Batch(*(leaf.reshape(-1, leaf.shape[-1]) for leaf in step.batch))
+    found = []
+    for ids, positions, segments, targets, weights in zip(*batch, strict=True):
+        counted = [(int(target), float(weight)) for target, weight in zip(targets, weights, strict=True) if weight]
+        for segment in sorted(set(segments.tolist()) - {-1}):
+            places = np.flatnonzero(segments == segment)
+            predicted = [(target - int(places[0]), weight) for target, weight in counted if target in places]
+            found.append((tuple(ids[places]), tuple(positions[places]), tuple(predicted)))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_packed_batches_hold_the_tokens_and_targets_of_unpacked_ones(accumulate: int) -> None:
+    plain, packed = (loader(100, batch_size=8, accumulate=accumulate, pack=pack) for pack in (False, True))
+    smaller = 0
+    for one, other in zip(plain.batches(1, 20), packed.batches(1, 20), strict=True):
+        assert documents(other) == documents(one)
+        assert (other.tokens, other.examples) == (one.tokens, one.examples)
+        smaller += other.batch.ids.size < one.batch.ids.size
+    assert smaller == 20
+
+
+def test_packed_shapes_are_few() -> None:
+    shapes = {tuple(leaf.shape for leaf in step.batch) for step in loader(400, batch_size=8, pack=True).batches(1, 100)}
+    assert len(shapes) <= 5
+
+
+@pytest.mark.slow
+def test_packed_tokens_are_as_likely_as_unpacked_ones(tiny_llama: Any) -> None:
+    """Each predicted token, so also the loss and its gradient: a row sees nothing of its neighbors."""
+    import jax
+
+    from e2wm_jax.models.likelihood import target_nll
+    from e2wm_jax.models.weights import load
+
+    model = load(str(tiny_llama))
+    likelihood = jax.jit(lambda batch: target_nll(model.config, model.params, batch))
+    found = []
+    for pack in (False, True):
+        (step,) = loader(24, batch_size=8, seed=3, pack=pack).batches(2, 2)
+        batch = Batch(*(leaf[0] for leaf in step.batch))
+        found.append(np.sort(np.asarray(likelihood(batch))[batch.weights > 0]))
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4)
+
+
+# --------------------------------------------------------------------------------------------------------------- hosts
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_shards_of_all_hosts_side_by_side_are_the_batch_of_one(hosts: int, accumulate: int) -> None:
+    whole = list(loader(23, accumulate=accumulate).batches(1, 12))
+    shards = [
+        list(loader(23, accumulate=accumulate, process_index=host, process_count=hosts).batches(1, 12))
+        for host in range(hosts)
+    ]
+    for step, *parts in zip(whole, *shards, strict=True):
+        for leaf, *pieces in zip(step.batch, *(part.batch for part in parts), strict=True):
+            np.testing.assert_array_equal(np.concatenate(pieces, axis=1), leaf)
+        assert sorted(index for part in parts for index in part.examples) == sorted(step.examples)
+        assert sum(part.tokens for part in parts) == step.tokens
+
+
+def test_hosts_share_packed_batches() -> None:
+    whole = list(loader(23, pack=True).batches(1, 12))
+    shards = [list(loader(23, pack=True, process_index=host, process_count=2).batches(1, 12)) for host in (0, 1)]
+    for step, *parts in zip(whole, *shards, strict=True):
+        assert sorted(document for part in parts for document in documents(part)) == documents(step)
+        assert len({tuple(leaf.shape for leaf in part.batch) for part in parts}) == 1
+
+
+def test_hosts_that_cannot_share_are_refused() -> None:
+    with pytest.raises(ValueError, match="must divide"):
+        loader(process_count=3)
+    with pytest.raises(ValueError, match="number from 0"):
+        loader(process_count=2, process_index=2)

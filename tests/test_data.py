@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 
 from e2wm_jax.data.batch import collate
+from e2wm_jax.data.online import TASKS, OnlineTask, parse_online
 from e2wm_jax.data.source import (
     Question,
     TaskExample,
+    online_tasks,
     parse_mixture,
     read_documents,
     read_mixture,
@@ -64,6 +67,38 @@ def test_mixture(text: str, expected: list[tuple[float, str]]) -> None:
 def test_bad_mixtures_say_what_is_wrong(text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         parse_mixture(text)
+
+
+def test_online_tasks_stand_in_mixtures_like_files() -> None:
+    mixture = parse_mixture("1 online:plan_gen?simulations=50 a.json 0.7 online:count?scene=b.json&scene=c.json")
+    assert mixture == [
+        (1.0, OnlineTask("online:plan_gen?simulations=50", "plan_gen", simulations=50)),
+        (1.0, Path("a.json")),
+        (0.7, OnlineTask("online:count?scene=b.json&scene=c.json", "count", scenes=("b.json", "c.json"))),
+    ]
+    assert [(weight, task.task) for weight, task in online_tasks(mixture)] == [(1.0, "plan_gen"), (0.7, "count")]
+    everything = parse_mixture("0.5 online:all")
+    assert everything == [(0.5, OnlineTask(f"online:{task}", task)) for task in TASKS]
+    assert [source for _, source in everything] == [task for name in TASKS for task in parse_online(f"online:{name}")]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("online:", "no online task ''; choose one of plan_gen, act_recog, count, obj_move, all"),
+        ("online:counting", "no online task 'counting'"),
+        ("online:count?simulations=9", "no option simulations=9; options of count: scene, dialect"),
+        ("online:obj_move?x=1", "no option x=1; options of obj_move: none"),
+        ("online:count?scene=", "no option scene="),
+        ("online:plan_gen?simulations=0", "simulations=0: must be a whole number"),
+        ("online:plan_gen?simulations=many", "simulations=many: must be a whole number"),
+        ("online:plan_gen?simulations=1&simulations=2", "simulations is given 2 times"),
+        ("online:all?scene=a.json", "options belong to one task"),
+    ],
+)
+def test_bad_online_names_say_what_is_wrong(name: str, message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(f"--data {name}: {message}")):
+        parse_mixture(f"0.5 {name}")
 
 
 def test_mixture_carries_weights_and_places(tmp_path: Path) -> None:

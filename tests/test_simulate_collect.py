@@ -6,15 +6,15 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.simulate import scenes, shards, virtualhome, workers
+from e2wm_jax.simulate import jobs, scenes, shards, virtualhome, workers
 from e2wm_jax.simulate.actions import parse_action
-from e2wm_jax.simulate.explorer import explore
+from e2wm_jax.simulate.goals import robothow_order
 from e2wm_jax.simulate.replay import replay
 from e2wm_jax.simulate.scenes import load
 from e2wm_jax.simulate.shards import load_trajectories
@@ -40,31 +40,6 @@ def settings(out: Path, **changes) -> CollectSettings:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-@pytest.mark.parametrize("style", ["carry", "uniform"])
-def test_exploration_is_seeded_and_legal(style):
-    world, scene = VirtualHome(), load("robothow:file1003_2")
-    steps = explore(world, scene, length=15, seed=1, style=style)
-    assert len(steps) == 15
-    assert all(step.ok for step in steps)
-    assert steps == explore(world, scene, length=15, seed=1, style=style)
-    assert steps != explore(world, scene, length=15, seed=2, style=style)
-    assert steps == replay(world, scene, [parse_action(step.action) for step in steps])
-
-
-def test_carrying_puts_things_on_surfaces():
-    world, scene = VirtualHome(), load("robothow:file1003_2")
-    put = [
-        step
-        for seed in range(10)
-        for step in explore(world, scene, length=20, seed=seed)
-        if step.action.startswith("[PutBack]")
-    ]
-    assert len(put) >= 20
-    for step in put:
-        thing, surface = (thing.id for thing in parse_action(step.action).things)
-        assert (thing, "ON", surface) in step.edges_added
 
 
 def test_collect_random(tmp_path):
@@ -100,27 +75,103 @@ def test_collect_plans(tmp_path):
     assert manifest["settings"]["simulations"] == 60
 
 
-def test_the_number_of_workers_does_not_matter(tmp_path):
-    collect(settings(tmp_path / "one"))
-    collect(settings(tmp_path / "two", workers=2))
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"style": "track", "scene": ("procedural", "procedural:1", "robothow:file1003_2")},
+        {"policy": "mcts", "simulations": 20, "scene": ("procedural",)},
+    ],
+)
+def test_the_number_of_workers_does_not_matter(tmp_path, change):
+    collect(settings(tmp_path / "one", **change))
+    collect(settings(tmp_path / "two", workers=2, **change))
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_every_episode_has_a_household_of_its_own(tmp_path):
+    collect(settings(tmp_path, scene=("procedural", "robothow:file1003_2"), style="track"))
+    trajectories = list(load_trajectories([tmp_path]))
+    assert [t.scene for t in trajectories[1::2]] == ["robothow:file1003_2"] * 3
+    assert [t.scene for t in trajectories[::2]] == [f"procedural:{t.seed}" for t in trajectories[::2]]
+    assert len({t.scene for t in trajectories}) == 4
+    for trajectory in trajectories:
+        assert trajectory.search == {"style": "track"}
+        assert {step.actor for step in trajectory.steps} == {0, 1, 2}
+        nodes = load(trajectory.scene).nodes
+        assert all(nodes[node].class_name == name for node, name in trajectory.classes.items())
+    assert json.loads((tmp_path / "manifest.json").read_text())["settings"]["engine"] == "virtualhome"
+
+
+def test_goals_are_searched_for_in_other_scenes(tmp_path):
+    base = "robothow:file1003_2"
+    collect(settings(tmp_path, policy="mcts", simulations=60, scene=("procedural", base), episodes=4))
+    trajectories = list(load_trajectories([tmp_path]))
+    programs = robothow_order(3)
+    expected = [f"procedural:{trajectory.seed}" if n % 2 == 0 else base for n, trajectory in enumerate(trajectories)]
+    assert [t.scene for t in trajectories] == [
+        f"{scene}+robothow:{program}" for scene, program in zip(expected, programs[:4], strict=True)
+    ]
+    for trajectory in trajectories:
+        actions = [parse_action(step.action) for step in trajectory.steps]
+        assert list(trajectory.steps) == replay(VirtualHome(), load(trajectory.scene), actions)
+        assert trajectory.goal
+        assert trajectory.items
+        assert trajectory.conditions
+
+
+def test_goals_that_a_scene_does_not_suit_are_skipped_with_the_reason(tmp_path):
+    scene = load("robothow:file1003_2")
+    beds = {node.id for node in scene.nodes.values() if node.class_name in ("bed", "toilet", "couch", "computer")}
+    graph = {
+        "nodes": [
+            {**asdict(node), "properties": sorted(node.properties), "states": sorted(node.states)}
+            for node in scene.nodes.values()
+            if node.id not in beds
+        ],
+        "edges": [
+            {"from_id": source, "relation_type": relation, "to_id": target}
+            for source, relation, target in scene.edges
+            if not beds & {source, target}
+        ],
+    }
+    flat = tmp_path / "flat.json"
+    flat.write_text(json.dumps(graph))
+    collect(settings(tmp_path / "run", policy="mcts", simulations=5, scene=(str(flat),), episodes=8))
+    order, skipped = robothow_order(3), 0
+    for number, trajectory in enumerate(load_trajectories([tmp_path / "run"])):
+        reasons = trajectory.search.get("skipped", {})
+        assert trajectory.scene == f"{flat}+robothow:{order[number + len(reasons)]}"
+        assert list(reasons) == order[number : number + len(reasons)]
+        assert all("the program needs a " in reason for reason in reasons.values())
+        skipped += len(reasons)
+    assert skipped
+
+
+def test_more_scenes_are_filled_with_every_goal():
+    scenes_given = ("procedural:1", "procedural:2", "procedural:3")
+    found = jobs.subjects(settings(Path("run"), policy="mcts", scene=scenes_given))
+    pairs = [subject.rsplit("+robothow:", 1) for subject in found]
+    assert len({tuple(pair) for pair in pairs}) == len(pairs) == 3 * 518
+    assert [scene for scene, _ in pairs[:4]] == [*scenes_given, scenes_given[0]]
+    assert len({program for _, program in pairs[:518]}) == 518
 
 
 def test_an_interrupted_run_continues(tmp_path, monkeypatch):
     collect(settings(tmp_path / "whole"))
-    play = workers._episode
+    play = workers.play
 
     def interrupted(job):
         if job.episode == 5:
             raise KeyboardInterrupt
         return play(job)
 
-    monkeypatch.setattr(workers, "_episode", interrupted)
+    monkeypatch.setattr(workers, "play", interrupted)
     with pytest.raises(KeyboardInterrupt):
         collect(settings(tmp_path / "run"))
     assert len(list(load_trajectories([tmp_path / "run"]))) == 5
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["statistics"]["episodes"] == 5
-    monkeypatch.setattr(workers, "_episode", play)
+    monkeypatch.setattr(workers, "play", play)
     assert collect(settings(tmp_path / "run"))["collected"] == 1
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
 
@@ -186,7 +237,10 @@ def test_a_run_can_be_prolonged_but_not_changed(tmp_path):
         ({"dialect": "vh19"}, "runs only vh23"),
         ({"scene": ("nowhere.json",)}, r"nowhere\.json: no such file"),
         ({"goals": "robothow"}, "--goals is for --policy mcts"),
-        ({"policy": "mcts", "scene": ("a.json",)}, "--scene is for --policy random"),
+        ({"policy": "mcts", "scene": ("nowhere.json",)}, r"nowhere\.json: no such file"),
+        ({"policy": "mcts", "scene": ("procedural",), "goals": "g.jsonl"}, "--scene goes with --goals robothow"),
+        ({"scene": ("procedural:x",)}, "procedural:x: the seed of a household must be a number"),
+        ({"style": "wild"}, "--style wild: choose one of carry, uniform, track"),
         ({"policy": "mcts", "goals": "nowhere.jsonl"}, r"nowhere\.jsonl: no such file"),
     ],
 )

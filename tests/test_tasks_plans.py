@@ -39,11 +39,13 @@ def plan(task: str, text: str, goal: str = "", context: str = "") -> Plan:
 
 
 def test_question_lists_items_once_and_conditions() -> None:
-    assert question(episode()) == (
+    (found,), _ = select([episode()])
+    assert found.question == (
         "How to go to sleep? Given items include bedroom, bed, floor lamp. The bed is in the bedroom. "
         "The floor lamp is off."
     )
-    assert question(episode(items=(), conditions=())) == "How to go to sleep?"
+    assert found.items == ("bedroom", "bed", "floor_lamp")
+    assert question("go to sleep", (), ()) == "How to go to sleep?"
 
 
 def test_select_keeps_reached_goals_and_says_why_others_are_dropped() -> None:

@@ -6,7 +6,7 @@ from e2wm_jax.errors import InputError
 from e2wm_jax.simulate.actions import VERBS
 from e2wm_jax.simulate.trajectory import Step
 from e2wm_jax.tasks.example import Choice, Generation, from_json
-from e2wm_jax.tasks.sentences import action_sentence, condition_sentence, conditions_text, plan_text, succeeded
+from e2wm_jax.tasks.sentences import action_sentence, condition_sentence, condition_sentences, plan_text, succeeded
 from e2wm_jax.tasks.verbs import ENGLISH
 
 
@@ -85,9 +85,12 @@ def test_condition_sentence(condition: str, sentence: str) -> None:
 
 def test_conditions_say_rooms_then_states_then_containers() -> None:
     conditions = ["box || CLOSED", "pen || INSIDE || box", "box || INSIDE || bedroom", "box || INSIDE || bedroom"]
-    assert conditions_text(conditions) == (
-        "The box is in the bedroom. The box is in the bedroom. The box is closed. The pen is inside the box."
-    )
+    assert condition_sentences(conditions) == [
+        "The box is in the bedroom.",
+        "The box is in the bedroom.",
+        "The box is closed.",
+        "The pen is inside the box.",
+    ]
 
 
 @pytest.mark.parametrize("condition", ["book", "book || FLYING", "book || NEAR || desk", "a || ON || b || c"])

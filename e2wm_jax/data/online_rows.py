@@ -101,7 +101,7 @@ class OnlineRows:
         with self._lock:
             for wanted in range(number, number + self._ahead + 1):
                 if wanted not in self._units:
-                    self._units[wanted] = self._workers.submit(Unit(self._part, wanted))
+                    self._units[wanted] = self._workers.submit(Unit(self._part, wanted), later=wanted - number)
             wanted_unit = self._units[number]
             self._units.move_to_end(number)
             while len(self._units) > self._ahead + 1 + _KEPT:

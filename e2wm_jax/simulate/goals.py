@@ -9,7 +9,7 @@ from typing import Any
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json_lines
 from e2wm_jax.simulate import scenes
-from e2wm_jax.simulate.scenes import RELATIONS, STATES, Node, Scene
+from e2wm_jax.simulate.scenes import CHARACTER, RELATIONS, STATES, Node, Scene
 from e2wm_jax.simulate.world import edge_fact, split_fact, state_fact
 
 
@@ -73,6 +73,55 @@ def robothow_goal(program_id: str) -> Goal:
         facts=graph_change(program.init, program.final),
         items=tuple(sorted({node.class_name for node in nodes} - {"character"})),
         conditions=conditions(program.init, nodes),
+    )
+
+
+def transferred_goal(name: str) -> Goal:
+    """The goal of the RobotHow program in the prepared scene ``name`` (`scenes.preparation`).
+
+    Facts about what the scene lacks and the program does not use (a picture that one happens to stand near) are left
+    out, and so are those that hold from the beginning.
+
+    Raises:
+        Untransferable: if the scene lacks what the program needs, or there is nothing left to do.
+        InputError: if there is no such scene or program.
+    """
+    preparation = scenes.preparation(name)
+    scene, program = preparation.scene, preparation.program
+    rooms = {
+        program.init.nodes[role].class_name: scene.nodes[node].class_name
+        for role, node in preparation.roles.items()
+        if program.init.nodes[role].is_room
+    }
+    facts = [_renamed(fact, rooms) for fact in graph_change(program.init, program.final)]
+    facts = [fact for fact in dict.fromkeys(facts) if _is_open(fact, scene)]
+    if not facts:
+        raise scenes.Untransferable(f"{name}: nothing to do; all that the program brings about holds at the start")
+    nodes = [scene.nodes[node] for node in sorted({preparation.roles[role] for role in preparation.named})]
+    classes = {node.class_name for node in nodes} - {CHARACTER}
+    return Goal(scene.name, program.title.lower(), tuple(facts), tuple(sorted(classes)), conditions(scene, nodes))
+
+
+def _renamed(fact: str, rooms: dict[str, str]) -> str:
+    """The fact with the scene's rooms in place of the program's."""
+    words = split_fact(fact)
+    if len(words) == 2:
+        return state_fact(rooms.get(words[0], words[0]), words[1])
+    return edge_fact(rooms.get(words[0], words[0]), words[1], rooms.get(words[2], words[2]))
+
+
+def _is_open(fact: str, scene: Scene) -> bool:
+    """Whether a change of the scene could bring the fact about."""
+    first, second, *third = split_fact(fact)
+    if not third:
+        return any(second not in node.states for node in scene.by_class.get(first, ()))
+    return (
+        first in scene.by_class
+        and third[0] in scene.by_class
+        and not any(
+            edge_fact(scene.nodes[source].class_name, relation, scene.nodes[target].class_name) == fact
+            for source, relation, target in scene.edges
+        )
     )
 
 

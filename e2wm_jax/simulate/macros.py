@@ -36,7 +36,7 @@ SINGLE = (
 DOUBLE = ("PutBack", "PutIn", "Pour")
 
 # Necessary conditions of the executor that are cheap to see beforehand; a move without them would fail anyway.
-_NEEDS_STATE = {
+NEEDS_STATE = {
     "Open": "CLOSED",
     "Close": "OPEN",
     "SwitchOn": "OFF",
@@ -44,7 +44,7 @@ _NEEDS_STATE = {
     "PlugIn": "PLUGGED_OUT",
     "PlugOut": "PLUGGED_IN",
 }
-_NEEDS_HOLDING = frozenset({"PutObjBack", "Drop", "PutOn", *DOUBLE})
+NEEDS_HOLDING = frozenset({"PutObjBack", "Drop", "PutOn", *DOUBLE})
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,9 @@ class Moves(Generic[State]):
             states = self.world.node_states(state, node.id)
             for verb in SINGLE:
                 if (
-                    _suits(verb, 0, node)
-                    and _NEEDS_STATE.get(verb) in (None, *states)
-                    and (verb not in _NEEDS_HOLDING or node.id in held)
+                    suits(verb, 0, node)
+                    and NEEDS_STATE.get(verb) in (None, *states)
+                    and (verb not in NEEDS_HOLDING or node.id in held)
                     and (verb != "Wipe" or held)
                 ):
                     yield (*opening, _action(verb, node))
@@ -121,7 +121,7 @@ class Moves(Generic[State]):
             if node.id in held:
                 for other in near:
                     for verb in DOUBLE:
-                        if other is not node and _suits(verb, 0, node) and _suits(verb, 1, other):
+                        if other is not node and suits(verb, 0, node) and suits(verb, 1, other):
                             yield (
                                 *self._opening(state, node),
                                 *self._opening(state, other),
@@ -144,7 +144,8 @@ class Moves(Generic[State]):
         return tuple(_action("Open", container) for container in self._closed_containers(state, node.id))
 
 
-def _suits(verb: str, position: int, node: Node) -> bool:
+def suits(verb: str, position: int, node: Node) -> bool:
+    """Whether the rules admit the node as first (0) or second (1) thing of the verb, whatever the state."""
     needs = VERBS[verb.upper()].needs[position]
     return not needs or not needs.isdisjoint(node.properties) or node.class_name in needs
 

@@ -5,29 +5,43 @@ Reads like a list of definitions: edges, then rooms and hands, then the tests an
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
-from e2wm_jax.simulate.rules import Effect, Otherwise, Test
-from e2wm_jax.simulate.tables import CLOSE, CLOSED, EDGE_SLOTS, FACING, INSIDE, LYING, ON, OPEN, SITTING, Tables
+from e2wm_jax.simulate.compiled import jit
+from e2wm_jax.simulate.rules import VERB_INDEX, Effect, Otherwise, Test
+from e2wm_jax.simulate import tables
+from e2wm_jax.simulate.tables import EDGE_SLOTS, Tables
 
 DONE = 0
-VH23, VH19, E2WM = range(3)
+VH23, VH19, E2WM = np.arange(3)
 MOST_LISTED = 1024  # size of the set table that is emulated
 
-# numba reads module constants, but no enumerations.
+# numba reads module constants, but no enumerations. They are numpy numbers because it would compile a function anew for
+# each Python number that is handed to it.
+ON, INSIDE, CLOSE, FACING = np.arange(4)
+CLOSED, OPEN = np.int64(tables.CLOSED), np.int64(tables.OPEN)
+SITTING, LYING = np.int64(tables.SITTING), np.int64(tables.LYING)
+START, RIGHT = np.int64(0), np.int64(0)
+NONE = np.int64(-1)
+TEST, OF, ARGUMENT, OTHERWISE = np.arange(4)
+EFFECT, LOST, GAINED = np.arange(3)
+WALK_VERB = np.int64(VERB_INDEX["WALK"])
+SEATED_STATES, SITTING_STATE, LYING_STATE = (
+    np.int64(1 << tables.SITTING | 1 << tables.LYING),
+    np.int64(1 << tables.SITTING),
+    np.int64(1 << tables.LYING),
+)
+NO_STATE = np.int64(0)
 (
     HAS, LACKS, STATE, NEAR, HELD, FREE_HAND, HANDS_FULL, KNIFE, UPRIGHT, SEATED, NOT_GRABBED, GRABBED, REACHABLE,
     SEAT_LEFT, BED_LEFT, FACED, SEEN, IN_A_ROOM, PLACED, SAME_ROOM, OPEN_DOORS, ACCESSIBLE, WORN, LOADED, FOOD,
     WALKABLE, BOUND, NEVER,
-) = (int(test) for test in Test)  # fmt: skip
+) = (np.int64(test) for test in Test)  # fmt: skip
 (
     NOTHING, WALK, FIND, FIND_OR_WALK, TURN, SIT, LIE, STAND, GRAB, PUT_ON, PUT_IN, PUT_BACK, DROP, SWAP, WEAR,
     TAKE_OFF, POUR,
-) = (int(effect) for effect in Effect)  # fmt: skip
-FAIL, CRASH, NOTE, SKIP = (int(otherwise) for otherwise in Otherwise)
-jit = numba.njit(cache=True, nogil=True)
-inline = jit  # LLVM inlines what is small
+) = (np.int64(effect) for effect in Effect)  # fmt: skip
+FAIL, CRASH, NOTE, SKIP = (np.int64(otherwise) for otherwise in Otherwise)
 
 
 # The tables, flat: a function that is given dozens of arrays spends its time on handing them on
@@ -43,7 +57,7 @@ _SETS = "targets sources kinds rooms bodies computers openable surfaces edible k
     ORDER_START, ORDER, IDS, SEATS, CHECKS, EFFECTS, POSTURE, DOORS, DOOR_ROOMS, DOOR_NEAR, ROOM_NUMBER, WAYS, HAS_DOOR,
     TARGETS, SOURCES, KINDS, ROOMS, BODIES, COMPUTERS, OPENABLE, SURFACES, EDIBLE, KNIVES, WATER, OWN_WALK, EVERYTHING,
     HEADER,
-) = range(45)  # fmt: skip
+) = np.arange(45)  # fmt: skip
 
 
 class NativeTables(NamedTuple):
@@ -65,23 +79,23 @@ def native_tables(tables: Tables) -> NativeTables:
     return NativeTables(np.concatenate([np.array(head, np.int64), *numbers]), np.concatenate(sets))
 
 
-@inline
+@jit
 def targets_at(T, relation, node):
     """Where the row of `Tables.targets` begins in ``bits``."""
     return T.n[TARGETS] + (relation * T.n[NODES] + node) * T.n[WORDS]
 
 
-@inline
+@jit
 def sources_at(T, relation, node):
     return T.n[SOURCES] + (relation * T.n[NODES] + node) * T.n[WORDS]
 
 
-@inline
+@jit
 def check_of(T, verb, place, item):
     return T.n[T.n[CHECKS] + (verb * T.n[MOST_CHECKS] + place) * 4 + item]
 
 
-@inline
+@jit
 def effect_of(T, verb, item):
     return T.n[T.n[EFFECTS] + verb * 3 + item]
 
@@ -89,18 +103,18 @@ def effect_of(T, verb, item):
 # Bits
 
 
-@inline
+@jit
 def bit(words, start, node):
     """Whether a node is in the set that begins at ``start``."""
     return (words[start + (node >> 5)] >> np.uint32(node & 31)) & np.uint32(1) != 0
 
 
-@inline
+@jit
 def put_bit(words, start, node):
     words[start + (node >> 5)] |= np.uint32(1) << np.uint32(node & 31)
 
 
-@inline
+@jit
 def clear_bit(words, start, node):
     words[start + (node >> 5)] &= ~(np.uint32(1) << np.uint32(node & 31))
 
@@ -136,22 +150,22 @@ def next_node(words, node):
 # Edges
 
 
-@inline
+@jit
 def edge(relation, source, target):
     return np.uint32(relation << 24 | source << 12 | target)
 
 
-@inline
+@jit
 def edge_relation(entry):
     return np.int64(entry >> np.uint32(24))
 
 
-@inline
+@jit
 def edge_source(entry):
     return np.int64((entry >> np.uint32(12)) & np.uint32(0xFFF))
 
 
-@inline
+@jit
 def edge_target(entry):
     return np.int64(entry & np.uint32(0xFFF))
 
@@ -186,11 +200,11 @@ def targets(T, s, relation, node, out):
     for slot in range(T.n[AT_EDGES], T.n[AT_EDGES] + s[T.n[AT_COUNT]]):
         if edge_relation(s[slot]) == relation:
             if edge_source(s[slot]) == node:
-                put_bit(out, 0, edge_target(s[slot]))
+                put_bit(out, START, edge_target(s[slot]))
             elif relation == CLOSE and edge_target(s[slot]) == node:
-                put_bit(out, 0, edge_source(s[slot]))
+                put_bit(out, START, edge_source(s[slot]))
     if relation == CLOSE and bit(s, own, node):
-        put_bit(out, 0, c)
+        put_bit(out, START, c)
 
 
 @jit
@@ -207,10 +221,10 @@ def sources(T, s, relation, node, out):
             out[w] = T.bits[base + w] & ~s[wiped + w]
     for slot in range(T.n[AT_EDGES], T.n[AT_EDGES] + s[T.n[AT_COUNT]]):
         if edge_relation(s[slot]) == relation and edge_target(s[slot]) == node:
-            put_bit(out, 0, edge_source(s[slot]))
+            put_bit(out, START, edge_source(s[slot]))
     own = own_row(T, relation)
     if own >= 0 and bit(s, own, node):
-        put_bit(out, 0, T.n[CHARACTER])
+        put_bit(out, START, T.n[CHARACTER])
 
 
 @jit
@@ -331,7 +345,7 @@ def in_set_order(T, s, relation, node, wanted, out):
     into ``out``; returns their number. The order is that of a set that was given the targets added in the episode,
     oldest first, then those of the scene in the order of its file, and then lost the deleted ones."""
     count = 0
-    other = next_node(wanted, -1)
+    other = next_node(wanted, NONE)
     while other >= 0:
         out[count] = other
         count += 1
@@ -340,14 +354,17 @@ def in_set_order(T, s, relation, node, wanted, out):
         return count
     table = np.full(MOST_LISTED, -1, np.int64)
     node_of = np.full(MOST_LISTED, -1, np.int64)
-    mask, fill = 7, 0
+    mask, fill = np.int64(7), np.int64(0)
     first = T.n[T.n[ORDER_START] + relation * (T.n[NODES] + 1) + node]
     last = T.n[T.n[ORDER_START] + relation * (T.n[NODES] + 1) + node + 1]
     known = np.zeros(T.n[WORDS], np.uint32)
     for place in range(first, last):
-        put_bit(known, 0, T.n[T.n[ORDER] + place])
-    if relation == CLOSE and bit(wanted, 0, T.n[CHARACTER]) and not bit(known, 0, T.n[CHARACTER]):
-        mask, fill = insert(table, mask, fill, T.n[T.n[IDS] + T.n[CHARACTER]])
+        put_bit(known, START, T.n[T.n[ORDER] + place])
+    for index in range(count):  # edges that the character's own rows hold: their age is not kept
+        other = out[index]
+        own = node == T.n[CHARACTER] and relation != INSIDE or relation == CLOSE and other == T.n[CHARACTER]
+        if own and not bit(known, START, other):
+            mask, fill = insert(table, mask, fill, T.n[T.n[IDS] + other])
     for slot in range(T.n[AT_EDGES], T.n[AT_EDGES] + s[T.n[AT_COUNT]]):
         if edge_relation(s[slot]) == relation:
             other = -1
@@ -355,7 +372,7 @@ def in_set_order(T, s, relation, node, wanted, out):
                 other = edge_target(s[slot])
             elif relation == CLOSE and edge_target(s[slot]) == node:
                 other = edge_source(s[slot])
-            if other >= 0 and not bit(known, 0, other):
+            if other >= 0 and not bit(known, START, other):
                 mask, fill = insert(table, mask, fill, T.n[T.n[IDS] + other])
     for place in range(first, last):
         mask, fill = insert(table, mask, fill, T.n[T.n[IDS] + T.n[T.n[ORDER] + place]])
@@ -372,7 +389,7 @@ def in_set_order(T, s, relation, node, wanted, out):
 @jit
 def first_in_set(T, s, relation, node, wanted):
     """The first of `in_set_order`, or -1."""
-    one = next_node(wanted, -1)
+    one = next_node(wanted, NONE)
     if one < 0 or next_node(wanted, one) < 0:
         return one
     out = np.empty(T.n[NODES], np.int64)
@@ -390,7 +407,7 @@ def room(T, s, node):
         return node
     row = np.empty(T.n[WORDS], np.uint32)
     targets(T, s, INSIDE, node, row)
-    one = next_node(row, -1)
+    one = next_node(row, NONE)
     if T.n[DIALECT] != VH23 or (one >= 0 and next_node(row, one) >= 0):
         for w in range(T.n[WORDS]):
             row[w] &= T.bits[T.n[ROOMS] + w]
@@ -403,18 +420,18 @@ def room(T, s, node):
     return -1
 
 
-@inline
+@jit
 def held_in(T, s, hand):
     """What a hand (0 right, 1 left) holds, or -1."""
     return np.int64(s[T.n[AT_HANDS] + hand]) - 1
 
 
-@inline
+@jit
 def is_held(T, s, node):
     return held_in(T, s, 0) == node or held_in(T, s, 1) == node
 
 
-@inline
+@jit
 def free_hand(T, s):
     """The hand that takes the next thing, or -1."""
     if s[T.n[AT_HANDS]] == 0:
@@ -436,6 +453,11 @@ def near(T, s, node):
     if bit(s, close, node):
         return True
     wiped_close, wiped_on = T.n[AT_WIPED] + CLOSE * T.n[WORDS], T.n[AT_WIPED] + ON * T.n[WORDS]
+    if node == T.n[CHARACTER]:  # whatever it is CLOSE to is CLOSE to it
+        for w in range(T.n[WORDS]):
+            if s[close + w]:
+                return True
+        return False
     close_at, on_at = targets_at(T, CLOSE, node), targets_at(T, ON, node)
     free_close, free_on = not bit(s, wiped_close, node), not bit(s, wiped_on, node)
     for w in range(T.n[WORDS]):
@@ -483,7 +505,7 @@ def in_closed(T, s, node):
     return False
 
 
-@inline
+@jit
 def has_state(T, s, node, state):
     return bit(s, T.n[AT_STATES] + state * T.n[WORDS], node)
 
@@ -587,7 +609,7 @@ def passes(T, s, test, node, argument, putting_inside):
     if test == FACED:
         return faced(T, s, node)
     if test == SEEN:
-        seated = has_posture(T, s, 1 << SITTING | 1 << LYING)
+        seated = has_posture(T, s, SEATED_STATES)
         return bit(T.bits, T.n[COMPUTERS], node) or not seated or bit(s, T.n[AT_FACING], node)
     if test == IN_A_ROOM:
         return room(T, s, node) >= 0
@@ -606,7 +628,7 @@ def passes(T, s, test, node, argument, putting_inside):
     if test == FOOD:
         return bit(T.bits, T.n[EDIBLE], node) or loaded(T, s, node, EDIBLE) > 0
     if test == WALKABLE:
-        barred = bit(T.bits, T.n[BODIES], node) or has_posture(T, s, 1 << SITTING | 1 << LYING)
+        barred = bit(T.bits, T.n[BODIES], node) or has_posture(T, s, SEATED_STATES)
         return near(T, s, node) or not (barred or holds(T, s, ON, node, T.n[CHARACTER]))
     if test == BOUND:
         return bit(s, T.n[AT_BOUND], node)
@@ -700,7 +722,7 @@ def grab(T, s, x):
     """The character takes ``x``, and remembers the first thing that it was ON, INSIDE or CLOSE to."""
     here, hand = room(T, s, T.n[CHARACTER]), free_hand(T, s)
     row = np.empty(T.n[WORDS], np.uint32)
-    place, relation = -1, 0
+    place, relation = NONE, ON
     for kind in (ON, INSIDE, CLOSE):
         if place < 0:
             targets(T, s, kind, x, row)
@@ -734,10 +756,10 @@ def put(T, s, x, y, relation):
 @jit
 def apply(T, s, verb, x, y):
     """Change the state in place by the verb's effect, all of whose checks hold."""
-    effect = effect_of(T, verb, 0)
+    effect = effect_of(T, verb, EFFECT)
     if effect == SWAP:
-        clear_bit(s, T.n[AT_STATES] + effect_of(T, verb, 1) * T.n[WORDS], x)
-        put_bit(s, T.n[AT_STATES] + effect_of(T, verb, 2) * T.n[WORDS], x)
+        clear_bit(s, T.n[AT_STATES] + effect_of(T, verb, LOST) * T.n[WORDS], x)
+        put_bit(s, T.n[AT_STATES] + effect_of(T, verb, GAINED) * T.n[WORDS], x)
     elif effect == WALK:
         walk(T, s, x)
     elif effect == FIND_OR_WALK:
@@ -762,14 +784,14 @@ def apply(T, s, verb, x, y):
             targets(T, s, FACING, x, row)
             for w in range(T.n[WORDS]):
                 s[T.n[AT_FACING] + w] |= row[w]
-            pose(T, s, 1 << LYING, 1 << SITTING)
+            pose(T, s, LYING_STATE, SITTING_STATE)
         else:
-            pose(T, s, 1 << SITTING, 1 << LYING)
+            pose(T, s, SITTING_STATE, LYING_STATE)
     elif effect == STAND:
         if T.n[DIALECT] == E2WM:
             for w in range(T.n[WORDS]):
                 s[T.n[AT_ON] + w] = 0
-        pose(T, s, 1 << SITTING | 1 << LYING, 0)
+        pose(T, s, SEATED_STATES, NO_STATE)
     elif effect == DROP:
         let_go(T, s, x)
         here = room(T, s, T.n[CHARACTER])
@@ -795,17 +817,17 @@ def apply(T, s, verb, x, y):
 @jit
 def first_failing(T, s, verb, x, y, start):
     """The place of the first check from ``start`` on that does not hold, or -1."""
-    effect = effect_of(T, verb, 0)
+    effect = effect_of(T, verb, EFFECT)
     inside = effect == PUT_IN
     if effect == PUT_BACK and s[T.n[AT_MEMORY] + x] != 0:
         remembered = np.int64(s[T.n[AT_MEMORY] + x]) - 1
         y, inside = remembered >> 2, remembered & 3 == INSIDE
     for place in range(start, T.n[MOST_CHECKS]):
-        test = check_of(T, verb, place, 0)
+        test = check_of(T, verb, place, TEST)
         if test < 0:
             return -1
-        node = y if check_of(T, verb, place, 1) else x
-        if not passes(T, s, test, node, check_of(T, verb, place, 2), inside):
+        node = y if check_of(T, verb, place, OF) else x
+        if not passes(T, s, test, node, check_of(T, verb, place, ARGUMENT), inside):
             return place
     return -1
 
@@ -819,22 +841,22 @@ def step(T, s, verb, x, y):
         check that ended it (-1: none did). Note: of a check that only left a message (-1: none). A far FIND is a
         walk: where that fails, note is 100 + the place of the walk's check.
     """
-    note, start = -1, 0
+    note, start, inside = NONE, START, np.bool_(False)
     while True:
         place = first_failing(T, s, verb, x, y, start)
         if place < 0:
             break
-        otherwise = check_of(T, verb, place, 3)
+        otherwise = check_of(T, verb, place, OTHERWISE)
         if otherwise != NOTE:
             return otherwise == SKIP, place, note
         note, start = place, place + 1
-    if effect_of(T, verb, 0) == FIND_OR_WALK and not near(T, s, x):
-        if passes(T, s, WALKABLE, x, 0, False):
-            stopped = first_failing(T, s, 0, x, y, 0)  # verb 0 is WALK
+    if effect_of(T, verb, EFFECT) == FIND_OR_WALK and not near(T, s, x):
+        if passes(T, s, WALKABLE, x, START, inside):
+            stopped = first_failing(T, s, WALK_VERB, x, y, START)
             if stopped < 0:
                 walk(T, s, x)
                 return True, -1, -1
-            if check_of(T, 0, stopped, 3) == CRASH or T.n[DIALECT] == VH19:
+            if check_of(T, WALK_VERB, stopped, OTHERWISE) == CRASH or T.n[DIALECT] == VH19:
                 return False, -1, 100 + stopped
             note = 100 + stopped
     apply(T, s, verb, x, y)

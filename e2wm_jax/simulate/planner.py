@@ -1,10 +1,9 @@
 """Monte Carlo tree search for a plan that reaches a goal: E2WM's search, over any `World`."""
 
 import math
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from e2wm_jax.simulate.actions import Action
 from e2wm_jax.simulate.goals import Goal
@@ -50,6 +49,30 @@ class Plan:
         return tuple(action for macro in self.moves for action in macro)
 
 
+class SplitMix:
+    """Steele, Lea and Flood's splitmix64, which compiled code can follow number by number (`native_search`)."""
+
+    _MASK = (1 << 64) - 1
+
+    def __init__(self, seed: int) -> None:
+        self.state = seed & self._MASK
+
+    def below(self, limit: int) -> int:
+        """A number from 0 to ``limit`` - 1."""
+        self.state = (self.state + 0x9E3779B97F4A7C15) & self._MASK
+        z = self.state
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & self._MASK
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & self._MASK
+        z ^= z >> 31
+        return ((z >> 32) * limit) >> 32
+
+    def shuffle(self, items: list[Any]) -> None:
+        """A random order, in place."""
+        for index in range(len(items) - 1, 0, -1):
+            other = self.below(index + 1)
+            items[index], items[other] = items[other], items[index]
+
+
 class _Situation(NamedTuple, Generic[State]):
     """A state of the world on the way to a goal."""
 
@@ -90,7 +113,7 @@ class _Search(Generic[State]):
         self.test = world.gained_test(scene, tuple(sorted(self.facts)))
         self.reward = REWARDS[reward]
         self.max_depth = max_depth
-        self.rng = random.Random(seed)
+        self.rng = SplitMix(seed)
         self.best: list[Macro] = []
         self.best_total = 0.0
         self.open = [0] * max_depth  # nodes with moves left to try, by depth
@@ -189,7 +212,7 @@ class _Search(Generic[State]):
             options = self.moves.legal(situation.state)
             after = None
             while options and after is None:
-                position = self.rng.randrange(len(options))
+                position = self.rng.below(len(options))
                 options[position], options[-1] = options[-1], options[position]
                 macro = options.pop()
                 after = self._move(situation, macro)
@@ -212,7 +235,8 @@ class _Search(Generic[State]):
         exploration = (math.log((1 + node.visits + C_BASE) / C_BASE + C_INIT)) * math.sqrt(node.visits)
         scores = [exploration / (1 + child.visits) + child.value / child.visits for child in node.children]
         best = max(scores)
-        return self.rng.choice([child for child, score in zip(node.children, scores, strict=True) if score == best])
+        ties = [child for child, score in zip(node.children, scores, strict=True) if score == best]
+        return ties[self.rng.below(len(ties))]
 
     def _backup(self, leaf: _Node[State], value: float) -> None:
         node: _Node[State] | None = leaf

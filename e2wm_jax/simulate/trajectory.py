@@ -63,8 +63,8 @@ class Step:
 class Trajectory:
     """One episode in one world.
 
-    ``scene`` is what `scenes.load` takes ("robothow:file1003_2", "procedural:7" or a path); ``classes`` names every node id that the
-    steps or their deltas mention, so that text can be made without opening the scene again.
+    ``scene`` is what `scenes.load` takes ("robothow:file1003_2", "procedural:7" or a path); ``classes`` names every
+    node id that the steps or their deltas mention, so that text can be made without opening the scene again.
     """
 
     id: str

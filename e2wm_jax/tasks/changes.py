@@ -1,5 +1,7 @@
 """What an episode has changed by its end, put together from what its steps report; the scene is not needed."""
 
+from collections.abc import Collection
+
 from e2wm_jax.simulate.trajectory import Edge, NodeState, Trajectory
 from e2wm_jax.simulate.world import edge_fact, split_fact, state_fact
 
@@ -13,12 +15,12 @@ def final_change(trajectory: Trajectory) -> frozenset[str]:
     initially: dict[Edge | NodeState, bool] = {}
     finally_: dict[Edge | NodeState, bool] = {}
     for step in trajectory.steps:
-        for change in (*step.edges_removed, *step.states_removed):
-            initially.setdefault(change, True)
-            finally_[change] = False
-        for change in (*step.edges_added, *step.states_added):
-            initially.setdefault(change, False)
-            finally_[change] = True
+        removed: tuple[Edge | NodeState, ...] = (*step.edges_removed, *step.states_removed)
+        added: tuple[Edge | NodeState, ...] = (*step.edges_added, *step.states_added)
+        for changes, holds in ((removed, False), (added, True)):
+            for change in changes:
+                initially.setdefault(change, not holds)
+                finally_[change] = holds
     return frozenset(_fact(change, trajectory.classes) for change in finally_ if finally_[change] > initially[change])
 
 
@@ -28,6 +30,6 @@ def _fact(change: Edge | NodeState, classes: dict[int, str]) -> str:
     return edge_fact(classes[change[0]], change[1], classes[change[2]])
 
 
-def without_closeness(goal: frozenset[str]) -> frozenset[str]:
+def without_closeness(goal: Collection[str]) -> frozenset[str]:
     """The goal without what the character must be CLOSE to, unless it asks for nothing else; see `plan.select`."""
-    return frozenset(fact for fact in goal if split_fact(fact)[1] != "CLOSE") or goal
+    return frozenset(fact for fact in goal if split_fact(fact)[1] != "CLOSE") or frozenset(goal)

@@ -7,7 +7,7 @@ listed as the story calls them: "the first cup and the second cup".
 """
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from e2wm_jax.simulate.actions import Thing
@@ -25,7 +25,12 @@ SURFACES = frozenset(
         "tv_stand wall_shelf wallshelf washing_machine bathtub closetdrawer cupboard toilet"
     )
 )
-_SHORTEST, _LONGEST = 3, 30  # steps of a story
+# Steps of a story, drawn from a triangle with its top at _USUAL: as many words as in the official stories.
+_SHORTEST, _USUAL, _LONGEST = 3, 17, 40
+# How often each number of items is the answer, in the official files.
+OFFICIAL_TRAIN = {0: 0.235, 1: 0.513, 2: 0.196, 3: 0.046, 4: 0.006, 5: 0.004}
+OFFICIAL_EVAL = {0: 42 / 194, 1: 100 / 194, 2: 32 / 194, 3: 17 / 194, 4: 3 / 194}
+EVEN = dict.fromkeys(range(9), 1 / 9)
 _GONE = frozenset({"Eat", "Drink", "Pour"})  # after these an object may be no item any more
 _HEADER = (
     "Given a sequence of actions in a house, and a question about what items are located in a specific place. "
@@ -77,7 +82,7 @@ def items_on(story: Iterable[Deed], surface: int) -> tuple[int, ...]:
 def questions(trajectory: Trajectory, rng: random.Random) -> list[CountQuestion]:
     """Questions about parts of the episode, every pair of (part, surface) once.
 
-    A part starts with empty hands and has 3 to 30 steps. A surface is asked about only if it is furniture, is the
+    A part starts with empty hands and has 3 to 40 steps. A surface is asked about only if it is furniture, is the
     only mentioned thing of its name, is never carried, nothing was put in it, and no item on it was eaten, drunk,
     poured or had something put on it itself; the floor only if nothing was dropped.
     """
@@ -91,7 +96,7 @@ def questions(trajectory: Trajectory, rng: random.Random) -> list[CountQuestion]
 
 
 def _parts(trajectory: Trajectory, rng: random.Random) -> set[tuple[int, int]]:
-    """(start, stop) pairs: from every start the longest part, and random ones, about one for every three steps."""
+    """(start, stop) pairs of random parts, about one for every two steps."""
     steps = [step for step in trajectory.steps if succeeded(step)]
     held: set[int] = set()
     starts = []
@@ -100,10 +105,11 @@ def _parts(trajectory: Trajectory, rng: random.Random) -> set[tuple[int, int]]:
             starts.append(index)
         held |= {target for _, relation, target in step.edges_added if relation.startswith("HOLDS")}
         held -= {target for _, relation, target in step.edges_removed if relation.startswith("HOLDS")}
-    parts = {(start, min(len(steps), start + _LONGEST)) for start in starts}
-    for _ in range(len(steps) // 3 if starts else 0):
+    parts = set()
+    for _ in range((len(steps) + 1) // 2 if starts else 0):
         start = rng.choice(starts)
-        parts.add((start, start + rng.randint(_SHORTEST, min(_LONGEST, len(steps) - start))))
+        length = round(rng.triangular(_SHORTEST, _LONGEST, _USUAL))
+        parts.add((start, min(len(steps), start + length)))
     return parts
 
 
@@ -126,28 +132,37 @@ def _surfaces(story: Sequence[Deed]) -> list[Thing]:
     ]
 
 
-def draw(candidates: Sequence[CountQuestion], *, size: int, rng: random.Random, most: int = 8) -> list[CountQuestion]:
-    """Up to `size` questions, the numbers of items as equally frequent as the material allows.
+def draw(
+    candidates: Sequence[CountQuestion],
+    *,
+    size: int,
+    rng: random.Random,
+    shares: Mapping[int, float] = OFFICIAL_TRAIN,
+) -> list[CountQuestion]:
+    """Up to `size` questions, the numbers of items in the proportions of `shares` as far as the material allows.
 
-    No two of them have the same story, nor the same items on the same surface in the same episode. Rare numbers are
-    used up, and the commonest is no more frequent than the second: always giving it is right half the time at most.
+    No two of them have the same story, nor the same items on the same surface in the same episode. Where a number is
+    used up the others go on without it; where only one is left the drawing ends, so that it never becomes the answer
+    to nearly everything.
 
     Args:
         candidates: questions, several of which may be about one story.
         size: the most questions wanted.
         rng: decides among equals.
-        most: questions with more items than that are left out.
+        shares: number of items -> how often it should be the answer; questions about other numbers are left out.
     """
     by_number: dict[int, list[CountQuestion]] = {}
     used: set[object] = set()
     # Rare numbers choose first: a story in which three things were put somewhere is also one about an empty table.
     for question in sorted(rng.sample(list(candidates), len(candidates)), key=lambda question: -len(question.items)):
-        if len(question.items) <= most and used.isdisjoint({question.script, question.outcome}):
+        if len(question.items) in shares and used.isdisjoint({question.script, question.outcome}):
             used |= {question.script, question.outcome}
             by_number.setdefault(len(question.items), []).append(question)
-    limit = sorted(map(len, by_number.values()), reverse=True)[:2][-1] if by_number else 0
-    ranked = [(rank, number) for number, group in by_number.items() for rank in range(min(limit, len(group)))]
-    drawn = [by_number[number][rank] for rank, number in sorted(ranked, key=lambda pair: (pair[0], -pair[1]))[:size]]
+    # The turn of each number's first, second, ... question if all have enough of them (Sainte-Lague's method).
+    turns = {number: [(i + 0.5) / shares[number] for i in range(len(group))] for number, group in by_number.items()}
+    end = sorted((group[-1] for group in turns.values()), reverse=True)[:2][-1] if turns else 0.0
+    ranked = [(turn, -number, i) for number, group in turns.items() for i, turn in enumerate(group) if turn <= end]
+    drawn = [by_number[-negative][i] for _, negative, i in sorted(ranked)[:size]]
     rng.shuffle(drawn)
     return drawn
 

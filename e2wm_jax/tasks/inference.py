@@ -103,7 +103,7 @@ def act_infer(
     """
     pool = list({(plan.task, told(plan.change)): plan for plan in plans if _is_describable(plan)}.values())
     rng.shuffle(pool)
-    asked = []
+    asked: list[tuple[str, str, list[str]]] = []
     for target in pool:
         others = sorted(known.keys() - possible(target.change, every_plan, known) - {target.task})
         shown = [plan for plan in pool if plan.task != target.task and told(plan.change) != told(target.change)]

@@ -31,7 +31,7 @@ def activities(trajectories: Iterable[Trajectory]) -> dict[str, Activity]:
     items: dict[str, set[str]] = {}
     for trajectory in trajectories:
         if trajectory.task is not None:
-            goals.setdefault(trajectory.task, set()).add(without_closeness(frozenset(trajectory.goal)))
+            goals.setdefault(trajectory.task, set()).add(without_closeness(trajectory.goal))
             items.setdefault(trajectory.task, set()).update(_mentioned(trajectory))
     return {name: Activity(frozenset(goals[name]), frozenset(filter(is_item, items[name]))) for name in goals}
 

@@ -1,28 +1,50 @@
 """An independent look at finished sets: does anything that eval asks about occur in train?
 
-It reads the texts, solved examples included, and knows nothing of how they were split.
+It reads the texts, solved examples included, and knows nothing of how they were split. Texts that say the same in
+other words count as the same: a state about Tom and one about Mary, a cup that was grabbed and one that was taken.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from e2wm_jax.tasks.example import Example
+from e2wm_jax.tasks.inference import PEOPLE, state_sentences
 from e2wm_jax.tasks.plan import Plan
+from e2wm_jax.tasks.tracking import PHRASES
 
+_TASK = ("task", r"^Q: How to (.*?)\?")
 _PLAN_GEN = (("question", r"^Q: (.*)$"), ("plan", r"^A: (.*)$"))
 _COUNT = (("story", r"^Q: (.*) How many items are there"),)
 _OBJ_MOVE = (("story", r"^(.*)\nQuestion: "),)
+_UNSEEN = (*_PLAN_GEN, ("task", r"^Q: How to (.*?)\?.*\nA: .*\Z"))  # of the question only: examples may be seen ones
+_HOUSEWORK = (("item question", r"^Question: (To .*, a (?:possibly related|unrelated) item could be)$"),)
 # File name -> what to look for in f"{input} {gold}": (kind, pattern with the text as its group).
 _FACTS = {
-    "train/train_plan_gen.json": _PLAN_GEN,
-    "train/train_act_recog.json": (("plan", r"^Given a household activity plan as follows:\n(.*)$"),),
+    "train/train_plan_gen.json": (*_PLAN_GEN, _TASK),
+    "train/train_act_recog.json": (
+        ("plan", r"^Given a household activity plan as follows:\n(.*)$"),
+        ("task", r"^A: (.*)$"),
+    ),
     "train/train_count.json": _COUNT,
     "train/train_obj_move.json": _OBJ_MOVE,
     "eval/gen/plan_gen.json": _PLAN_GEN,
+    "eval/gen/plan_gen_unseen.json": _UNSEEN,
+    "eval/gen/plan_gen_confusing.json": _PLAN_GEN,
+    "eval/gen/plan_gen_unseen_confusing.json": _UNSEEN,
     "eval/gen/obj_move_path.json": _OBJ_MOVE,
     "eval/qa/act_recog.json": (("plan", r"^Given a task plan: (.*)$"),),
+    "eval/qa/act_infer.json": (("state", r"^(.*)\nQuestion: Given the above state"),),
+    "eval/qa/housework_qa.json": _HOUSEWORK,
+    "eval/qa/neg_housework_qa.json": _HOUSEWORK,
     "eval/qa/obj_move.json": _OBJ_MOVE,
     "eval/qa/count.json": _COUNT,
+}
+_PERSON = re.compile(rf"\b(?:{'|'.join(PEOPLE)})\b")
+_DEED = re.compile("|".join(f"(?P<{kind}>{'|'.join(phrases)})" for kind, phrases in PHRASES.items()))
+# Wording that makes no difference, taken out.
+_PLAIN: dict[str, Callable[[str], str]] = {
+    "state": lambda text: _PERSON.sub("somebody", text),
+    "story": lambda text: _DEED.sub(lambda match: match.lastgroup or "", text),
 }
 
 
@@ -31,7 +53,8 @@ class LeakageError(RuntimeError):
 
 
 def facts(name: str, examples: Iterable[Example]) -> set[tuple[str, str]]:
-    """Everything in a file that must not occur on the other side: ("plan" | "question" | "story", text).
+    """Everything in a file that must not occur on the other side: ("plan" | "question" | "task" | "state" |
+    "story" | "item question", text). Of tasks only those of train, and those that an unseen file asks about.
 
     Raises:
         LeakageError: if an example shows nothing of the sort, i.e. its form is not understood.
@@ -39,7 +62,8 @@ def facts(name: str, examples: Iterable[Example]) -> set[tuple[str, str]]:
     found: set[tuple[str, str]] = set()
     for example in examples:
         text = f"{example.input} {example.gold}"
-        here = {(kind, fact) for kind, pattern in _FACTS[name] for fact in re.findall(pattern, text, re.MULTILINE)}
+        shown = ((kind, fact) for kind, pattern in _FACTS[name] for fact in re.findall(pattern, text, re.MULTILINE))
+        here = {(kind, _PLAIN.get(kind, str)(fact)) for kind, fact in shown}
         if not here:
             raise LeakageError(f"{name}: cannot tell what this example is about: {text[:80]!r}")
         found |= here
@@ -51,18 +75,21 @@ def check(files: Mapping[str, Sequence[Example]], plans: Iterable[Plan] = ()) ->
 
     Args:
         files: file name ("train/...", "eval/...") to examples.
-        plans: all plans, to look up which goals a plan text stands for.
+        plans: all plans, to look up which goals a plan text or a told state stands for.
 
     Raises:
-        LeakageError: naming the first plan, question, story or goal that both sides share.
+        LeakageError: naming the first plan, question, state, story, task or goal that both sides share.
     """
     sides: dict[str, set[tuple[str, str]]] = {"train": set(), "eval": set()}
     for name, examples in files.items():
         sides[name.split("/")[0]] |= facts(name, examples)
-    goals: dict[str, set[tuple[str, str]]] = {}
+    goals: dict[tuple[str, str], set[tuple[str, str]]] = {}
     for plan in plans:
-        goals.setdefault(plan.text, set()).add(("goal", ", ".join(sorted(plan.goal))))
+        goal = ("goal", ", ".join(sorted(plan.aim)))
+        state = " ".join(state_sentences(plan.change, "somebody"))
+        for shown in (("plan", plan.text), ("state", state)):
+            goals.setdefault(shown, set()).add(goal)
     for side, found in sides.items():
-        sides[side] = found.union(*(goals.get(text, set()) for kind, text in found if kind == "plan"))
+        sides[side] = found.union(*(goals.get(shown, set()) for shown in found))
     for kind, text in sorted(sides["train"] & sides["eval"]):
         raise LeakageError(f"train and eval share a {kind}: {text}")

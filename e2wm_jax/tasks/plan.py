@@ -2,12 +2,13 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from e2wm_jax.simulate.trajectory import Trajectory
+from e2wm_jax.tasks.changes import final_change, without_closeness
 from e2wm_jax.tasks.example import Generation
-from e2wm_jax.tasks.sentences import conditions_text, plan_text, words
+from e2wm_jax.tasks.sentences import condition_sentences, plan_text, words
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,14 @@ class Plan:
     question: str  # "How to write an email? Given items include ..."
     text: str  # "Walk to home office. ..."
     goal: frozenset[str]
+    items: tuple[str, ...] = ()  # class names, each once
+    conditions: tuple[str, ...] = ()  # facts at the beginning, in the order of the question
+    change: frozenset[str] = frozenset()  # facts that are new at the end
+
+    @property
+    def aim(self) -> frozenset[str]:
+        """What makes the goal different from others: the goal without closeness, as in `select`."""
+        return without_closeness(self.goal)
 
 
 def select(trajectories: Iterable[Trajectory], *, achieved_share: float = 1.0) -> tuple[list[Plan], Counter[str]]:
@@ -40,8 +49,18 @@ def select(trajectories: Iterable[Trajectory], *, achieved_share: float = 1.0) -
         reason = _why_not(trajectory, achieved_share)
         outcome[reason or "used"] += 1
         if reason is None and trajectory.task is not None:
-            text = plan_text(trajectory.steps)
-            plans.append(Plan(trajectory.task, question(trajectory), text, frozenset(trajectory.goal)))
+            items = tuple(dict.fromkeys(item for item in trajectory.items if item != "character"))
+            plans.append(
+                Plan(
+                    task=trajectory.task,
+                    question=question(trajectory.task, items, condition_sentences(trajectory.conditions)),
+                    text=plan_text(trajectory.steps),
+                    goal=frozenset(trajectory.goal),
+                    items=items,
+                    conditions=trajectory.conditions,
+                    change=final_change(trajectory),
+                )
+            )
     return plans, outcome
 
 
@@ -50,20 +69,16 @@ def _why_not(trajectory: Trajectory, achieved_share: float) -> str | None:
         return "not planned"
     if trajectory.task is None or not trajectory.goal:
         return "without task or goal"
-    wanted = {fact for fact in trajectory.goal if " || CLOSE || " not in fact} or set(trajectory.goal)
+    wanted = without_closeness(trajectory.goal)
     if len(wanted & set(trajectory.achieved)) < achieved_share * len(wanted):
         return "goal not achieved"
     return None if plan_text(trajectory.steps) else "without a successful step"
 
 
-def question(trajectory: Trajectory) -> str:
-    """The task, its items and the initial conditions as one line; empty parts are left out."""
-    parts = [f"How to {trajectory.task}?"]
-    items = dict.fromkeys(words(item) for item in trajectory.items if item != "character")
-    if items:
-        parts.append(f"Given items include {', '.join(items)}.")
-    parts.append(conditions_text(trajectory.conditions))
-    return " ".join(filter(None, parts))
+def question(task: str, items: Iterable[str], sentences: Iterable[str]) -> str:
+    """The task, the class names of its items and the initial conditions as one line; empty parts are left out."""
+    listed = ", ".join(map(words, items))
+    return " ".join([f"How to {task}?", *([f"Given items include {listed}."] if listed else []), *sentences])
 
 
 def by_task(plans: Iterable[Plan]) -> dict[str, list[Plan]]:
@@ -90,7 +105,15 @@ def shots(pool: dict[str, list[Plan]], target: Plan, *, count: int, rng: random.
     return chosen
 
 
-def targets(plans: Sequence[Plan], *, key: str, shot_count: int, size: int, rng: random.Random) -> Iterator[list[Plan]]:
+def targets(
+    plans: Sequence[Plan],
+    *,
+    key: str,
+    shot_count: int,
+    size: int,
+    rng: random.Random,
+    tasks: Collection[str] | None = None,
+) -> Iterator[list[Plan]]:
     """Blocks [example, ..., target] for at most `size` targets, each distinct (task or question, plan) pair once.
 
     Args:
@@ -99,19 +122,37 @@ def targets(plans: Sequence[Plan], *, key: str, shot_count: int, size: int, rng:
         shot_count: solved examples in front of the target; a target without enough of them is left out.
         size: the most targets wanted.
         rng: decides order and examples.
+        tasks: the tasks of the targets, examples are of any task; None for all.
     """
     distinct = list({(getattr(plan, key), plan.text): plan for plan in plans}.values())
     rng.shuffle(distinct)
     pool = by_task(distinct)
-    blocks = ([*shots(pool, plan, count=shot_count, rng=rng), plan] for plan in distinct)
+    asked = [plan for plan in distinct if tasks is None or plan.task in tasks]
+    blocks = ([*shots(pool, plan, count=shot_count, rng=rng), plan] for plan in asked)
     full = (block for block in blocks if len(block) == shot_count + 1)
     return (block for _, block in zip(range(size), full, strict=False))
 
 
-def plan_gen(plans: Sequence[Plan], *, size: int, rng: random.Random) -> list[Generation]:
-    """Two-shot plan generation: the official ``Q: How to ...? / A: ...`` blocks joined by one newline."""
+def plan_gen(
+    plans: Sequence[Plan],
+    *,
+    size: int,
+    rng: random.Random,
+    tasks: Collection[str] | None = None,
+    reword: Callable[[list[Plan]], list[Plan]] = list,
+) -> list[Generation]:
+    """Two-shot plan generation: the official ``Q: How to ...? / A: ...`` blocks joined by one newline.
+
+    Args:
+        plans: one split's plans.
+        size: the most examples wanted.
+        rng: decides order and solved examples.
+        tasks: the tasks to ask about; None for all.
+        reword: what becomes of the plans of one prompt, the target last, before they are written down.
+    """
     examples = []
-    for *solved, target in targets(plans, key="question", shot_count=2, size=size, rng=rng):
+    for block in targets(plans, key="question", shot_count=2, size=size, rng=rng, tasks=tasks):
+        *solved, target = reword(block)
         lines = [f"Q: {plan.question}\nA: {plan.text}" for plan in solved]
         examples.append(Generation("\n".join([*lines, f"Q: {target.question}\nA:"]), target.text))
     return examples

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from e2wm_jax.simulate.shards import load_trajectories
-from e2wm_jax.tasks.build import build, statistics
+from e2wm_jax.tasks.build import build
+from e2wm_jax.tasks.statistics import statistics
 from e2wm_jax.tasks.write import write
 
 
@@ -14,11 +15,15 @@ class TasksSettings:
     """Turn collected experiences into training and evaluation files in the official E2WM formats."""
 
     experiences: tuple[Path, ...]
-    """Directories of `e2wm collect`: planned episodes (plans, activities) and random ones (counting)."""
+    """Directories of `e2wm collect`: planned episodes (plans, activities) and random ones (counting, tracking)."""
     out: Path
     """Directory to write: train/*.json, eval/gen/*.json, eval/qa/*.json, statistics.json."""
     eval_share: float = 0.2
     """Share of goals, plans and stories that is held out."""
+    unseen_share: float = 0.2
+    """Share of the task names that are held out with all of their plans, for plan_gen_unseen."""
+    balanced_counts: bool = False
+    """Counting: all numbers equally frequent as far as there is material, instead of the official frequencies."""
     seed: int = 0
 
 
@@ -28,17 +33,25 @@ def run(settings: TasksSettings) -> dict[str, Any]:
     Raises:
         InputError: for malformed experiences, too little material, or a directory of other files.
     """
-    sets = build(load_trajectories(settings.experiences), seed=settings.seed, eval_share=settings.eval_share)
+    sets = build(
+        load_trajectories(settings.experiences),
+        seed=settings.seed,
+        eval_share=settings.eval_share,
+        unseen_share=settings.unseen_share,
+        balanced_counts=settings.balanced_counts,
+    )
     write(sets, settings.out)
     return statistics(sets)
 
 
 def show(result: dict[str, Any]) -> None:
     """A line per file, then what became of the episodes."""
-    print(f"{'file':<32} {'n':>5}  {'words':>14}  {'answers':>7}  {'majority':>8}")
+    print(f"{'file':<40} {'n':>5}  {'words':>14}  {'answers':>7}  {'majority':>8}")
     for name, file in result["files"].items():
         words = "/".join(str(round(file["input_words"][key])) for key in ("min", "median", "max"))
-        print(f"{name:<32} {file['n']:>5}  {words:>14}  {file['distinct_answers']:>7}  {file['majority']:>8.3f}")
+        print(f"{name:<40} {file['n']:>5}  {words:>14}  {file['distinct_answers']:>7}  {file['majority']:>8.3f}")
+    print("checked: train and eval share no plan, question, goal, state or story")
+    print(f"unseen in train: {', '.join(result['unseen_tasks']) or 'no task'}")
     print("episodes: " + ", ".join(f"{number} {reason}" for reason, number in result["episodes"].items()))
     for note in result["notes"]:
         print(f"note: {note}")

@@ -1,6 +1,6 @@
 """From script lines and graph facts to plain sentences, by E2WM's rules."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from e2wm_jax.errors import InputError
 from e2wm_jax.simulate.actions import parse_action
@@ -91,13 +91,10 @@ def condition_sentence(condition: str, rooms: frozenset[str] = ROOMS) -> str:
     raise InputError(f"{condition!r} is not a condition; expected 'class || STATE' or 'class || RELATION || class'")
 
 
-def conditions_text(conditions: Sequence[str], rooms: frozenset[str] = ROOMS) -> str:
-    """All facts as sentences joined by one blank: first who is in which room, then states, then what is inside what."""
-    return " ".join(
-        sentence
-        for condition in sorted(conditions, key=lambda condition: _rank(condition, rooms))
-        if (sentence := condition_sentence(condition, rooms))
-    )
+def condition_sentences(conditions: Iterable[str], rooms: frozenset[str] = ROOMS) -> list[str]:
+    """All facts as sentences: first who is in which room, then states, then what is inside what."""
+    ordered = sorted(conditions, key=lambda condition: _rank(condition, rooms))
+    return [sentence for condition in ordered if (sentence := condition_sentence(condition, rooms))]
 
 
 def _rank(condition: str, rooms: frozenset[str]) -> int:

@@ -1,25 +1,26 @@
 """From the steps of an episode to a little story, with names, pronouns and ordinals that a reader can resolve.
 
-"Anna was at home. She walked to the kitchen and grabbed a cup. Next, she found the desk and put it there." is told
-clause by clause: a thing is "a cup" when it first appears and "the cup" from then on; a second one of the same name
-is "another cup", then "the second cup".
+"Anna was at home. She walked to the kitchen and grabbed a cup. After finding the desk, she put the cup on it." is told
+clause by clause, in the order of the deeds: a thing is "a cup" when it first appears and "the cup" from then on; a
+second one of the same name is "another cup", then "the second cup".
 """
 
 import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 from e2wm_jax.simulate.actions import Thing, parse_action
 from e2wm_jax.simulate.trajectory import Step, Trajectory
 from e2wm_jax.tasks.sentences import ROOMS, listed, succeeded, words
-from e2wm_jax.tasks.verbs import ENGLISH
+from e2wm_jax.tasks.verbs import ENGLISH, GERUNDS
 
 _SHE = listed("Alice Carla Clara Diana Elena Grace Hannah Helen Ines Julia Laura Lena Maria Nina Olga Paula Rosa Sofia")
 _HE = listed("Adam Alan Boris Carlos David Felix George Henry Ivan Leo Mark Martin Omar Oscar Paul Peter Simon Victor")
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
-_BODY = {"hands_both": "hands", "arms_both": "arms", "legs_both": "legs", "feet_both": "feet", "eyes_both": "eyes"}
-_BODY |= {part: part for part in ("face", "hair", "head", "teeth")}
+BODY = {"hands_both": "hands", "arms_both": "arms", "legs_both": "legs", "feet_both": "feet", "eyes_both": "eyes"}
+BODY |= {part: part for part in ("face", "hair", "head", "teeth")}
 _MASS = frozenset(  # last words of nouns without a plural
     listed(
         "alcohol bacon beer bread butter cheese coffee conditioner cream detergent dirt dough food fruit glue homework "
@@ -43,8 +44,13 @@ _APART = {  # class names that VirtualHome writes in one word, or wrong
     "wallshelf": "wall shelf",
 }
 _LINKS = ("Then", "Next,", "After that,", "Afterwards,")
+# Deeds to a sentence, uniform; how a story is told is drawn once, so that some are terse and some flow.
+_PACES = ((1, 1, 1, 2), *[(1, 2, 3, 4)] * 3, *[(2, 3, 3, 4)] * 4)
+_AT_HOME_AND, _AT_HOME_WHEN = 0.3, 0.15  # of the first sentences
+_SHE_THEN, _LINKED = 0.2, 0.35  # of the sentences after the first
+_BEFORE, _AFTER = 0.2, 0.15  # of those with two deeds or more
 _PARTICLE = re.compile(r"(\w+) (\{0\}) (\w+)")
-_NEVER_IT = frozenset({"character", *_BODY, *ROOMS})
+_NEVER_IT = frozenset({"character", *BODY, *ROOMS})
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,7 @@ PEOPLE = (
 )
 
 
+@cache
 def noun(name: str) -> str:
     """A class name as a noun: "food_apple" -> "apple", "coffee_table" -> "coffee table", "tvstand" -> "TV stand"."""
     return _APART.get(name) or words(re.sub(r"^(food|clothes|instrument)_", "", name))
@@ -112,8 +119,8 @@ class _Narrator:
         """A noun phrase for the thing, which is known from then on."""
         if thing.name == "character":
             return self.person.reflexive
-        if thing.name in _BODY:
-            return f"{self.person.possessive} {_BODY[thing.name]}"
+        if thing.name in BODY:
+            return f"{self.person.possessive} {BODY[thing.name]}"
         name = noun(thing.name)
         index = self.total[name].index(thing.id)
         if thing.id in self.known or (thing.name in ROOMS and index == 0):
@@ -188,10 +195,11 @@ def tell(story: Sequence[Deed], person: Person, rng: random.Random) -> str:
         rng: decides wording and sentence lengths.
     """
     narrator = _Narrator(person, rng, mentioned(story))
-    sentences = [f"{person.name} was at home."]
+    pace = rng.choice(_PACES)
+    sentences: list[str] = []
     rest = list(story)
     while rest:
-        length = rng.choice((1, 2, 2, 3))
+        length = rng.choice(pace)
         told, rest = rest[:length], rest[length:]
         clauses = []
         it: int | None = None
@@ -200,14 +208,45 @@ def tell(story: Sequence[Deed], person: Person, rng: random.Random) -> str:
             # "it" must point to the one thing of the clause before, within the sentence.
             only = deed.things[0] if len(deed.things) == 1 else None
             it = only.id if only and only.name not in _NEVER_IT else None
-        sentences.append(_sentence(clauses, person, rng, first=len(sentences) == 1))
+        sentence = _sentence(clauses, person, rng, last=not rest) if sentences else _beginning(clauses, person, rng)
+        sentences.append(sentence)
     return " ".join(sentences)
 
 
-def _sentence(clauses: Sequence[str], person: Person, rng: random.Random, *, first: bool) -> str:
-    subject = person.name if rng.random() < 0.1 and not first else person.subject
+def _beginning(clauses: Sequence[str], person: Person, rng: random.Random) -> str:
+    """ "Anna was at home and took a cup." or, mostly, two sentences."""
+    chance = rng.random()
+    if chance < _AT_HOME_AND:
+        return f"{person.name} was at home and {_enumeration(clauses)}."
+    if chance < _AT_HOME_AND + _AT_HOME_WHEN:
+        return f"{person.name} was at home when {person.subject} {_enumeration(clauses)}."
+    return f"{person.name} was at home. {person.subject.capitalize()} {_enumeration(clauses)}."
+
+
+def _enumeration(clauses: Sequence[str]) -> str:
     *front, last = clauses
     separator = ", and " if len(front) > 1 else " and "
-    text = f"{subject} {', '.join(front)}{separator}{last}" if front else f"{subject} {last}"
-    link = rng.choice(_LINKS) if not first and rng.random() < 0.35 else ""
-    return f"{link} {text}." if link else f"{text[0].upper()}{text[1:]}."
+    return f"{', '.join(front)}{separator}{last}" if front else last
+
+
+def _sentence(clauses: Sequence[str], person: Person, rng: random.Random, *, last: bool) -> str:
+    """One sentence: "After walking to a desk, she took a cup, put it on the desk, and opened it." """
+    subject = person.name if rng.random() < 0.1 else person.subject
+    opening = ""
+    if last and rng.random() < _LINKED:
+        opening = "Finally, "
+    elif rng.random() < _LINKED:
+        opening = rng.choice(_LINKS) + " "
+    elif rng.random() < _SHE_THEN:
+        subject += " then"
+    parts = list(clauses)
+    if not opening and " " not in subject and len(parts) > 1 and rng.random() < _AFTER:
+        opening = f"After {_gerund(parts.pop(0))}, "
+    ending = f" before {_gerund(parts.pop())}" if len(parts) > 1 and rng.random() < _BEFORE else ""
+    text = f"{opening}{subject} {_enumeration(parts)}{ending}."
+    return text[0].upper() + text[1:]
+
+
+def _gerund(clause: str) -> str:
+    verb, _, objects = clause.partition(" ")
+    return f"{GERUNDS[verb]} {objects}".rstrip()

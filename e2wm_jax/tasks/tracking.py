@@ -1,17 +1,22 @@
 """Object tracking: stories of three people who carry things through a house, with the rooms each thing has been in.
 
-Nothing here comes from the simulator; the labels hold because the stories are written by the state machine that
-knows them. A person enters a room, then does at most one thing there: takes something that belongs to the room
-(two hands, and nothing is taken twice in a story), puts something down, or neither, all equally likely.
+Stories are experienced (`story_of`: an episode of three people in one world) or made up (`tell_story`). In one that is
+made up, a person enters a room, then does at most one thing there: takes something that belongs to the room (two
+hands, and nothing is taken twice in a story), puts something down, or neither, all equally likely.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from e2wm_jax.errors import InputError
+from e2wm_jax.simulate.actions import Action, parse_action
+from e2wm_jax.simulate.trajectory import Step, Trajectory
 from e2wm_jax.tasks.example import Generation
-from e2wm_jax.tasks.sentences import listed
+from e2wm_jax.tasks.sentences import ROOMS as ROOM_CLASSES
+from e2wm_jax.tasks.sentences import listed, succeeded, words
+from e2wm_jax.tasks.story import noun
 
 PEOPLE = listed("Jessica Smith Miller Samantha Brown Anna Anderson Davis John Sarah Wilson Mary Taylor Emily")
 ROOMS = ("dining room", "home office", "bathroom", "bedroom", "kitchen", "hallway")  # the order of the QA choices
@@ -29,9 +34,17 @@ OBJECTS = {
     "kitchen": ("bottle", "pan", "pot", *_CROCKERY),
     "dining room": _CROCKERY,
 }
+STORIES = 3  # to an example: two solved ones and the one asked about
 _MOVES = (3, 4, 5)
 _HANDS = 2
 _OBJECTS_TAKEN = 3
+_KINDS: dict[str, Literal["move", "get", "drop"]] = {
+    "Walk": "move",
+    "Run": "move",
+    "Grab": "get",
+    "Drop": "drop",
+    "Release": "drop",
+}
 
 
 @dataclass(frozen=True)
@@ -77,6 +90,59 @@ def _doings(person: str, taken: set[str], rng: random.Random) -> list[Event]:
     return events
 
 
+def is_tracked(trajectory: Trajectory) -> bool:
+    """Whether this is an episode of several people, to be told as a tracking story and as nothing else."""
+    return trajectory.search.get("style") == "track"
+
+
+def story_of(trajectory: Trajectory, rng: random.Random) -> Story:
+    """What the people of an episode did, under names drawn for them.
+
+    Walking into a room is a move (walking to a thing in another room too), grabbing is getting, dropping and releasing
+    are dropping; all else is no event. The empty story comes from an episode that a reader could not follow, or not
+    answer about: somebody takes or leaves a thing before having entered a room, two things of one name are handled, or
+    a room is not one of `ROOMS`.
+
+    Raises:
+        InputError: if somebody acts who is not one of three, or a line cannot be read.
+    """
+    names = rng.sample(PEOPLE, 3)
+    story: list[Event] = []
+    place: dict[int, str] = {}
+    handled: dict[str, int] = {}
+    for step in filter(succeeded, trajectory.steps):
+        if step.actor not in range(len(names)):
+            raise InputError(f"episode {trajectory.id}: {step.action!r} is done by person {step.actor}; known: 0, 1, 2")
+        action = parse_action(step.action, where=f"episode {trajectory.id}")
+        kind = _KINDS.get(action.verb)
+        if kind == "move":
+            room = _room_entered(action, step, trajectory.classes)
+            if room is not None and room not in ROOMS:
+                return ()
+            if room is not None and room != place.get(step.actor):
+                place[step.actor] = room
+                story.append(Event(names[step.actor], "move", room))
+        elif kind is not None:
+            thing = action.things[0]
+            name = noun(trajectory.classes.get(thing.id, thing.name))
+            if step.actor not in place or handled.setdefault(name, thing.id) != thing.id:
+                return ()
+            story.append(Event(names[step.actor], kind, name))
+    return tuple(story)
+
+
+def _room_entered(action: Action, step: Step, classes: Mapping[int, str]) -> str | None:
+    """The room that a walk leads to, as far as the step tells: where somebody newly is, or the room walked to."""
+    found = [
+        classes[place]
+        for who, relation, place in step.edges_added
+        if relation == "INSIDE" and classes[who] == "character"
+    ]
+    walked_to = classes.get(action.things[0].id, action.things[0].name)
+    found += [walked_to] if walked_to in ROOM_CLASSES or words(walked_to) in ROOMS else []
+    return words(found[0]) if found else None
+
+
 def room_path(story: Sequence[Event], thing: str) -> tuple[str, ...]:
     """The rooms where `thing` was while in somebody's hands, from where it was picked up to where it was left."""
     rooms: list[str] = []
@@ -110,32 +176,47 @@ def story_text(story: Sequence[Event], rng: random.Random) -> str:
     return " ".join(f"{event.person} {rng.choice(PHRASES[event.kind])} the {event.what}." for event in story)
 
 
-def stories(rng: random.Random, seen: set[Story]) -> Iterator[tuple[Story, str]]:
-    """Endlessly many askable stories with their texts, none of which is in `seen`, where they are then entered."""
-    while True:
-        story = tell_story(rng)
-        if story not in seen and askable(story):
-            seen.add(story)
-            yield story, story_text(story, rng)
+@dataclass(frozen=True)
+class StorySource:
+    """Stories each of which is used once: those experienced while they last, then endlessly many made up."""
+
+    rng: random.Random
+    seen: set[Story]  # stories that must not be used; those taken are entered here
+    experienced: list[Story]  # those taken are removed
+
+    def take(self, fits: Callable[[Story], bool]) -> Story:
+        """The first new story that can be asked about and fits."""
+        for index, story in enumerate(self.experienced):
+            if story not in self.seen and askable(story) and fits(story):
+                self.seen.add(self.experienced.pop(index))
+                return story
+        while True:
+            story = tell_story(self.rng)
+            if story not in self.seen and askable(story) and fits(story):
+                self.seen.add(story)
+                return story
 
 
-def obj_move_path(rng: random.Random, *, size: int, seen: set[Story]) -> list[Generation]:
+def obj_move_path(
+    rng: random.Random, *, size: int, seen: set[Story], experienced: Iterable[Story] = ()
+) -> list[Generation]:
     """Two-shot path tracking; every block tells a story of its own.
 
     Args:
-        rng: source of the stories.
+        rng: source of the stories that are made up.
         size: number of examples.
         seen: stories that must not be used, from other sets; extended by those used here.
+        experienced: stories to use before any is made up.
     """
-    source = stories(rng, seen)
+    source = StorySource(rng, seen, list(experienced))
     examples = []
     for _ in range(size):
         blocks = []
-        for _ in range(3):
-            story, text = next(source)
+        for _ in range(STORIES):
+            story = source.take(lambda _: True)
             thing, path = rng.choice(askable(story))
             question = f"Question: What is the order of the rooms where the {thing} appeared?"
-            blocks.append((f"{text}\n{question}\nAnswer:", ", ".join(path)))
+            blocks.append((f"{story_text(story, rng)}\n{question}\nAnswer:", ", ".join(path)))
         *solved, (prompt, answer) = blocks
         examples.append(Generation("\n\n".join([*(f"{q} {a}" for q, a in solved), prompt]), answer))
     return examples

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import write_json, write_json_lines
-from e2wm_jax.tasks.build import TaskSets, statistics
+from e2wm_jax.tasks.build import TaskSets
+from e2wm_jax.tasks.statistics import statistics
 
 STATISTICS = "statistics.json"
 

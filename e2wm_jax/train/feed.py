@@ -1,4 +1,4 @@
-"""What the training loop reads: files and online tasks as one loader, its batches on the device before they are needed."""
+"""What the training loop reads: files and online tasks as one loader, and its batches on the device in time."""
 
 import dataclasses
 import os

@@ -1,0 +1,38 @@
+"""numba's compiler, with a cache on disk that knows which sources it was made from.
+
+numba's own cache looks at the file of the function alone: after a change in what the function calls, or in a constant
+it reads from another module, it would go on running the old code.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.core.caching import FunctionCache, IndexDataCacheFile
+
+
+# What compiled code is made of: its own modules and those whose constants it reads.
+_SOURCES = ("compiled", "macros", "native", "native_search", "planner", "rules", "tables")
+
+
+def _digest() -> str:
+    folder = Path(__file__).parent
+    return hashlib.sha256(b"".join((folder / f"{name}.py").read_bytes() for name in _SOURCES)).hexdigest()
+
+
+_STAMP = _digest()
+
+
+class _Cache(FunctionCache):  # type: ignore[misc]
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._cache_file = IndexDataCacheFile(self._cache_path, self._impl.filename_base, _STAMP)
+
+
+def jit(function: Callable[..., Any]) -> Any:
+    """Compile a function at its first call, once per machine; it releases the interpreter's lock."""
+    dispatcher = numba.njit(nogil=True)(function)
+    dispatcher._cache = _Cache(function)
+    return dispatcher

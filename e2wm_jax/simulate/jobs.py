@@ -1,0 +1,190 @@
+"""The episodes of `collect`: what there is to do, and doing it. An episode depends on its job alone."""
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from e2wm_jax.errors import InputError
+from e2wm_jax.simulate import goals, planner, scenes
+from e2wm_jax.simulate.actions import parse_action
+from e2wm_jax.simulate.engines import Engine, open_world
+from e2wm_jax.simulate.explorer import Style, explore
+from e2wm_jax.simulate.goals import Goal
+from e2wm_jax.simulate.planner import Reward
+from e2wm_jax.simulate.replay import run
+from e2wm_jax.simulate.scenes import Scene
+from e2wm_jax.simulate.trajectory import Step, Trajectory
+
+ROBOTHOW = "robothow"  # as --goals: those of the RobotHow programs
+PROCEDURAL = "procedural"  # as --scene: a household of its own for each episode
+
+
+@dataclass(frozen=True)
+class CollectSettings:
+    """What to collect. Everything but ``out`` and ``workers`` decides the content of the episodes."""
+
+    out: Path
+    policy: Literal["mcts", "random"]
+    episodes: int | None = None  # None: one for each goal (mcts) or scene (random)
+    goals: str | None = None  # mcts: "robothow" (also when None) or a file of goals
+    scene: tuple[str, ...] = ()  # scenes in turn, or "procedural"; none: those of the RobotHow programs
+    dialect: str = "vh23"
+    engine: Engine = "virtualhome"
+    simulations: int = 20_000
+    max_depth: int = 25
+    reward: Reward = "official"
+    shorten: bool = True  # mcts: leave out moves that the search did not need (E2WM relies on 20,000 simulations)
+    episode_length: int = 20  # random: steps
+    style: Style = "carry"  # random
+    workers: int = os.cpu_count() or 1  # processes; the episodes do not depend on it
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One episode: everything a worker needs."""
+
+    episode: int
+    # A goal, or the name of a scene: to explore, or prepared for a RobotHow program whose goal is to be reached.
+    subject: Goal | str
+    settings: CollectSettings
+
+    @property
+    def seed(self) -> int:
+        """The episode's own."""
+        digest = hashlib.sha256(f"{self.settings.seed}:{self.episode}".encode()).digest()
+        return int.from_bytes(digest[:6], "big")
+
+
+def subjects(settings: CollectSettings) -> list[Goal | str]:
+    """Goals or scenes, in turn; every scene named by the user is loaded once to see that it can be."""
+    if settings.policy == "mcts" and settings.goals not in (None, ROBOTHOW):
+        return list(goals.read_goals(Path(settings.goals)))
+    for name in settings.scene:
+        if name != PROCEDURAL:
+            scenes.load(name)
+    if settings.policy == "random" and settings.scene:
+        return list(settings.scene)
+    programs = goals.robothow_order(settings.seed)
+    if not settings.scene:
+        return [f"{scenes.ROBOTHOW}{program}" for program in programs]
+    # Every program in every scene, both changing from one episode to the next.
+    places = len(settings.scene)
+    return [
+        f"{settings.scene[(turn + start) % places]}{scenes.PREPARED}{program}"
+        for start in range(places)
+        for turn, program in enumerate(programs)
+    ]
+
+
+def play(job: Job) -> Trajectory:
+    """Play one episode. Depends on nothing but the job."""
+    settings = job.settings
+    name = f"{settings.policy}-{settings.seed}-{job.episode:06d}"
+    subject = job.subject
+    if isinstance(subject, Goal):
+        return plan_episode(subject, settings, seed=job.seed, name=name)
+    if subject == PROCEDURAL or subject.startswith(PROCEDURAL + scenes.PREPARED):
+        subject = f"{scenes.PROCEDURAL}{job.seed}{subject.removeprefix(PROCEDURAL)}"
+    if settings.policy == "mcts":
+        goal, skipped = _goal(subject, settings.seed)
+        return plan_episode(goal, settings, seed=job.seed, name=name, skipped=skipped)
+    scene = scenes.load(subject)
+    world = open_world(settings.engine, settings.dialect)
+    steps = explore(world, scene, length=settings.episode_length, seed=job.seed, style=settings.style)
+    return Trajectory(
+        id=name,
+        scene=scene.name,
+        dialect=settings.dialect,
+        policy="random",
+        seed=job.seed,
+        steps=tuple(steps),
+        classes=_classes(scene, steps),
+        search={"style": settings.style},
+    )
+
+
+def _goal(scene: str, seed: int) -> tuple[Goal, dict[str, str]]:
+    """The goal of a RobotHow program in its own scene or in another one, there of the next program that fits; and
+    why others do not.
+
+    Raises:
+        InputError: if the scene suits no program at all.
+    """
+    base, prepared, program = scene.rpartition(scenes.PREPARED)
+    if not prepared:
+        return goals.robothow_goal(scene.removeprefix(scenes.ROBOTHOW)), {}
+    skipped: dict[str, str] = {}
+    for candidate in _from(program, seed):
+        try:
+            return goals.transferred_goal(f"{base}{scenes.PREPARED}{candidate}"), skipped
+        except scenes.Untransferable as error:
+            skipped[candidate] = str(error).split(": ", 1)[1]
+    raise InputError(f"{base}: suits no RobotHow program; {skipped[program]}")
+
+
+def _from(program: str, seed: int) -> Iterator[str]:
+    """The program, then all others in the order of the run."""
+    yield program
+    order = goals.robothow_order(seed)
+    position = order.index(program)
+    yield from (*order[position + 1 :], *order[:position])
+
+
+def plan_episode(
+    goal: Goal, settings: CollectSettings, *, seed: int, name: str, skipped: Mapping[str, str] | None = None
+) -> Trajectory:
+    """Search for a plan and carry it out. ``skipped``: RobotHow programs that the scene did not suit, and why."""
+    scene = scenes.load(goal.scene)
+    world = open_world(settings.engine, settings.dialect)
+    plan = planner.search(
+        world,
+        scene,
+        goal,
+        simulations=settings.simulations,
+        max_depth=settings.max_depth,
+        reward=settings.reward,
+        seed=seed,
+        shorten=settings.shorten,
+    )
+    start = world.initial(scene)
+    played = list(run(world, start, plan.actions))
+    steps = [step for _, step in played]
+    achieved = world.gained_test(scene, goal.facts)(played[-1][0] if played else start)
+    return Trajectory(
+        id=name,
+        scene=goal.scene,
+        dialect=settings.dialect,
+        policy="mcts",
+        seed=seed,
+        steps=tuple(steps),
+        classes=_classes(scene, steps),
+        total_reward=plan.total_reward,
+        task=goal.task,
+        goal=goal.facts,
+        achieved=tuple(sorted(achieved)),
+        items=goal.items,
+        conditions=goal.conditions,
+        search={
+            "simulations": plan.simulations,
+            "nodes": plan.nodes,
+            "moves": len(plan.moves),
+            "proved": plan.proved,
+            "reward": settings.reward,
+            **({"skipped": dict(skipped)} if skipped else {}),
+        },
+    )
+
+
+def _classes(scene: Scene, steps: list[Step]) -> dict[int, str]:
+    """The class of every node that the steps name or change."""
+    nodes = {scene.character.id}
+    for step in steps:
+        nodes.update(thing.id for thing in parse_action(step.action).things)
+        for source, _, target in (*step.edges_added, *step.edges_removed):
+            nodes.update((source, target))
+        nodes.update(node for node, _ in (*step.states_added, *step.states_removed))
+    return {node: scene.nodes[node].class_name for node in sorted(nodes)}
