@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -195,6 +196,72 @@ def test_a_leak_across_kinds_of_files_and_of_goals_is_found() -> None:
 def test_an_example_in_an_unknown_form_is_not_waved_through() -> None:
     with pytest.raises(LeakageError, match="cannot tell"):
         facts("train/train_count.json", [Generation("What?", "Nothing.")])
+
+
+@pytest.mark.parametrize("name", ["plan_gen_unseen", "plan_gen_unseen_confusing"])
+def test_a_task_that_should_be_unseen_is_found_in_train(sets: TaskSets, name: str) -> None:
+    assert sets.unseen
+    source = f"eval/gen/{name}.json"
+    recognize = "Given a household activity plan as follows:\nWalk to x.\nQ: What is the name of the activity?\nA:"
+    leaked = Generation(recognize, sets.unseen[0])
+    asked = [example for example in sets.files[source] if f"How to {sets.unseen[0]}?" in example.input.split("\n")[-2]]
+    with pytest.raises(LeakageError, match=f"share a task: {sets.unseen[0]}"):
+        check({source: asked, "train/train_act_recog.json": [leaked]})
+    check({source: asked, "train/train_act_recog.json": [Generation(recognize, "fly")]})
+
+
+def test_a_state_told_of_a_goal_to_train_on_is_found() -> None:
+    train = {"train/train_plan_gen.json": [Generation("Q: How to rest?\nA:", "Sit on bed.")]}
+    state = "The lamp is on. {} is sitting.\nQuestion: Given the above state, a possible activity could be\nAnswer:"
+    change = frozenset({"lamp || ON", "character || SITTING"})
+    plans = [Plan("rest", "", "Sit on bed.", change), Plan("sit", "", "Sit on couch.", change, change=change)]
+    with pytest.raises(LeakageError, match=r"share a goal: character \|\| SITTING, lamp \|\| ON"):
+        check(train | {"eval/qa/act_infer.json": [Choice(state.format("Tom"), "sit", ("sit",))]}, plans)
+    other = {"eval/qa/act_infer.json": [Choice(state.replace("lamp", "tv").format("Tom"), "sit", ("sit",))]}
+    check(train | other, plans)
+
+
+def test_the_same_story_in_other_words_is_found() -> None:
+    question = "\nQuestion: {} where the cup appeared?\nAnswer:"
+    stories = ["Anna entered the kitchen. Anna got the cup.", "Anna went to the kitchen. Anna took the cup."]
+    train, held_out = (Generation(story + question, "kitchen") for story in stories)
+    with pytest.raises(LeakageError, match="share a story"):
+        check({"train/train_obj_move.json": [train], "eval/gen/obj_move_path.json": [held_out]})
+
+
+def deeds_in(text: str) -> tuple[tuple[int, str], ...]:
+    """Who (by order of appearance) went where or took or left what."""
+    found = re.findall(r"(\w+) (?:(?!the )[a-z]+ )+the ([a-z ]+)\.", text)
+    people = list(dict.fromkeys(person for person, _ in found))
+    return tuple((people.index(person), what) for person, what in found)
+
+
+def test_experienced_stories_are_told_first_and_each_on_one_side(sets: TaskSets) -> None:
+    own = set()
+    for episode in EPISODES[PLANNED + 40 :]:
+        steps = [
+            s for s in episode.steps if "[Walk]" not in s.action or int(s.action.split("(")[1][:-1]) in (1, 40, 41, 42)
+        ]
+        actors = list(dict.fromkeys(step.actor for step in steps))
+        own.add(tuple((actors.index(s.actor), s.action.split("<")[1].split(">")[0]) for s in steps))
+    assert len(own) == 30
+    sides: dict[str, set[object]] = {"train": set(), "eval": set()}
+    told = {"train": 0, "eval": 0}
+    for name, examples in sets.files.items():
+        if "obj_move" in name:
+            for example in examples:
+                stories = {deeds_in(block.split("\nQuestion")[0]) for block in example.input.split("\n\n")}
+                sides[name.split("/")[0]] |= stories
+                told[name.split("/")[0]] += len(stories)
+    assert not sides["train"] & sides["eval"]
+    assert len(own & sides["train"]) == 24 == told["train"]  # 24 of 30 episodes, all stories of eight examples
+    assert own <= sides["train"] | sides["eval"]
+
+
+def test_counts_can_be_balanced() -> None:
+    made = build(EPISODES, seed=1, sizes=replace(SMALL, train_count=60), balanced_counts=True)
+    answers = statistics(made)["files"]["train/train_count.json"]["answers"]
+    assert answers["no item"] <= 1.2 * answers["one item"]
 
 
 def test_statistics_count_words_answers_and_positions(sets: TaskSets) -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from e2wm_jax.files import read_json_lines
-from e2wm_jax.tasks import activity, plan, qa, tracking
+from e2wm_jax.tasks import activity, confusing, housework, inference, plan, qa, tracking
 from e2wm_jax.tasks.counting import CountStory, answer, count
 from e2wm_jax.tasks.example import Choice, Example, Generation, from_json
+from e2wm_jax.tasks.knowledge import Activity
 from e2wm_jax.tasks.leakage import LeakageError, check, facts
 from e2wm_jax.tasks.plan import Plan
 
@@ -44,8 +45,14 @@ def read_story(text: str) -> tracking.Story:
         ("train/train_count.json", 1000, Generation),
         ("train/train_obj_move.json", 1000, Generation),
         ("eval/gen/plan_gen.json", 175, Generation),
+        ("eval/gen/plan_gen_unseen.json", 54, Generation),
+        ("eval/gen/plan_gen_confusing.json", 135, Generation),
+        ("eval/gen/plan_gen_unseen_confusing.json", 43, Generation),
         ("eval/gen/obj_move_path.json", 200, Generation),
         ("eval/qa/act_recog.json", 549, Choice),
+        ("eval/qa/act_infer.json", 262, Choice),
+        ("eval/qa/housework_qa.json", 261, Choice),
+        ("eval/qa/neg_housework_qa.json", 162, Choice),
         ("eval/qa/obj_move.json", 200, Choice),
         ("eval/qa/count.json", 194, Choice),
     ],
@@ -98,13 +105,24 @@ def shape(example: Example) -> str:
     text = re.sub(r"(?<=Q: )(?!What|How to )(?:.|\n)*? How many items are there on the [^?]*", "*", text)
     text = re.sub(r"^.*(?=\nQuestion: (?:What is the order|Where))", "*", text, flags=re.MULTILINE)
     text = re.sub(r"where the .* appeared|(?<=Where )(?:was|is) the .* (?:before|after) the [^?]*", "*", text)
+    text = re.sub(r"^.*(?=\nQuestion: Given the above)|(?<=^Answer:)\w.*", "*", text, flags=re.MULTILINE)
+    text = re.sub(r"(?<=^Question: To ).*(?=, a )|(?<=^[B-D]: ).*", "*", text, flags=re.MULTILINE)
     return re.sub(r"(?<=^A: ).*|(?<=^Answer: ).*", "*", text, flags=re.MULTILINE)
 
 
 PLANS = [
-    Plan(f"do {name}", f"How to do {name}? Given items include {name}.", f"Walk to {name}.", frozenset(name))
-    for name in "abcdef"
+    Plan(
+        f"do {name}",
+        f"How to do {name}? Given items include {name}.",
+        f"Walk to {name}.",
+        frozenset(name),
+        items=(f"{name}1", f"{name}2", f"{name}3"),
+        conditions=(f"{name}1 || INSIDE || kitchen",),
+        change=frozenset([f"{name}1 || ON"]),
+    )
+    for name in "bcdefghijklmnopq"
 ]
+KNOWN = {one.task: Activity(frozenset([one.change]), frozenset(one.items)) for one in PLANS}
 STORIES = [
     CountStory(
         str(i),
@@ -124,8 +142,16 @@ STORIES = [
         ("train/train_count.json", lambda rng: count(STORIES, size=1, rng=rng)),
         ("train/train_obj_move.json", lambda rng: tracking.obj_move_path(rng, size=1, seen=set())),
         ("eval/gen/plan_gen.json", lambda rng: plan.plan_gen(PLANS, size=1, rng=rng)),
+        ("eval/gen/plan_gen_unseen.json", lambda rng: plan.plan_gen(PLANS, size=1, rng=rng, tasks={"do b"})),
+        (
+            "eval/gen/plan_gen_confusing.json",
+            lambda rng: plan.plan_gen(PLANS, size=1, rng=rng, reword=confusing.distraction(PLANS, KNOWN, rng)),
+        ),
         ("eval/gen/obj_move_path.json", lambda rng: tracking.obj_move_path(rng, size=1, seen=set())),
         ("eval/qa/act_recog.json", lambda rng: qa.act_recog(PLANS, PLANS, size=1, rng=rng)),
+        ("eval/qa/act_infer.json", lambda rng: inference.act_infer(PLANS, PLANS, KNOWN, size=1, rng=rng)),
+        ("eval/qa/housework_qa.json", lambda rng: housework.housework_qa(PLANS, KNOWN, size=1, rng=rng)),
+        ("eval/qa/neg_housework_qa.json", lambda rng: housework.neg_housework_qa(PLANS, KNOWN, size=1, rng=rng)),
         ("eval/qa/obj_move.json", lambda rng: qa.obj_move(rng, size=1, seen=set())),
         ("eval/qa/count.json", lambda rng: qa.count(STORIES, size=1, rng=rng)),
     ],
@@ -169,3 +195,21 @@ def test_every_sentence_of_the_official_training_plans_can_be_written() -> None:
         for sentence in example.gold.removesuffix(".").split(". ")
     }
     assert not [sentence for sentence in sentences if not any(form.fullmatch(sentence) for form in forms)]
+
+
+def test_our_states_are_told_in_official_sentences() -> None:
+    """Every sentence form of the official states but their spelling of names is one of ours."""
+    forms = [form.replace("{all}", "{0}") for form in inference._FORMS.values()]
+    person = f"(?:{'|'.join(inference.PEOPLE)})"
+    patterns = [
+        re.compile(re.sub(r"\\\{\d\\\}", "[a-z, -]+", re.escape(form)).replace(r"\{person\}", person)) for form in forms
+    ]
+    theirs = {
+        sentence
+        for example in official("eval/qa/act_infer.json")
+        for state in re.findall(r"^(.*)\nQuestion: Given", example.input, re.MULTILINE)
+        for sentence in re.findall(r"[^ .][^.]*\.", state)
+    }
+    unlike = [one for one in theirs if not any(pattern.fullmatch(one) for pattern in patterns)]
+    assert len(unlike) < 0.03 * len(theirs), unlike
+    assert all(re.search(f"on {person.lower()}", one) for one in unlike)  # "The shoes is on peter."

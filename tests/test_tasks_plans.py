@@ -13,7 +13,7 @@ from e2wm_jax.tasks.activity import act_recog
 from e2wm_jax.tasks.plan import Plan, by_task, plan_gen, question, select, shots
 from e2wm_jax.tasks.qa import act_recog as act_recog_qa
 from e2wm_jax.tasks.qa import gold_positions
-from e2wm_jax.tasks.split import components, split
+from e2wm_jax.tasks.split import components, split, whole_names
 
 
 def episode(**changes: object) -> Trajectory:
@@ -161,3 +161,44 @@ def test_split_holds_out_the_share_asked_for(share: float, expected: int) -> Non
 
 def test_split_of_one_component_is_all_train() -> None:
     assert split(range(9), lambda _: ["same"], eval_share=0.5, rng=random.Random(0)) == (list(range(9)), [])
+
+
+def test_split_holds_out_whole_components_of_what_must_be() -> None:
+    items = ["ab", "bc", "d", "e", "f", "g"]
+    for seed in range(9):
+        train, held_out = split(
+            items, tuple, eval_share=0.5, rng=random.Random(seed), held_out=lambda item: item == "ab"
+        )
+        assert set(held_out) > {"ab", "bc"}
+        assert (len(train), len(held_out)) == (3, 3)
+
+
+def chosen(names: str, *, links: dict[int, str], share: float, room: int, seed: int) -> frozenset[str]:
+    """Items are positions in `names`, each with its letter as name; linked where `links` gives them one key."""
+    return whole_names(
+        range(len(names)),
+        lambda item: [("own", item), ("link", links.get(item, item))],
+        lambda item: names[item],
+        share=share,
+        room=room,
+        rng=random.Random(seed),
+    )
+
+
+def test_names_are_held_out_with_all_that_is_linked_to_them() -> None:
+    names = "aabbccdddddddddd"
+    for seed in range(9):
+        found = chosen(names, links={}, share=0.5, room=8, seed=seed)
+        assert len(found) == 2
+        assert "d" not in found  # ten items are more than half of the room
+        linked = chosen(names, links={0: "x", 6: "x", 7: "x", 8: "x"}, share=1.0, room=8, seed=seed)
+        assert linked == {"b", "c"}  # a draws in three of d
+        assert chosen("aaabbbb", links={}, share=0.1, room=4, seed=seed) == {"a"}  # the smallest, as none is small
+        assert chosen("aaabbbb", links={}, share=0.1, room=2, seed=seed) == frozenset()
+        assert chosen(names, links={}, share=0.0, room=8, seed=seed) == frozenset()
+
+
+def test_targets_may_be_of_some_tasks_while_examples_are_of_any() -> None:
+    plans = [plan(name, f"Walk to {name}.") for name in "abcde"]
+    examples = plan_gen(plans, size=9, rng=random.Random(0), tasks={"b", "e"})
+    assert {example.ref for example in examples} == {"Walk to b.", "Walk to e."}

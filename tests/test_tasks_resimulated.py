@@ -5,7 +5,6 @@ files only texts are read. What they say is compared with fresh runs of the real
 """
 
 import importlib.util
-import random
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +18,6 @@ from e2wm_jax.simulate import scenes
 from e2wm_jax.simulate.actions import parse_action
 from e2wm_jax.simulate.explorer import explore
 from e2wm_jax.simulate.goals import conditions, graph_change
-from e2wm_jax.simulate.replay import run
 from e2wm_jax.simulate.trajectory import Step, Trajectory
 from e2wm_jax.simulate.virtualhome import VirtualHome
 from e2wm_jax.tasks.build import Sizes, TaskSets, build
@@ -50,7 +48,8 @@ def demonstrated(program_id: str) -> Trajectory:
     named = [program.init.nodes[node] for node in sorted({t.id for action in program.script for t in action.things})]
     state = world.initial(program.init)
     steps = []
-    for state, step in run(world, state, program.script):  # noqa: B007 the last state is used below
+    for action in program.script:
+        state, step = world.step(state, action)
         steps.append(step)
     achieved = tuple(sorted(world.gained_test(program.init, goal)(state)))
     return Trajectory(
@@ -74,9 +73,7 @@ def explored(seed: int, style: Any) -> Trajectory:
     scene = scene_of(name)
     steps: list[Step] = explore(VirtualHome("vh23"), scene, length=30, seed=seed, style=style)
     classes = {node.id: node.class_name for node in scene.nodes.values()}
-    return Trajectory(
-        f"{style}{seed}", name, "vh23", "random", seed, tuple(steps), classes, search={"style": style}
-    )
+    return Trajectory(f"{style}{seed}", name, "vh23", "random", seed, tuple(steps), classes, search={"style": style})
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +124,7 @@ def sentence(line: str) -> str:
     """E2WM's rule, written anew from its description."""
     verb, things = re.match(r"\[(\w+)\]", line)[1], re.findall(r"<(.+?)>", line)  # type: ignore[index]
     first, *more = re.findall(r"[A-Z][a-z]*", verb.split("_")[0])
-    plain = f"{first}{more and ' ' + ''.join(more).lower() or ''}{' {}' if things else ''}"
+    plain = " ".join([first, *(["".join(more).lower()] if more else []), *(["{}"] if things else [])])
     text = (TWO | ONE).get(verb, plain)
     return text.format(*(thing.replace("_", " ") for thing in things)) + "."
 
@@ -203,9 +200,7 @@ def test_plans_belong_to_the_activities_named(sets: TaskSets, plans: list[tuple[
         assert not [one for one in example.answer_list if one != example.answer and (found[-1][0], one) in reached]
 
 
-def test_distraction_adds_only_what_the_plan_does_not_need(
-    sets: TaskSets, plans: list[tuple[Trajectory, str]]
-) -> None:
+def test_distraction_adds_only_what_the_plan_does_not_need(sets: TaskSets, plans: list[tuple[Trajectory, str]]) -> None:
     for name in ("eval/gen/plan_gen_confusing.json", "eval/gen/plan_gen_unseen_confusing.json"):
         for example in sets.files[name]:
             blocks = plan_blocks(example)
@@ -261,12 +256,16 @@ def test_states_are_those_after_the_activity_and_of_no_other_choice(
     for episode, _ in plans:
         goal = frozenset(tuple(fact.split(" || ")) for fact in episode.goal)
         goal = frozenset(fact for fact in goal if fact[1] != "CLOSE") or goal
-        goal |= {(c, relation, a) for a, relation, c in (fact for fact in goal if len(fact) == 3) if relation == "CLOSE"}
+        goal |= {
+            (c, relation, a) for a, relation, c in (fact for fact in goal if len(fact) == 3) if relation == "CLOSE"
+        }
         wanted.append((str(episode.task), *state_text(goal)))
     for example in sets.files["eval/qa/act_infer.json"]:
         assert isinstance(example, Choice)
         shown = f"{example.input}{example.gold}"
-        blocks = re.findall(r"^(.*)\nQuestion: Given the above state, a possible activity could be\nAnswer:(.*)$", shown, re.M)
+        blocks = re.findall(
+            r"^(.*)\nQuestion: Given the above state, a possible activity could be\nAnswer:(.*)$", shown, re.M
+        )
         assert len(blocks) == 11
         for state, task in blocks:
             named = re.sub(r"\b(Tom|Peter|Mary|Eric)\b", "P", state)
@@ -287,7 +286,9 @@ def things_of(program_id: str) -> frozenset[str]:
     """The classes that a RobotHow program names or whose states or edges it changes."""
     program = program_of(program_id)
     names = {node.id: node.class_name for node in program.final.nodes.values()}
-    found = {node.class_name for node in program.init.nodes.values() if node.states != program.final.nodes[node.id].states}
+    found = {
+        node.class_name for node in program.init.nodes.values() if node.states != program.final.nodes[node.id].states
+    }
     found |= {names[end] for a, _, b in set(program.final.edges) - set(program.init.edges) for end in (a, b)}
     return frozenset(found | {thing.name for action in program.script for thing in action.things})
 
@@ -463,7 +464,9 @@ def test_paths_and_places_are_those_of_a_small_machine(sets: TaskSets) -> None:
             assert path[index] == answer
 
 
-ANSWERS = re.compile(r"^(?:Answer:|Question: |Given a household activity plan|Q: What is the name|Given a sequence|[A-D]: )")
+ANSWERS = re.compile(
+    r"^(?:Answer:|Question: |Given a household activity plan|Q: What is the name|Given a sequence|[A-D]: )"
+)
 
 
 def texts(name: str, examples: list[Example]) -> set[str]:

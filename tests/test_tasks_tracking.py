@@ -4,9 +4,12 @@ import random
 import re
 from collections import Counter
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from e2wm_jax.errors import InputError
+from e2wm_jax.simulate.trajectory import Step, Trajectory
 from e2wm_jax.tasks.qa import obj_move
 from e2wm_jax.tasks.tracking import (
     OBJECTS,
@@ -14,9 +17,11 @@ from e2wm_jax.tasks.tracking import (
     ROOMS,
     Event,
     Story,
+    StorySource,
     askable,
     obj_move_path,
     room_path,
+    story_of,
     tell_story,
 )
 
@@ -125,3 +130,82 @@ def test_obj_move_asks_before_and_after_with_balanced_answers() -> None:
     numbers = Counter(example.answer for example in examples).values()
     assert max(numbers) - min(numbers) <= 1
     assert all(example.input.endswith("?\nAnswer:") for example in examples)
+
+
+CLASSES = {0: "character", 1: "home_office", 2: "kitchen", 3: "bathroom", 4: "entrance_hall"}
+CLASSES |= {10: "mouse", 11: "cup", 12: "cup", 13: "tooth_paste", 14: "food_kiwi"}
+
+
+def step(actor: int, line: str, *added: tuple[int, str, int], ok: bool = True) -> Step:
+    verb, node = line.split()
+    return Step(f"[{verb}] <{CLASSES[int(node)]}> ({node})", ok=ok, edges_added=added, actor=actor)
+
+
+def followed(*steps: Step) -> list[str]:
+    """The story of an episode as "0 move kitchen"; people by their order of appearance."""
+    trajectory = Trajectory("t", "s", "vh23", "random", 0, steps, CLASSES, search={"style": "track"})
+    story = story_of(trajectory, random.Random(0))
+    names = list(dict.fromkeys(event.person for event in story))
+    assert set(names) <= set(PEOPLE)
+    return [f"{names.index(event.person)} {event.kind} {event.what}" for event in story]
+
+
+def test_an_episode_of_three_becomes_a_story() -> None:
+    assert followed(
+        step(2, "Walk 1"),
+        step(2, "Walk 10"),  # in the same room: no event
+        step(0, "Walk 2", (0, "INSIDE", 2)),
+        step(2, "Grab 10", (0, "HOLDS_RH", 10)),
+        step(0, "Walk 11"),
+        step(0, "Grab 11"),
+        step(2, "Walk 2"),
+        step(0, "Walk 13", (0, "INSIDE", 3), (0, "CLOSE", 13)),  # to a thing in another room
+        step(1, "Walk 3"),
+        step(0, "Open 13"),
+        step(1, "Grab 13"),
+        step(1, "Walk 2", ok=False),
+        step(0, "Drop 11"),
+        step(2, "Release 10"),
+        step(1, "Walk 3"),  # is there already
+    ) == [
+        "0 move home office",
+        "1 move kitchen",
+        "0 get mouse",
+        "1 get cup",
+        "0 move kitchen",
+        "1 move bathroom",
+        "2 move bathroom",
+        "2 get tooth paste",
+        "1 drop cup",
+        "0 drop mouse",
+    ]
+    assert followed(step(0, "Walk 2"), step(0, "Grab 14")) == ["0 move kitchen", "0 get kiwi"]
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (step(0, "Grab 11"), step(0, "Walk 2")),  # nobody knows where
+        (step(0, "Walk 2"), step(0, "Grab 11"), step(0, "Grab 12")),  # two cups
+        (step(0, "Walk 2"), step(0, "Grab 11"), step(0, "Walk 4")),  # a room that is not among the choices
+    ],
+)
+def test_what_a_reader_could_not_follow_is_no_story(steps: tuple[Step, ...]) -> None:
+    assert followed(*steps) == []
+
+
+def test_a_fourth_person_is_refused() -> None:
+    with pytest.raises(InputError, match=r"episode t: '\[Walk\] <kitchen> \(2\)' is done by person 3; known: 0, 1, 2"):
+        followed(step(3, "Walk 2"))
+
+
+def test_experienced_stories_come_before_those_made_up_and_each_once() -> None:
+    own = [story for seed in range(9) if askable(story := tell_story(random.Random(seed)))]
+    source = StorySource(random.Random(0), {own[0]}, [*own, own[1]])
+    taken = [source.take(lambda _: True) for _ in range(len(own) + 3)]
+    assert taken[: len(own) - 1] == own[1:]
+    assert len(set(taken)) == len(taken)
+    assert not set(taken[len(own) - 1 :]) & set(own)
+    picky = StorySource(random.Random(0), set(), own[:])
+    assert picky.take(lambda story: story == own[3]) == own[3]
+    assert picky.experienced == [*own[:3], *own[4:]]

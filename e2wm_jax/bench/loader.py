@@ -47,7 +47,8 @@ class LoaderBenchSettings:
     """Numbers of worker processes to try."""
     seconds: float = 5.0
     """About how long each plain loop runs; the loader then makes the same examples."""
-    batch_size: int = 8
+    batch_size: int = 2
+    """Examples of a training step, and of a batch of files."""
     max_length: int = 800
     steps: int = 3
     """Training steps to time, after one that compiles."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import permutations
 
 import numpy as np
@@ -10,12 +11,11 @@ from e2wm_jax.simulate import native
 from e2wm_jax.simulate.actions import VERBS, Action, Thing
 from e2wm_jax.simulate.rules import RULES, VERB_INDEX, Check, Effect, Otherwise, Test
 from e2wm_jax.simulate.scenes import STATES, Scene
-from e2wm_jax.simulate.tables import CLOSE, INSIDE, ON, RELATIONS, Tables, dialect_rules, tables_of
+from e2wm_jax.simulate.tables import CLOSE, HOLDING, INSIDE, ON, RELATIONS, Tables, dialect_rules, tables_of
 from e2wm_jax.simulate.trajectory import Edge, NodeState, Step
 from e2wm_jax.simulate.world import split_fact
 
 _CRASHES_WITHOUT_NODE = (Effect.WALK, Effect.FIND_OR_WALK)  # as executed; other verbs say "cannot be found"
-_HANDS = ("HOLDS_RH", "HOLDS_LH")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,6 @@ class Base:
     tables: Tables
     native: native.NativeTables
     number: dict[int, int]  # node id -> number
-    incident: dict[int, tuple[Edge, ...]]  # node id -> edges of the scene from or to it
     constant: frozenset[Edge]  # of the relations that no action changes
 
 
@@ -55,15 +54,8 @@ class ArrayWorld:
         Raises:
             InputError: for a scene that the array engine cannot express.
         """
-        tables = tables_of(scene, self.dialect)
-        incident: dict[int, list[Edge]] = {node: [] for node in scene.nodes}
-        for edge in scene.edges:
-            for node in {edge[0], edge[2]}:
-                incident[node].append(edge)
-        constant = frozenset(e for e in scene.edges if e[1] not in RELATIONS and e[1] not in _HANDS)
-        number = {node: index for index, node in enumerate(scene.nodes)}
-        base = Base(scene, tables, native.native_tables(tables), number, {node: tuple(edges) for node, edges in incident.items()}, constant)
-        return ArrayState(base, tables.start)
+        base = _base(scene, self.dialect)
+        return ArrayState(base, base.tables.start)
 
     def step(self, state: ArrayState, action: Action) -> tuple[ArrayState, Step]:
         """Execute one script line."""
@@ -82,9 +74,7 @@ class ArrayWorld:
         done = native.advance(state.base.native, vector, VERB_INDEX[action.verb.upper()], x, y)
         return ArrayState(state.base, vector) if done else None
 
-    def _execute(
-        self, state: ArrayState, action: Action
-    ) -> tuple[ArrayState | None, tuple[str, ...], str | None]:
+    def _execute(self, state: ArrayState, action: Action) -> tuple[ArrayState | None, tuple[str, ...], str | None]:
         """(next state or None, messages, exception), as the executor of the dialect gives them."""
         verb, tables = VERB_INDEX[action.verb.upper()], state.base.tables
         nodes = [state.base.number.get(thing.id) for thing in action.things]
@@ -153,8 +143,8 @@ class ArrayWorld:
         """The nodes that edges of this relation lead to from ``node``, in the order the executor sees them."""
         tables, number = state.base.tables, state.base.number[node]
         ids = tables.ids
-        if relation in _HANDS:
-            held = int(state.vector[tables.layout.hands + _HANDS.index(relation)])
+        if relation in HOLDING:
+            held = int(state.vector[tables.layout.hands + HOLDING.index(relation)])
             return (int(ids[held - 1]),) if held and number == tables.character else ()
         if relation not in RELATIONS:
             return tuple(b for a, r, b in state.base.constant if (a, r) == (node, relation))
@@ -177,7 +167,17 @@ class ArrayWorld:
 
     def edges(self, state: ArrayState) -> set[Edge]:
         """All edges of the current graph."""
-        return _edges_at(state, range(state.base.tables.nodes)) | state.base.constant
+        tables, vector, ids = state.base.tables, state.vector, state.base.tables.ids
+        row = np.empty(tables.words, np.uint32)
+        found = set(state.base.constant)
+        for number, source in enumerate(ids.tolist()):
+            for relation, name in enumerate(RELATIONS):
+                native.targets(state.base.native, vector, relation, number, row)
+                found.update((source, name, target) for target in ids[_members(row)].tolist())
+        for hand, name in enumerate(HOLDING, start=tables.layout.hands):
+            if vector[hand]:
+                found.add((int(ids[tables.character]), name, int(ids[vector[hand] - 1])))
+        return found
 
     def states(self, state: ArrayState) -> set[NodeState]:
         """All states of all nodes."""
@@ -190,6 +190,14 @@ class ArrayWorld:
         the state, an edge that is not in the scene."""
         tests = {fact: _compile(scene, *split_fact(fact)) for fact in facts}
         return lambda state: frozenset(fact for fact, test in tests.items() if test(self, state))
+
+
+@lru_cache(maxsize=8)
+def _base(scene: Scene, dialect: str) -> Base:
+    tables = tables_of(scene, dialect)
+    constant = frozenset(edge for edge in scene.edges if edge[1] not in RELATIONS and edge[1] not in HOLDING)
+    number = {node: index for index, node in enumerate(scene.nodes)}
+    return Base(scene, tables, native.native_tables(tables), number, constant)
 
 
 def _compile(
@@ -229,63 +237,38 @@ def _state_rows(state: ArrayState) -> np.ndarray:
     return state.vector[layout.states : layout.hands].reshape(-1, words)
 
 
-def _edges_at(state: ArrayState, numbers: Iterable[int]) -> set[Edge]:
-    """The edges from or to nodes, of the relations that actions change."""
-    tables, vector, ids = state.base.tables, state.vector, state.base.tables.ids
-    layout, c = tables.layout, int(ids[tables.character])
-    wanted = {int(ids[number]) for number in numbers}
-    wiped = vector[layout.wiped : layout.close].reshape(4, -1)
-    gone = [{int(ids[number]) for number in _members(row)} for row in wiped]
-    found: set[Edge] = set()
-    for node in wanted:
-        for edge in state.base.incident[node]:
-            source, relation, target = edge
-            if relation not in RELATIONS:
-                continue
-            if (source == c and relation != "INSIDE") or (target == c and relation in ("CLOSE", "ON")):
-                continue  # the state holds these
-            if source not in gone[index := RELATIONS.index(relation)] and target not in gone[index]:
-                found.add(edge)
-    for entry in vector[layout.edges : layout.edges + int(vector[layout.count])].tolist():
-        source, target, name = int(ids[entry >> 12 & 0xFFF]), int(ids[entry & 0xFFF]), RELATIONS[entry >> 24]
-        found.add((source, name, target))
-        if name == "CLOSE":
-            found.add((target, name, source))
-    for name, place in (("CLOSE", layout.close), ("FACING", layout.facing), ("ON", layout.on)):
-        for number in _members(vector[place : place + tables.words]):
-            found.add((c, name, int(ids[number])))
-            if name == "CLOSE":
-                found.add((int(ids[number]), name, c))
-    for hand, name in enumerate(_HANDS):
-        if held := int(vector[layout.hands + hand]):
-            found.add((c, name, int(ids[held - 1])))
-    return {edge for edge in found if edge[0] in wanted or edge[2] in wanted}
-
-
 def _changes(
     old: ArrayState, new: ArrayState
 ) -> tuple[tuple[Edge, ...], tuple[Edge, ...], tuple[NodeState, ...], tuple[NodeState, ...]]:
     """Edges gained and lost, states gained and lost, sorted."""
-    tables = old.base.tables
-    layout = tables.layout
-    touched = {tables.character}
-    touched.update(_members(old.vector[layout.wiped : layout.close] ^ new.vector[layout.wiped : layout.close]) % (32 * tables.words))
-    listed = [set(s.vector[layout.edges : layout.edges + int(s.vector[layout.count])].tolist()) for s in (old, new)]
-    for entry in listed[0] ^ listed[1]:
-        touched |= {entry >> 12 & 0xFFF, entry & 0xFFF}
-    before, after = (_edges_at(state, [int(number) for number in touched]) for state in (old, new))
-    rows = _state_rows(old), _state_rows(new)
-    gained, lost = (
-        tuple(
-            sorted(
-                (int(tables.ids[number]), name)
-                for one, other, name in zip(*pair, STATES, strict=True)
-                for number in _members(one & ~other)
-            )
-        )
-        for pair in (rows[::-1], rows)
-    )
-    return tuple(sorted(after - before)), tuple(sorted(before - after)), gained, lost
+    tables, layout = old.base.tables, old.base.tables.layout
+    ids = tables.ids
+    gained, lost = np.empty((2, 16 * tables.nodes), np.uint32)
+    more, less = native.changes(old.base.native, old.vector, new.vector, gained, lost)
+    edges = [_edges(ids, gained[:more]), _edges(ids, lost[:less])]
+    c = int(ids[tables.character])
+    for hand, name in enumerate(HOLDING, start=layout.hands):
+        before, after = int(old.vector[hand]), int(new.vector[hand])
+        if before != after:
+            edges[0] += [(c, name, int(ids[after - 1]))] if after else []
+            edges[1] += [(c, name, int(ids[before - 1]))] if before else []
+    return tuple(sorted(edges[0])), tuple(sorted(edges[1])), _gained_states(old, new), _gained_states(new, old)
+
+
+def _edges(ids: np.ndarray, entries: np.ndarray) -> list[Edge]:
+    """Edges as ids from entries of a state's list."""
+    columns = (ids[entries >> 12 & 0xFFF].tolist(), (entries >> 24).tolist(), ids[entries & 0xFFF].tolist())
+    return [(source, RELATIONS[relation], target) for source, relation, target in zip(*columns, strict=True)]
+
+
+def _gained_states(old: ArrayState, new: ArrayState) -> tuple[NodeState, ...]:
+    layout, words = old.base.tables.layout, old.base.tables.words
+    fresh = new.vector[layout.states : layout.hands] & ~old.vector[layout.states : layout.hands]
+    found = []
+    for place in np.flatnonzero(fresh):
+        state, word = divmod(int(place), words)
+        found += [(int(old.base.tables.ids[32 * word + b]), STATES[state]) for b in range(32) if fresh[place] >> b & 1]
+    return tuple(sorted(found))
 
 
 def _doors_message(state: ArrayState, x: int) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 import numba
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
-
 # What compiled code is made of: its own modules and those whose constants it reads.
 _SOURCES = ("compiled", "macros", "native", "native_search", "planner", "rules", "tables")
 
@@ -25,7 +24,7 @@ def _digest() -> str:
 _STAMP = _digest()
 
 
-class _Cache(FunctionCache):  # type: ignore[misc]
+class _Cache(FunctionCache):
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
         self._cache_file = IndexDataCacheFile(self._cache_path, self._impl.filename_base, _STAMP)

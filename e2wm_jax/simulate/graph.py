@@ -44,6 +44,9 @@ class Scene:
     nodes: Mapping[int, Node]
     edges: tuple[Edge, ...]
 
+    def __hash__(self) -> int:
+        return hash((self.name, len(self.nodes), len(self.edges)))
+
     @cached_property
     def character(self) -> Node:
         """The one who acts; a scene has exactly one."""

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.simulate import goals, planner, scenes
+from e2wm_jax.simulate import goals, scenes
 from e2wm_jax.simulate.actions import parse_action
-from e2wm_jax.simulate.engines import Engine, open_world
+from e2wm_jax.simulate.engines import Engine, open_world, search
 from e2wm_jax.simulate.explorer import Style, explore
 from e2wm_jax.simulate.goals import Goal
 from e2wm_jax.simulate.planner import Reward
@@ -32,7 +32,7 @@ class CollectSettings:
     goals: str | None = None  # mcts: "robothow" (also when None) or a file of goals
     scene: tuple[str, ...] = ()  # scenes in turn, or "procedural"; none: those of the RobotHow programs
     dialect: str = "vh23"
-    engine: Engine = "virtualhome"
+    engine: Engine = "array"
     simulations: int = 20_000
     max_depth: int = 25
     reward: Reward = "official"
@@ -140,7 +140,7 @@ def plan_episode(
     """Search for a plan and carry it out. ``skipped``: RobotHow programs that the scene did not suit, and why."""
     scene = scenes.load(goal.scene)
     world = open_world(settings.engine, settings.dialect)
-    plan = planner.search(
+    plan = search(
         world,
         scene,
         goal,

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from e2wm_jax.simulate import tables
 from e2wm_jax.simulate.compiled import jit
 from e2wm_jax.simulate.rules import VERB_INDEX, Effect, Otherwise, Test
-from e2wm_jax.simulate import tables
 from e2wm_jax.simulate.tables import EDGE_SLOTS, Tables
 
 DONE = 0
@@ -47,9 +47,13 @@ FAIL, CRASH, NOTE, SKIP = (np.int64(otherwise) for otherwise in Otherwise)
 # The tables, flat: a function that is given dozens of arrays spends its time on handing them on
 
 _NUMBERS = (
-    "order_start order ids seats checks effects initial_posture doors door_rooms door_near room_number ways has_door"
-).split()
-_SETS = "targets sources kinds rooms bodies computers openable surfaces edible knives water own_walk".split()
+    "order_start", "order", "ids", "seats", "checks", "effects", "initial_posture", "doors", "door_rooms", "door_near",
+    "room_number", "ways", "has_door",
+)  # fmt: skip
+_SETS = (
+    "targets", "sources", "kinds", "rooms", "bodies", "computers", "openable", "surfaces", "edible", "knives", "water",
+    "own_walk",
+)  # fmt: skip
 # Where in `NativeTables.n` things stand: numbers first, then where each array begins in `n` or `bits`.
 (
     NODES, WORDS, CHARACTER, DIALECT, MOST_CHECKS, DOOR_COUNT, ROOM_COUNT,
@@ -70,7 +74,15 @@ class NativeTables(NamedTuple):
 def native_tables(tables: Tables) -> NativeTables:
     """Flatten the tables of a scene."""
     sizes = (len(tables.doors), len(tables.has_door))
-    head = [tables.nodes, tables.words, tables.character, tables.dialect, tables.checks.shape[1], *sizes, *tables.layout]
+    head = [
+        tables.nodes,
+        tables.words,
+        tables.character,
+        tables.dialect,
+        tables.checks.shape[1],
+        *sizes,
+        *tables.layout,
+    ]
     numbers = [np.ravel(getattr(tables, name)).astype(np.int64) for name in _NUMBERS]
     sets = [np.ravel(getattr(tables, name)) for name in _SETS] + [np.full(tables.words, 0xFFFFFFFF, np.uint32)]
     starts = HEADER + np.cumsum([0, *map(len, numbers)])[:-1]
@@ -362,7 +374,7 @@ def in_set_order(T, s, relation, node, wanted, out):
         put_bit(known, START, T.n[T.n[ORDER] + place])
     for index in range(count):  # edges that the character's own rows hold: their age is not kept
         other = out[index]
-        own = node == T.n[CHARACTER] and relation != INSIDE or relation == CLOSE and other == T.n[CHARACTER]
+        own = (node == T.n[CHARACTER] and relation != INSIDE) or (relation == CLOSE and other == T.n[CHARACTER])
         if own and not bit(known, START, other):
             mask, fill = insert(table, mask, fill, T.n[T.n[IDS] + other])
     for slot in range(T.n[AT_EDGES], T.n[AT_EDGES] + s[T.n[AT_COUNT]]):
@@ -864,9 +876,58 @@ def step(T, s, verb, x, y):
 
 
 @jit
+def changes(T, old, new, gained, lost):
+    """Edges that two states do not share, as list entries, into ``gained`` and ``lost``; returns their numbers.
+
+    An edge can only have changed if it has an end at a node that was wiped in between, in an edge that entered or left
+    the list, or if it is one of the character's.
+    """
+    words, c = T.n[WORDS], T.n[CHARACTER]
+    touched = np.zeros(words, np.uint32)
+    put_bit(touched, START, c)
+    for relation in range(4):
+        for w in range(words):
+            place = T.n[AT_WIPED] + relation * words + w
+            touched[w] |= old[place] ^ new[place]
+    for one, other in ((old, new), (new, old)):
+        for slot in range(T.n[AT_EDGES], T.n[AT_EDGES] + one[T.n[AT_COUNT]]):
+            known = False
+            for place in range(T.n[AT_EDGES], T.n[AT_EDGES] + other[T.n[AT_COUNT]]):
+                known = known or other[place] == one[slot]
+            if not known:
+                put_bit(touched, START, edge_source(one[slot]))
+                put_bit(touched, START, edge_target(one[slot]))
+    before, after = np.empty(words, np.uint32), np.empty(words, np.uint32)
+    counts = np.zeros(2, np.int64)
+    node = next_node(touched, NONE)
+    while node >= 0:
+        for relation in (ON, INSIDE, CLOSE, FACING):
+            targets(T, old, relation, node, before)
+            targets(T, new, relation, node, after)
+            for w in range(words):
+                before[w], after[w] = before[w] & ~after[w], after[w] & ~before[w]
+            for out, row, which in ((gained, after, 0), (lost, before, 1)):
+                other = next_node(row, NONE)
+                while other >= 0:
+                    out[counts[which]] = edge(relation, node, other)
+                    counts[which] += 1
+                    other = next_node(row, other)
+            sources(T, old, relation, node, before)
+            sources(T, new, relation, node, after)
+            for w in range(words):  # from touched nodes they are known already
+                before[w], after[w] = before[w] & ~after[w] & ~touched[w], after[w] & ~before[w] & ~touched[w]
+            for out, row, which in ((gained, after, 0), (lost, before, 1)):
+                other = next_node(row, NONE)
+                while other >= 0:
+                    out[counts[which]] = edge(relation, other, node)
+                    counts[which] += 1
+                    other = next_node(row, other)
+        node = next_node(touched, node)
+    return counts[0], counts[1]
+
+
+@jit
 def advance(T, s, verb, x, y):
     """`step` for search: whether the line succeeds with its effect."""
     succeeds, check, _ = step(T, s, verb, x, y)
     return succeeds and check < 0
-
-

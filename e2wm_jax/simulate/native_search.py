@@ -49,13 +49,12 @@ from e2wm_jax.simulate.native import (
 from e2wm_jax.simulate.planner import C_BASE, C_INIT, DISCOUNT, Plan, Reward
 from e2wm_jax.simulate.rules import RULES, VERB_INDEX
 from e2wm_jax.simulate.scenes import STATES, Scene
-from e2wm_jax.simulate.tables import RELATIONS, words_of
+from e2wm_jax.simulate.tables import HOLDING, RELATIONS, words_of
 from e2wm_jax.simulate.world import split_fact
 
 MOST_FACTS = 62
 _EPSILON = 1e-9
 _OPEN, _WALK, _STANDUP = (np.int64(VERB_INDEX[verb]) for verb in ("OPEN", "WALK", "STANDUP"))
-_HANDS = ("HOLDS_RH", "HOLDS_LH")
 _STATE_FACT, _EDGE_FACT, _HAND_FACT, _NO_FACT = range(4)
 
 
@@ -181,7 +180,7 @@ def first_moves(T, task, s, moves):
 @jit
 def legal_moves(T, task, s, moves, row, order):
     """`macros.Moves.legal`: the moves that make sense, in its order, into ``moves``; returns their number."""
-    c, words = T.n[CHARACTER], T.n[WORDS]
+    c = T.n[CHARACTER]
     if has_state(T, s, c, LYING):
         moves[0] = pack(_STANDUP, START, START, START, START, START)
         count = 1
@@ -297,11 +296,9 @@ def play(T, task, s, before, pending, move, kind):
 def is_proved(open_nodes, best_length, best_total, wanted, kind):
     """`planner._Search.proved`."""
     perfect = reward_of(kind, wanted, 0, True) + (best_length - 1) * reward_of(kind, 0, 0, False)
-    depth = best_length - 1 if best_total > perfect - _EPSILON else len(open_nodes)
-    for index in range(max(depth, 0) if depth >= 0 else len(open_nodes) + depth):
-        if open_nodes[index]:
-            return False
-    return True
+    if best_total > perfect - _EPSILON and best_length > 0:
+        return not open_nodes[: best_length - 1].any()
+    return not open_nodes.any()
 
 
 @jit
@@ -357,7 +354,7 @@ def search_tree(T, task, simulations, max_depth, kind, seed, shortens):
     width = 2 + len(task.first_rooms) + 64 * len(task.class_start)
     moves, row, order = np.empty(width, np.int64), np.empty(T.n[WORDS], np.uint32), np.empty(T.n[0], np.int64)
     play_state, trial = np.empty(size, np.uint32), np.empty(size, np.uint32)
-    played, path = np.empty(max_depth, np.int64), np.empty(max_depth, np.int64)
+    played = np.empty(max_depth, np.int64)
     best, best_length, best_total = np.empty(max_depth, np.int64), 0, 0.0
     open_nodes = np.zeros(max_depth, np.int64)
 
@@ -616,8 +613,8 @@ def _fact(state: ArrayState, fact: str) -> tuple[tuple[int, int], list[np.ndarra
     worn = {a for a, relation, b in scene.edges if relation == second == "ON" and b == scene.character.id}
     starts = [number[node.id] for node in sources if node.id not in worn]
     sets = [words_of(starts, words), words_of(ends, words)]
-    if second in _HANDS:
-        return (_HAND_FACT, _HANDS.index(second)), sets
+    if second in HOLDING:
+        return (_HAND_FACT, HOLDING.index(second)), sets
     if second in RELATIONS:
         return (_EDGE_FACT, RELATIONS.index(second)), sets
     return (_NO_FACT, 0), sets

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_text
 from e2wm_jax.simulate import scenes
 from e2wm_jax.simulate.actions import parse_script
+from e2wm_jax.simulate.engines import Engine, open_world
 from e2wm_jax.simulate.replay import replay, replay_file
-from e2wm_jax.simulate.virtualhome import VirtualHome
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class ReplaySettings:
     out: Path | None = None
     """Where replayed trajectories go."""
     dialect: str = "vh23"
-    """Rules of the world."""
-    engine: Literal["virtualhome"] = "virtualhome"
-    """The installed virtualhome executor."""
+    """Rules of the world: vh23, vh19 or e2wm."""
+    engine: Engine = "array"
+    """Ours, for vh23, vh19 and e2wm; or the installed virtualhome executor, which is vh23."""
 
 
 def run(settings: ReplaySettings) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def run(settings: ReplaySettings) -> dict[str, Any]:
     Raises:
         InputError: for options that do not go together, or malformed files.
     """
-    world = VirtualHome(settings.dialect)
+    world = open_world(settings.engine, settings.dialect)
     if settings.trajectories is not None:
         if settings.out is None or settings.script is not None:
             raise InputError("--trajectories needs --out FILE and goes without --script")

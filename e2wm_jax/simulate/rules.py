@@ -107,7 +107,7 @@ class Rule:
     def in_dialect(self, dialect: str) -> tuple[Check, ...]:
         """The checks that the dialect makes. In vh19 a thing must have been walked to or found before its use."""
         checks = tuple(check for check in self.checks if dialect in check.dialects)
-        free = self.effect in (Effect.WALK, Effect.FIND_OR_WALK) or checks[:1] and checks[0].test is Test.NEVER
+        free = self.effect in (Effect.WALK, Effect.FIND_OR_WALK) or (checks[:1] and checks[0].test is Test.NEVER)
         return checks if dialect != "vh19" or free else (*_BOUND[: self.arity], *checks)
 
 

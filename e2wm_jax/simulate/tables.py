@@ -18,6 +18,7 @@ from e2wm_jax.simulate.scenes import STATES, Scene
 
 ON, INSIDE, CLOSE, FACING = range(4)  # relations that actions change
 RELATIONS = ("ON", "INSIDE", "CLOSE", "FACING")
+HOLDING = ("HOLDS_RH", "HOLDS_LH")
 EDGE_SLOTS = 96  # edges that came into being; random play of 40 steps has 12 at most
 MAX_NODES = 1 << 12
 ALL_STATES = len(STATES)
@@ -37,7 +38,7 @@ class Layout(NamedTuple):
     states: int  # [10, W] nodes in each state
     hands: int  # [2] right, left: 1 + node held, or 0
     memory: int  # [N] 1 + relation + 4 * node: where a thing was grabbed; 0 where it was not
-    count: int  # number of edges in the list
+    count: int  # type: ignore[assignment]  # number of edges in the list
     edges: int  # [EDGE_SLOTS] relation << 24 | from << 12 | to, in the order of their making
     size: int
 
@@ -153,24 +154,20 @@ def tables_of(scene: Scene, dialect: str) -> Tables:
     held_by_state = {
         edge
         for edge in edges
-        if (edge[0] == character and edge[1] != INSIDE)
-        or (edge[2] == character and edge[1] in (CLOSE, ON))
+        if (edge[0] == character and edge[1] != INSIDE) or (edge[2] == character and edge[1] in (CLOSE, ON))
     }
-    bits = np.zeros((2, 4, count, words * 32), np.uint8)
-    for edge in edges:
-        if edge not in held_by_state:
-            bits[0, edge[1], edge[0], edge[2]] = bits[1, edge[1], edge[2], edge[0]] = 1
+    fixed = np.array([edge for edge in edges if edge not in held_by_state], np.int64).reshape(-1, 3).T
+    bits = np.zeros((2, 4, count, words * 32), bool)
+    bits[0, fixed[1], fixed[0], fixed[2]] = bits[1, fixed[1], fixed[2], fixed[0]] = True
     targets, sources = np.packbits(bits, axis=-1, bitorder="little").view(np.uint32)
 
+    every = np.array(edges, np.int64).reshape(-1, 3).T
     order: list[int] = []
     order_start = np.zeros((3, count + 1), np.int32)
     for relation in (ON, INSIDE, CLOSE):
-        out: list[list[int]] = [[] for _ in nodes]
-        for source, kind, target in edges:
-            if kind == relation:
-                out[source].append(target)
-        order_start[relation] = len(order) + np.cumsum([0, *map(len, out)])
-        order += [target for group in out for target in group]
+        source, target = every[0, every[1] == relation], every[2, every[1] == relation]
+        order_start[relation] = len(order) + np.cumsum([0, *np.bincount(source, minlength=count)])
+        order += target[np.argsort(source, kind="stable")].tolist()
 
     rooms = [index for index, node in enumerate(nodes) if node.is_room]
     doors = _doors(scene, number, rooms)
@@ -230,12 +227,8 @@ def _start(
 
 
 def _hands(scene: Scene, number: dict[int, int]) -> list[int]:
-    hands = [0, 0]
-    for source, relation, target in scene.edges:
-        if relation.startswith("HOLDS"):
-            hands[relation == "HOLDS_LH"] = 1 + number[target]
-            assert source == scene.character.id  # `_check`
-    return hands
+    held = {relation: 1 + number[target] for _, relation, target in scene.edges if relation in HOLDING}
+    return [held.get(relation, 0) for relation in HOLDING]
 
 
 def _check(scene: Scene) -> None:
@@ -246,15 +239,14 @@ def _check(scene: Scene) -> None:
 
     if len(scene.nodes) > MAX_NODES:
         raise refuse(f"{len(scene.nodes)} nodes, the array engine takes {MAX_NODES}")
-    edges = set(scene.edges)
-    held: set[tuple[int, str]] = set()
-    for source, relation, target in scene.edges:
-        if relation == "CLOSE" and (target, "CLOSE", source) not in edges:
+    close = {(source, target) for source, relation, target in scene.edges if relation == "CLOSE"}
+    for source, target in close:
+        if (target, source) not in close:
             raise refuse(f"node {source} is CLOSE to node {target} but not the other way round")
-        if relation.startswith("HOLDS"):
-            if source != scene.character.id or (source, relation) in held:
-                raise refuse(f"{relation} of node {source}: only the character holds things, one in each hand")
-            held.add((source, relation))
+    held = [edge[:2] for edge in scene.edges if edge[1] in HOLDING]
+    for source, relation in held:
+        if source != scene.character.id or held.count((source, relation)) > 1:
+            raise refuse(f"{relation} of node {source}: only the character holds things, one in each hand")
     if sum(1 for edge in scene.edges if edge[1] == "ON" and edge[2] == scene.character.id) > EDGE_SLOTS // 4:
         raise refuse("too many things are ON the character")
 

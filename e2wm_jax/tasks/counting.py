@@ -26,7 +26,7 @@ SURFACES = frozenset(
     )
 )
 # Steps of a story, drawn from a triangle with its top at _USUAL: as many words as in the official stories.
-_SHORTEST, _USUAL, _LONGEST = 3, 17, 40
+_SHORTEST, _USUAL, _LONGEST = 3, 21, 44
 # How often each number of items is the answer, in the official files.
 OFFICIAL_TRAIN = {0: 0.235, 1: 0.513, 2: 0.196, 3: 0.046, 4: 0.006, 5: 0.004}
 OFFICIAL_EVAL = {0: 42 / 194, 1: 100 / 194, 2: 32 / 194, 3: 17 / 194, 4: 3 / 194}
@@ -82,7 +82,7 @@ def items_on(story: Iterable[Deed], surface: int) -> tuple[int, ...]:
 def questions(trajectory: Trajectory, rng: random.Random) -> list[CountQuestion]:
     """Questions about parts of the episode, every pair of (part, surface) once.
 
-    A part starts with empty hands and has 3 to 40 steps. A surface is asked about only if it is furniture, is the
+    A part starts with empty hands and has 3 to 44 steps. A surface is asked about only if it is furniture, is the
     only mentioned thing of its name, is never carried, nothing was put in it, and no item on it was eaten, drunk,
     poured or had something put on it itself; the floor only if nothing was dropped.
     """
@@ -139,7 +139,7 @@ def draw(
     rng: random.Random,
     shares: Mapping[int, float] = OFFICIAL_TRAIN,
 ) -> list[CountQuestion]:
-    """Up to `size` questions, the numbers of items in the proportions of `shares` as far as the material allows.
+    """Up to `size` questions; in every beginning of the list the numbers of items are in the proportions of `shares`.
 
     No two of them have the same story, nor the same items on the same surface in the same episode. Where a number is
     used up the others go on without it; where only one is left the drawing ends, so that it never becomes the answer
@@ -162,9 +162,7 @@ def draw(
     turns = {number: [(i + 0.5) / shares[number] for i in range(len(group))] for number, group in by_number.items()}
     end = sorted((group[-1] for group in turns.values()), reverse=True)[:2][-1] if turns else 0.0
     ranked = [(turn, -number, i) for number, group in turns.items() for i, turn in enumerate(group) if turn <= end]
-    drawn = [by_number[-negative][i] for _, negative, i in sorted(ranked)[:size]]
-    rng.shuffle(drawn)
-    return drawn
+    return [by_number[-negative][i] for _, negative, i in sorted(ranked)[:size]]
 
 
 def put_into_words(question: CountQuestion, rng: random.Random) -> CountStory:
@@ -197,7 +195,9 @@ def answer(surface: str, items: Sequence[str]) -> str:
 def count(stories: Sequence[CountStory], *, size: int, rng: random.Random) -> list[Generation]:
     """Three-shot counting with lists, in the official form; examples are told from other episodes than the target."""
     examples = []
-    for target in stories[:size]:
+    targets = list(stories[:size])
+    rng.shuffle(targets)
+    for target in targets:
         others = [story for story in stories if story.source != target.source]
         if len(others) < 3:
             continue

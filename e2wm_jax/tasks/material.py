@@ -17,7 +17,7 @@ from e2wm_jax.tasks.split import split, whole_names
 from e2wm_jax.tasks.tracking import Event, Story
 
 COLLECT_PLANS = "e2wm collect --policy mcts --goals robothow --out DIR"
-COLLECT_TRACKS = "e2wm collect --policy random --style track --scene procedural --episodes 3600 --out DIR"
+COLLECT_TRACKS = "e2wm collect --policy random --style track --scene procedural --episodes 6500 --out DIR"
 COLLECT_STORIES = "e2wm collect --policy random --episode-length 40 --out DIR"
 
 

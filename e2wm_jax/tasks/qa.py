@@ -122,7 +122,9 @@ def count(questions: Sequence[CountStory], *, size: int, rng: random.Random) -> 
     pool = [story for story in questions if str(story.number) in NUMBERS]
     short = _shorter_half(pool)
     examples = []
-    for target in pool[:size]:
+    targets = pool[:size]
+    rng.shuffle(targets)
+    for target in targets:
         others = [story for story in short if story.source != target.source]
         if len(others) >= len(NUMBERS):
             solved = varied(others, len(NUMBERS), rng, lambda story: story.number)

@@ -45,7 +45,7 @@ _APART = {  # class names that VirtualHome writes in one word, or wrong
 }
 _LINKS = ("Then", "Next,", "After that,", "Afterwards,")
 # Deeds to a sentence, uniform; how a story is told is drawn once, so that some are terse and some flow.
-_PACES = ((1, 1, 1, 2), *[(1, 2, 3, 4)] * 3, *[(2, 3, 3, 4)] * 4)
+_PACES = ((1, 1, 1, 2), *[(1, 2, 3, 4)] * 2, *[(2, 3, 4, 4)] * 5)
 _AT_HOME_AND, _AT_HOME_WHEN = 0.3, 0.15  # of the first sentences
 _SHE_THEN, _LINKED = 0.2, 0.35  # of the sentences after the first
 _BEFORE, _AFTER = 0.2, 0.15  # of those with two deeds or more
