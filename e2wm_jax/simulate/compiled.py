@@ -13,7 +13,7 @@ import numba
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 # What compiled code is made of: its own modules and those whose constants it reads.
-_SOURCES = ("compiled", "macros", "native", "native_search", "planner", "rules", "tables")
+_SOURCES = ("compiled", "macros", "native", "native_best_first", "native_search", "planner", "rules", "tables")
 
 
 def _digest() -> str:
@@ -35,3 +35,8 @@ def jit(function: Callable[..., Any]) -> Any:
     dispatcher = numba.njit(nogil=True)(function)
     dispatcher._cache = _Cache(function)
     return dispatcher
+
+
+def is_cached(function: Any) -> bool:
+    """Whether a function of `jit` was compiled on this machine before."""
+    return bool(function._cache._cache_file._load_index())

@@ -2,13 +2,18 @@
 
 from typing import Any, Literal
 
+from e2wm_jax.errors import InputError
+from e2wm_jax.progress import say
 from e2wm_jax.simulate import planner
+from e2wm_jax.simulate.actions import Action, Thing
 from e2wm_jax.simulate.goals import Goal
+from e2wm_jax.simulate.graph import parse_graph
 from e2wm_jax.simulate.planner import Plan
 from e2wm_jax.simulate.scenes import Scene
 from e2wm_jax.simulate.virtualhome import VirtualHome
 from e2wm_jax.simulate.world import World
 
+Method = Literal["mcts", "best-first"]  # E2WM's search; ours
 Engine = Literal["array", "virtualhome"]  # ours, all dialects; the installed executor, vh23
 
 
@@ -25,10 +30,44 @@ def open_world(engine: Engine, dialect: str) -> World[Any]:
     return ArrayWorld(dialect)
 
 
-def search(world: World[Any], scene: Scene, goal: Goal, **options: Any) -> Plan:
-    """`planner.search`, with the same options and plans; compiled where the world is the array engine."""
-    if isinstance(world, VirtualHome):
-        return planner.search(world, scene, goal, **options)
-    from e2wm_jax.simulate import native_search
+def compile_engine() -> None:
+    """Have the array engine and its searches compiled, which takes about a minute once on a machine."""
+    from e2wm_jax.simulate import native_best_first, native_search
+    from e2wm_jax.simulate.array_world import ArrayWorld
+    from e2wm_jax.simulate.compiled import is_cached
 
-    return native_search.search(world, scene, goal, **options)  # type: ignore[arg-type]
+    if not all(map(is_cached, (native_search.search_tree, native_best_first.search_best_first))):
+        say("compiling the array engine: once on this machine, about a minute")
+    scene = parse_graph(
+        {
+            "nodes": [
+                {"id": 1, "class_name": "hall", "category": "Rooms", "properties": [], "states": []},
+                {"id": 2, "class_name": "character", "properties": [], "states": []},
+            ],
+            "edges": [{"from_id": 2, "relation_type": "INSIDE", "to_id": 1}],
+        },
+        "hall",
+    )
+    world = ArrayWorld()
+    state, _ = world.step(world.initial(scene), Action("Walk", (Thing("hall", 1),)))
+    world.targets(state, 2, "INSIDE")
+    world.sources(state, 1, "INSIDE")
+    for module in (native_search, native_best_first):
+        module.search(world, scene, Goal("hall", "sit", ("character || SITTING",), (), ()), simulations=1)
+
+
+def search(world: World[Any], scene: Scene, goal: Goal, *, method: Method = "mcts", **options: Any) -> Plan:
+    """A plan for a goal: `planner.search`, with its options and plans, compiled where the world is the array engine; or
+    `native_best_first.search`.
+
+    Raises:
+        InputError: for best-first search in another world than the array engine's.
+    """
+    if isinstance(world, VirtualHome):
+        if method != "mcts":
+            raise InputError(f"--search {method} is compiled with the array engine; leave out --engine virtualhome")
+        return planner.search(world, scene, goal, **options)
+    from e2wm_jax.simulate import native_best_first, native_search
+
+    module = native_search if method == "mcts" else native_best_first
+    return module.search(world, scene, goal, **options)

@@ -10,7 +10,7 @@ from typing import Literal
 from e2wm_jax.errors import InputError
 from e2wm_jax.simulate import goals, scenes
 from e2wm_jax.simulate.actions import parse_action
-from e2wm_jax.simulate.engines import Engine, open_world, search
+from e2wm_jax.simulate.engines import Engine, Method, open_world, search
 from e2wm_jax.simulate.explorer import Style, explore
 from e2wm_jax.simulate.goals import Goal
 from e2wm_jax.simulate.planner import Reward
@@ -33,6 +33,7 @@ class CollectSettings:
     scene: tuple[str, ...] = ()  # scenes in turn, or "procedural"; none: those of the RobotHow programs
     dialect: str = "vh23"
     engine: Engine = "array"
+    search: Method = "mcts"  # E2WM's, or "best-first", which finds more goals and shorter plans
     simulations: int = 20_000
     max_depth: int = 25
     reward: Reward = "official"
@@ -144,6 +145,7 @@ def plan_episode(
         world,
         scene,
         goal,
+        method=settings.search,
         simulations=settings.simulations,
         max_depth=settings.max_depth,
         reward=settings.reward,
@@ -169,6 +171,7 @@ def plan_episode(
         items=goal.items,
         conditions=goal.conditions,
         search={
+            "method": settings.search,
             "simulations": plan.simulations,
             "nodes": plan.nodes,
             "moves": len(plan.moves),

@@ -27,6 +27,7 @@ from e2wm_jax.simulate.native import (
     CLOSED,
     INSIDE,
     LYING,
+    NODES,
     NONE,
     ROOMS,
     SITTING,
@@ -326,8 +327,15 @@ def total_of(T, task, sequence, length, kind, scratch):
 
 
 @jit
-def shorten(T, task, best, length, best_total, kind, scratch):
-    """Leave out stretches of the best sequence, the longest first, as long as that earns more."""
+def shorten_best(T, task, best, length, best_total, kind):
+    """Leave out stretches of the best sequence, the longest first, as long as that earns more; (length, total)."""
+    width = 2 + len(task.first_rooms) + 64 * len(task.class_start)
+    scratch = (
+        np.empty(len(task.start), np.uint32),
+        np.empty(width, np.int64),
+        np.empty(T.n[WORDS], np.uint32),
+        np.empty(T.n[NODES], np.int64),
+    )
     candidate = np.empty_like(best)
     improved = True
     while improved:
@@ -352,7 +360,7 @@ def search_tree(T, task, simulations, max_depth, kind, seed, shortens):
     size = len(task.start)
     random = np.array([seed], np.uint64)
     width = 2 + len(task.first_rooms) + 64 * len(task.class_start)
-    moves, row, order = np.empty(width, np.int64), np.empty(T.n[WORDS], np.uint32), np.empty(T.n[0], np.int64)
+    moves, row, order = np.empty(width, np.int64), np.empty(T.n[WORDS], np.uint32), np.empty(T.n[NODES], np.int64)
     play_state, trial = np.empty(size, np.uint32), np.empty(size, np.uint32)
     played = np.empty(max_depth, np.int64)
     best, best_length, best_total = np.empty(max_depth, np.int64), 0, 0.0
@@ -504,8 +512,7 @@ def search_tree(T, task, simulations, max_depth, kind, seed, shortens):
             value[node] += carried
             node = parent[node]
     if shortens:
-        scratch = (play_state, moves, row, order)
-        best_length, best_total = shorten(T, task, best, best_length, best_total, kind, scratch)
+        best_length, best_total = shorten_best(T, task, best, best_length, best_total, kind)
     proved = is_proved(open_nodes, best_length, best_total, wanted, kind)
     return best, best_length, best_total, done, nodes, proved
 
@@ -529,9 +536,14 @@ def search(
     state = world.initial(scene)
     task = task_of(world, state, goal)
     kind = ("official", "paper").index(reward)
-    best, length, total, done, nodes, proved = search_tree(
-        state.base.native, task, simulations, max_depth, kind, np.uint64(seed), shorten
-    )
+    found = search_tree(state.base.native, task, simulations, max_depth, kind, np.uint64(seed), shorten)
+    return plan_of(scene, state, *found)
+
+
+def plan_of(
+    scene: Scene, state: ArrayState, best: np.ndarray, length: int, total: float, done: int, nodes: int, proved: bool
+) -> Plan:
+    """What a compiled search found, as a plan."""
     return Plan(
         moves=tuple(unpack(scene, state, int(move)) for move in best[:length]),
         total_reward=round(total, 9),

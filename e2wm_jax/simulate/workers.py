@@ -19,7 +19,7 @@ from e2wm_jax.errors import InputError
 from e2wm_jax.files import sha256
 from e2wm_jax.progress import progress_bar
 from e2wm_jax.simulate import planner
-from e2wm_jax.simulate.engines import open_world
+from e2wm_jax.simulate.engines import compile_engine, open_world
 from e2wm_jax.simulate.jobs import ROBOTHOW, CollectSettings, Job, play, subjects
 from e2wm_jax.simulate.shards import ShardWriter, load_trajectories, open_run, write_manifest
 from e2wm_jax.simulate.trajectory import Trajectory
@@ -74,7 +74,12 @@ def _check(settings: CollectSettings) -> None:
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} {value}: must be at least 1")
-    choices = {"policy": ("mcts", "random"), "reward": tuple(planner.REWARDS), "style": ("carry", "uniform", "track")}
+    choices = {
+        "policy": ("mcts", "random"),
+        "search": ("mcts", "best-first"),
+        "reward": tuple(planner.REWARDS),
+        "style": ("carry", "uniform", "track"),
+    }
     for name, known in choices.items():
         if getattr(settings, name) not in known:
             raise InputError(f"--{name} {getattr(settings, name)}: choose one of {', '.join(known)}")
@@ -83,13 +88,17 @@ def _check(settings: CollectSettings) -> None:
     if settings.policy == "random" and settings.goals:
         raise InputError("--goals is for --policy mcts; with random name scenes (see --scene)")
     open_world(settings.engine, settings.dialect)
+    if settings.engine == "virtualhome" and settings.search != "mcts":
+        raise InputError(
+            f"--search {settings.search} is compiled with the array engine; leave out --engine virtualhome"
+        )
 
 
 def _recorded_settings(settings: CollectSettings, episodes: int) -> dict[str, Any]:
     """The settings that decide the content of the run."""
     unused = {
         "mcts": {"episode_length", "style"} | (set() if settings.scene else {"scene"}),
-        "random": {"goals", "simulations", "max_depth", "reward", "shorten"},
+        "random": {"goals", "search", "simulations", "max_depth", "reward", "shorten"},
     }[settings.policy]
     recorded = {key: value for key, value in asdict(settings).items() if key not in unused | {"out", "workers"}}
     recorded["episodes"] = episodes
@@ -122,6 +131,8 @@ def _run(jobs: list[Job], workers: int) -> Iterator[tuple[Job, Trajectory]]:
     if workers == 1 or len(jobs) < 2:
         yield from ((job, play(job)) for job in jobs)
         return
+    if jobs[0].settings.engine == "array":
+        compile_engine()  # each process would otherwise do so for itself
     before = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_start_worker)
