@@ -310,32 +310,39 @@ def test_training_reads_online_data_like_files_and_resumes_after_sigkill(tiny_ll
     from e2wm_jax.train.run import run
     from e2wm_jax.train.settings import TrainSettings
 
-    lines = [json.dumps({"input": f"How to count to {n}?", "ref": f"Say {n}."}) + "\n" for n in range(400)]
+    lines = [json.dumps({"input": f"How to count to {n}?", "ref": f"Say {n}."}) + "\n" for n in range(1000)]
     (tmp_path / "file.json").write_text("".join(lines))
     options: dict[str, Any] = {
         "model": str(tiny_llama),
         "data": f"1 online:obj_move 0.5 {tmp_path / 'file.json'}",
-        "batch_size": 2,
-        "steps": 12,
+        "batch_size": 4,
+        "steps": 5,
         "max_length": 2048,
-        "checkpoint_every": 3,
-        "pack": True,
+        "checkpoint_every": 2,
     }
     whole = run(TrainSettings(out=tmp_path / "whole", workers=0, **options))
-    assert whole["steps"] == 12
+    assert whole["steps"] == 5
     rows = (tmp_path / "whole/metrics.jsonl").read_text().splitlines()
     names = [name for row in rows for name in json.loads(row)["examples"]]
     assert {type(name) for name in names} == {int, str}
 
-    words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if name != "pack"]
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     out = tmp_path / "killed"
     process = subprocess.Popen(
-        [sys.executable, "-m", "e2wm_jax", "train", "--pack", "--workers=1", f"--out={out}", *words],
+        [
+            sys.executable,
+            "-m",
+            "e2wm_jax",
+            "train",
+            "--workers=1",
+            f"--out={out}",
+            *words,
+        ],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
     )
     deadline = time.monotonic() + 300
-    while not (out / "metrics.jsonl").is_file() or (out / "metrics.jsonl").read_bytes().count(b"\n") < 5:
+    while not (out / "metrics.jsonl").is_file() or (out / "metrics.jsonl").read_bytes().count(b"\n") < 2:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -344,8 +351,8 @@ def test_training_reads_online_data_like_files_and_resumes_after_sigkill(tiny_ll
     run(TrainSettings(out=out, workers=0, resume=True, **options))
     for name in ("metrics.jsonl", "adapter/adapter_model.safetensors"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
-    with pytest.raises(InputError, match=r"--resume: .* was run with pack = True"):
-        run(TrainSettings(out=out, resume=True, **{**options, "pack": False}))
+    with pytest.raises(InputError, match=r"--resume: .* was run with pack = False"):
+        run(TrainSettings(out=out, resume=True, pack=True, **options))
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ times.
 import random
 from collections import Counter
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from e2wm_jax.data.online import OnlineTask
 from e2wm_jax.errors import InputError
-from e2wm_jax.simulate import goals, planner, scenes
-from e2wm_jax.simulate.engines import Engine, open_world
+from e2wm_jax.simulate import goals, scenes
+from e2wm_jax.simulate.engines import Engine, open_world, search
 from e2wm_jax.simulate.explorer import explore
 from e2wm_jax.simulate.goals import Goal
 from e2wm_jax.simulate.replay import run
@@ -25,7 +25,7 @@ from e2wm_jax.tasks.example import Generation
 from e2wm_jax.tasks.plan import Plan
 
 UNIT = 8  # examples made together
-_ENGINE: Engine = "virtualhome"
+_ENGINE: Engine = "array"
 # Counting: as `e2wm collect` explores, in two houses; twice as many stories as examples, so that solved ones vary.
 _SCENES, _EPISODES, _EPISODE_STEPS = 2, 10, 20
 _STORIES = 2 * UNIT
@@ -115,11 +115,10 @@ def _programs(rng: random.Random) -> Iterator[str]:
 
 def _planned(task: OnlineTask, program: str, seed: int) -> Trajectory:
     """Search for a plan of the program's goal, and carry it out."""
-    goal, scene = _goal(program)
+    goal = _goal(program)
+    scene = _scene(goal.scene)
     world = open_world(_ENGINE, task.dialect)
-    best = planner.search(
-        world, scene, goal, simulations=task.simulations, max_depth=_MAX_DEPTH, seed=seed, shorten=True
-    )
+    best = search(world, scene, goal, simulations=task.simulations, max_depth=_MAX_DEPTH, seed=seed, shorten=True)
     start = world.initial(scene)
     played = list(run(world, start, best.actions))
     achieved = world.gained_test(scene, goal.facts)(played[-1][0] if played else start)
@@ -154,16 +153,15 @@ def _trajectory(
     )
 
 
-# Graphs take tens of milliseconds to read and megabytes to keep: some are kept.
-@lru_cache(maxsize=32)
+# Graphs take tens of milliseconds to read and megabytes to keep: some are kept. Goals are small.
+@lru_cache(maxsize=64)
 def _scene(name: str) -> Scene:
     return scenes.load(name)
 
 
-@lru_cache(maxsize=32)
-def _goal(program: str) -> tuple[Goal, Scene]:
-    goal = goals.robothow_goal(program)
-    return goal, _scene(goal.scene)
+@cache
+def _goal(program: str) -> Goal:
+    return goals.robothow_goal(program)
 
 
 @lru_cache(maxsize=1)

@@ -182,4 +182,4 @@ def search(
     task = task_of(world, state, goal)
     kind = ("official", "paper").index(reward)
     found = search_best_first(state.base.native, task, simulations, max_depth, kind, shorten)
-    return plan_of(scene, state, *found, proved=False)
+    return plan_of(scene, state, (*found, False))

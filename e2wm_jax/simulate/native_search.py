@@ -537,13 +537,12 @@ def search(
     task = task_of(world, state, goal)
     kind = ("official", "paper").index(reward)
     found = search_tree(state.base.native, task, simulations, max_depth, kind, np.uint64(seed), shorten)
-    return plan_of(scene, state, *found)
+    return plan_of(scene, state, found)
 
 
-def plan_of(
-    scene: Scene, state: ArrayState, best: np.ndarray, length: int, total: float, done: int, nodes: int, proved: bool
-) -> Plan:
-    """What a compiled search found, as a plan."""
+def plan_of(scene: Scene, state: ArrayState, found: tuple[np.ndarray, int, float, int, int, bool]) -> Plan:
+    """What a compiled search found (moves, their number, total reward, simulations, nodes, proved), as a plan."""
+    best, length, total, done, nodes, proved = found
     return Plan(
         moves=tuple(unpack(scene, state, int(move)) for move in best[:length]),
         total_reward=round(total, 9),

@@ -1,6 +1,7 @@
 """Housework: which of four items belongs to an activity, and which of four does not."""
 
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -40,7 +41,7 @@ def housework_qa(
         if len(others) >= CHOICES - 1:
             questions += [_Question(task, item, tuple(rng.sample(others, CHOICES - 1))) for item in items]
     text = "Question: To {task}, a possibly related item could be\nAnswer:"
-    return _choices(questions, text, listing=False, size=size, rng=rng)
+    return _choices(questions, text, size=size, rng=rng)
 
 
 def neg_housework_qa(
@@ -56,7 +57,7 @@ def neg_housework_qa(
         if len(items) >= CHOICES - 1:
             questions += [_Question(task, item, tuple(rng.sample(items, CHOICES - 1))) for item in others]
     text = "Question: To {task}, a unrelated item could be\n{choices}\nAnswer:"
-    return _choices(questions, text, listing=True, size=size, rng=rng)
+    return _choices(questions, text, size=size, rng=rng)
 
 
 def _items(plans: Sequence[Plan]) -> dict[str, list[str]]:
@@ -67,25 +68,18 @@ def _items(plans: Sequence[Plan]) -> dict[str, list[str]]:
     return {task: sorted(items[task]) for task in sorted(items)}
 
 
-def _choices(
-    questions: Sequence[_Question], text: str, *, listing: bool, size: int, rng: random.Random
-) -> list[Choice]:
+def _choices(questions: Sequence[_Question], text: str, *, size: int, rng: random.Random) -> list[Choice]:
     """Every task once before any a second time; ten examples of other tasks in front of each question."""
-    targets = varied(questions, size, rng, lambda question: question.task)
-    if listing:  # every position of the examples must be right equally often too: letters give it away
-        positions = gold_positions(len(targets) * (_SHOTS + 1), CHOICES, rng)
-    else:
-        positions = gold_positions(len(targets), CHOICES, rng)
+    tasks = Counter(question.task for question in questions)
+    askable = [question for question in questions if len(questions) - tasks[question.task] >= _SHOTS]
+    targets = varied(askable, size, rng, lambda question: question.task)
     examples = []
-    for target in targets:
+    for target, position in zip(targets, gold_positions(len(targets), CHOICES, rng), strict=True):
         others = [question for question in questions if question.task != target.task]
-        if len(others) < _SHOTS:
-            continue
-        position = positions.pop()
-        blocks = []
-        for shown in varied(others, _SHOTS, rng, lambda question: question.task):
-            order = _in_order(shown, positions.pop() if listing else 0)
-            blocks.append(f"{_prompt(shown, order, text)} {words(shown.answer)}")
+        blocks = [
+            f"{_prompt(shown, _in_order(shown, rng.randrange(CHOICES)), text)} {words(shown.answer)}"
+            for shown in varied(others, _SHOTS, rng, lambda question: question.task)
+        ]
         order = _in_order(target, position)
         prompt = "\n\n".join([*blocks, _prompt(target, order, text)])
         examples.append(Choice(prompt, words(target.answer), tuple(order)))

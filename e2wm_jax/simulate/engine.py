@@ -1,0 +1,252 @@
+"""The world of `rules` for accelerators: pure functions of one state, to be batched by `jax.vmap`.
+
+    tables = device_tables(tables_of(scene, "vh23"))
+    state, outcome = jax.jit(jax.vmap(step, (None, 0, 0)))(tables, states, actions)
+
+`native` is the same on a CPU core and the reference of every test and effect. `engine_tables` says what a state is,
+and in what the two differ. Letters: V verbs, the others as there.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from e2wm_jax.simulate.engine_effects import Change, changed
+from e2wm_jax.simulate.engine_graph import View, has, one, room_node, room_numbers, spot_of, spread, view_of
+from e2wm_jax.simulate.engine_tables import (
+    Array,
+    DeviceTables,
+    Sizes,
+    State,
+    device_tables,
+    sizes_of,
+    state_of,
+    vector_of,
+)
+from e2wm_jax.simulate.engine_tests import Line, holds, nodes_that_pass, reachable
+from e2wm_jax.simulate.rules import RULES, VERB_INDEX, Effect, Otherwise, Test
+from e2wm_jax.simulate.tables import INSIDE, ON, DialectRules, dialect_rules
+
+__all__ = [
+    "TWO_THINGS",
+    "Action",
+    "DeviceTables",
+    "Legal",
+    "Outcome",
+    "Sizes",
+    "State",
+    "device_tables",
+    "legal",
+    "random_legal",
+    "rollout",
+    "sizes_of",
+    "state_of",
+    "step",
+    "vector_of",
+]
+
+TWO_THINGS = tuple(verb for verb, rule in enumerate(RULES) if rule.arity == 2)
+WALK = VERB_INDEX["WALK"]
+
+
+class Action(NamedTuple):
+    """A line, int32: verb in `RULES`, numbers of its nodes (any for those that it does not take)."""
+
+    verb: Array
+    x: Array
+    y: Array
+
+
+class Outcome(NamedTuple):
+    """What became of a line; as `native.step` says it."""
+
+    succeeds: Array  # [] bool
+    check: Array  # [] int32: the check of the dialect's rule that ended the line, -1 for none
+    note: Array  # [] int32: a check that left a message, 100 + the check that ended the walk of a far FIND, or -1
+
+
+class Legal(NamedTuple):
+    """The lines that succeed with their effect."""
+
+    one: Array  # [V, W] X of verbs that take one thing; for those that take none, the character
+    two: Array  # [3, 2, W] Y of the verbs `TWO_THINGS`, whose X is in the right hand, in the left (if it is another)
+
+
+class _Program(NamedTuple):
+    """The rules of a dialect. P different questions (test, of Y, argument) make up all checks."""
+
+    questions: tuple[tuple[Test, bool, int], ...]  # [P]
+    asked: np.ndarray  # [V, M] index of the question, -1 for no check
+    otherwise: np.ndarray  # [V, M]
+    effects: np.ndarray  # [V, 3]
+
+
+@lru_cache
+def _program(dialect: str) -> _Program:
+    rules = dialect_rules(dialect)
+    rows = {tuple(row): None for verb in rules.checks[..., :3].tolist() for row in verb if row[0] >= 0}
+    index = {row: number for number, row in enumerate(rows)}
+    asked = [[index.get(tuple(row), -1) for row in verb] for verb in rules.checks[..., :3].tolist()]
+    questions = tuple((Test(test), bool(of_y), argument) for test, of_y, argument in rows)
+    return _Program(questions, np.array(asked, np.int32), rules.checks[..., 3], rules.effects)
+
+
+# A step
+
+
+def step(tables: DeviceTables, state: State, action: Action) -> tuple[State, Outcome]:
+    """Execute a line. A line that fails gives the state as it was."""
+    program = _program(tables.dialect)
+    view = view_of(tables, state)
+    verb, x, y = (jnp.asarray(part, jnp.int32) for part in action)
+    effect, lost, gained = jnp.asarray(program.effects)[verb]
+
+    noted = state.memory[x].astype(jnp.int32) - 1
+    back = (effect == Effect.PUT_BACK) & (noted >= 0)
+    relation = jnp.where(back, noted & 3, jnp.where(effect == Effect.PUT_IN, INSIDE, ON))
+    y = jnp.where(back, noted >> 2, y)
+    inside = (relation == INSIDE) & (back | (effect == Effect.PUT_IN))
+    here, there = room_numbers(view, jnp.stack([tables.character, x]))
+    line = Line(spot_of(view, x), spot_of(view, y), inside, here, there)
+    answers = jnp.stack([holds(view, line, *question) for question in program.questions])
+
+    stop, note = _ended(program, answers, verb)
+    fails = stop >= 0
+    outcome = Outcome(fails & (jnp.asarray(program.otherwise)[verb, stop] == Otherwise.SKIP) | ~fails, stop, note)
+
+    find = (effect == Effect.FIND_OR_WALK) & ~fails
+    far = find & ~holds(view, line, Test.NEAR, False, 0) & holds(view, line, Test.WALKABLE, False, 0)
+    stopped, _ = _ended(program, answers, jnp.int32(WALK))
+    stays = far & (stopped >= 0)
+    crashes = jnp.asarray(program.otherwise)[WALK, stopped] == Otherwise.CRASH
+    lost_way = stays & (crashes | (tables.dialect == "vh19"))
+    outcome = Outcome(outcome.succeeds & ~lost_way, stop, jnp.where(stays, 100 + stopped, note))
+
+    cases = {Effect.NOTHING: fails | lost_way, Effect.WALK: far & ~stays, Effect.FIND: find}
+    done = jnp.select([*cases.values()], [*cases], effect)
+    rooms = room_node(view, here), room_node(view, there)
+    return changed(view, Change(done, lost, gained, line.x, y, relation, *rooms)), outcome
+
+
+def _ended(program: _Program, answers: Array, verb: Array) -> tuple[Array, Array]:
+    """The place of the check that ends a line, and of the last check before it that only leaves a message; or -1."""
+    asked, otherwise = jnp.asarray(program.asked)[verb], jnp.asarray(program.otherwise)[verb]
+    places = jnp.arange(asked.shape[0])
+    fails = (asked >= 0) & ~answers[asked]
+    last = asked.shape[0]
+    stop = jnp.min(jnp.where(fails & (otherwise != Otherwise.NOTE), places, last))
+    note = jnp.max(jnp.where(fails & (otherwise == Otherwise.NOTE) & (places < stop), places, -1))
+    return jnp.where(stop == last, -1, stop), note
+
+
+# Legal actions
+
+
+def legal(tables: DeviceTables, state: State) -> Legal:
+    """All lines that succeed with their effect: for each verb the nodes that pass all its checks."""
+    view = view_of(tables, state)
+    reach = reachable(view)
+    (here,) = room_numbers(view, tables.character[None])
+    rules = dialect_rules(tables.dialect)
+    known: dict[tuple[Test, int, bool], Array] = {}
+
+    def passing(test: Test, argument: int = 0, inside: bool = True) -> Array:
+        key = (test, argument, inside and test is Test.ACCESSIBLE)
+        if key not in known:
+            known[key] = nodes_that_pass(view, reach, here, test, argument, inside)
+        return known[key]
+
+    def all_of(verb: int, of: str, inside: bool = True) -> Array:
+        """[W] the nodes that pass all checks of X, or of Y; those that only leave a message count for nothing."""
+        found = tables.exists
+        for check, (test, _, argument, _) in zip(rules.of_verb[verb], rules.checks[verb].tolist(), strict=False):
+            if check.of == of and check.otherwise is not Otherwise.NOTE:
+                found = found & passing(Test(test), argument, inside)
+        return found
+
+    hands = state.hands.astype(jnp.int32) - 1
+    usable = (hands >= 0) & (jnp.arange(2) == 0) | (hands >= 0) & (hands[0] != hands[1])
+    nothing = jnp.zeros_like(state.close)
+    rows = []
+    for verb, rule in enumerate(RULES):
+        if rule.arity == 2:
+            row = nothing
+        elif rule.effect is Effect.PUT_BACK:
+            row = all_of(verb, "X") & _can_be_put_back(view, hands, all_of(verb, "Y", False), all_of(verb, "Y", True))
+        else:
+            row = all_of(verb, "X")
+            if rule.effect is Effect.FIND_OR_WALK:
+                row &= ~_lost_on_the_way(tables, rules, passing)
+            if rule.arity == 0:
+                row &= one(tables.character, view.words)
+        rows.append(row)
+    pairs = [
+        [jnp.where(usable[hand] & has(all_of(verb, "X"), hands[hand]), all_of(verb, "Y"), nothing) for hand in (0, 1)]
+        for verb in TWO_THINGS
+    ]
+    return Legal(jnp.stack(rows), jnp.stack([jnp.stack(pair) for pair in pairs]))
+
+
+def _can_be_put_back(view: View, hands: Array, on: Array, inside: Array) -> Array:
+    """[W] what the hands hold whose remembered place is one of ``on``, or of ``inside`` if it was there."""
+    found = jnp.zeros_like(on)
+    for thing in hands:
+        note = view.state.memory[thing].astype(jnp.int32) - 1
+        fits = jnp.where(note & 3 == INSIDE, has(inside, note >> 2), has(on, note >> 2))
+        found |= one(thing, view.words) & spread(fits & (note >= 0))
+    return found
+
+
+def _lost_on_the_way(tables: DeviceTables, rules: DialectRules, passing: Callable[..., Array]) -> Array:
+    """[W] the nodes that FIND would have to walk to, which ends the line."""
+    free, lost = tables.exists, jnp.zeros_like(tables.exists)
+    for check, (test, _, argument, _) in zip(rules.of_verb[WALK], rules.checks[WALK].tolist(), strict=False):
+        passed = passing(Test(test), argument)
+        if check.otherwise is Otherwise.CRASH or tables.dialect == "vh19":
+            lost |= free & ~passed
+        free &= passed
+    return ~passing(Test.NEAR) & passing(Test.WALKABLE) & lost
+
+
+# Random play
+
+
+def random_legal(key: Array, state: State, legal: Legal) -> Action:
+    """One of the legal lines of a state, all equally likely; a Walk to node 0, which may fail, where there is none."""
+    sets = jnp.concatenate([legal.one, legal.two.reshape(-1, legal.one.shape[1])])  # [V + 6, W]
+    counts = jax.lax.population_count(sets).astype(jnp.int32)
+    chosen = jax.random.randint(key, (), 0, jnp.maximum(jnp.sum(counts), 1))
+    row, chosen = _nth(jnp.sum(counts, axis=1), chosen)
+    word, chosen = _nth(counts[row], chosen)
+    bits = (sets[row, word] >> jnp.arange(32, dtype=jnp.uint32) & 1).astype(jnp.int32)
+    bit, _ = _nth(bits, chosen)
+    node, verbs = 32 * word + bit, legal.one.shape[0]
+    if_two = jnp.array([*range(verbs), *(verb for verb in TWO_THINGS for _ in range(2))])
+    held = state.hands[(row - verbs) & 1].astype(jnp.int32) - 1
+    pair = row >= verbs
+    return Action(if_two[row], jnp.where(pair, held, node), jnp.where(pair, node, 0))
+
+
+def _nth(counts: Array, n: Array) -> tuple[Array, Array]:
+    """The pile in which item ``n`` lies when piles of so many items follow each other, and its place in it."""
+    ends = jnp.cumsum(counts)
+    pile = jnp.sum(ends <= n)
+    return pile, n - jnp.where(pile > 0, ends[pile - 1], 0)
+
+
+def rollout(tables: DeviceTables, state: State, key: Array, length: int) -> tuple[State, Action]:
+    """Random legal lines from a state.
+
+    Returns:
+        (the last state, the lines [length])
+    """
+
+    def play(state: State, key: Array) -> tuple[State, Action]:
+        action = random_legal(key, state, legal(tables, state))
+        return step(tables, state, action)[0], action
+
+    return jax.lax.scan(play, state, jax.random.split(key, length))

@@ -1,0 +1,232 @@
+"""A scene and a state as pytrees of arrays, on the device: what the engine for accelerators works on.
+
+Letters: N nodes, W = ceil(N / 32) words of a set of nodes, S slots of the list of edges, R rooms, D doors, Q seats,
+K kinds (arguments of HAS checks). Sets of nodes are bits of uint32 words, as in `tables`, from whose arrays these are
+made.
+"""
+
+from dataclasses import dataclass, field, fields
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from e2wm_jax.errors import InputError
+from e2wm_jax.simulate.rules import DIALECTS
+from e2wm_jax.simulate.tables import (
+    ALL_STATES,
+    CLOSE,
+    EDGE_SLOTS,
+    INSIDE,
+    ON,
+    Layout,
+    Tables,
+    dialect_rules,
+    words_of,
+)
+
+Array = Any
+SOURCES = 4  # DeviceTables.rows: first the targets of the four relations, then the sources
+MOST_ROOMS = 32  # sets of rooms are bits of one uint32
+UNKNOWN = 0xFFFF  # rank of what a node's edges in the scene do not lead to
+ADDED = 128  # age of an added edge < ADDED + rank of one of the scene
+
+
+class State(NamedTuple):
+    """One state, uint32 throughout; the parts of a vector (`tables.Layout`) in their order. More edges than slots are
+    lost; `count` then stays above S for good, and the state is no longer exact."""
+
+    wiped: Array  # [4, W]
+    close: Array  # [W]
+    facing: Array  # [W]
+    on: Array  # [W]
+    bound: Array  # [W]
+    states: Array  # [10, W]
+    hands: Array  # [2]
+    memory: Array  # [N]
+    count: Array  # []
+    edges: Array  # [S]
+
+
+def _axes(axes: str, fill: int = 0) -> dict[str, Any]:
+    """The axes of an array, and what it is padded with."""
+    return {"axes": axes, "fill": fill}
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class DeviceTables:
+    """What all states of a scene share, on the device. Sets and lists as in `Tables`, -1 fills up lists of nodes."""
+
+    dialect: str = field(metadata={"static": True})
+    # Every node but the rooms is directly in a room, and so it stays: nobody need look into containers
+    tidy: bool = field(metadata={"static": True})
+    character: Array = field(metadata=_axes(""))  # int32
+    exists: Array = field(metadata=_axes("W"))  # every node
+    rooms: Array = field(metadata=_axes("W"))
+    bodies: Array = field(metadata=_axes("W"))
+    computers: Array = field(metadata=_axes("W"))
+    openable: Array = field(metadata=_axes("W"))
+    surfaces: Array = field(metadata=_axes("W"))
+    edible: Array = field(metadata=_axes("W"))
+    knives: Array = field(metadata=_axes("W"))
+    water: Array = field(metadata=_axes("W"))
+    own_walk: Array = field(metadata=_axes("W"))
+    kinds: Array = field(metadata=_axes("KW"))
+    rows: Array = field(metadata=_axes("N8W"))  # targets of ON, INSIDE, CLOSE, FACING, then sources
+    reach: Array = field(metadata=_axes("4NW"))  # of these, what `engine_tests.reachable` looks at
+    seats: Array = field(metadata=_axes("2N"))  # int32
+    sittable: Array = field(metadata=_axes("Q", -1))  # int32: nodes of which SEAT_LEFT and BED_LEFT are asked
+    posture: Array = field(metadata=_axes(""))  # uint32: the character's states in the scene, a bit each
+    ids: Array = field(metadata=_axes("N"))  # uint32
+    rank: Array = field(
+        metadata=_axes("3NN", UNKNOWN)
+    )  # uint16: place of a target among those of a node in the file, or UNKNOWN
+    known: Array = field(metadata=_axes("3N"))  # int32: number of a node's targets in the file
+    room_nodes: Array = field(metadata=_axes("R", -1))  # int32
+    room_number: Array = field(metadata=_axes("N", -1))  # int32, -1 for what is no room
+    room_rank: Array = field(metadata=_axes("NR", UNKNOWN))  # uint32: `rank` of INSIDE
+    residents: Array = field(metadata=_axes("RW"))  # nodes that are in a room in the scene, and the room itself
+    doors: Array = field(metadata=_axes("D", -1))  # int32
+    door_rooms: Array = field(metadata=_axes("D2", -1))  # int32
+    door_near: Array = field(metadata=_axes("DR"))  # bool
+    ways: Array = field(metadata=_axes("RRR", -1))  # int32
+    has_door: Array = field(metadata=_axes("R"))  # bool
+    start: State = field()
+
+
+class Sizes(NamedTuple):
+    """What the shapes of `DeviceTables` depend on."""
+
+    nodes: int
+    rooms: int
+    doors: int
+    seats: int
+    slots: int
+
+
+def sizes_of(tables: Tables, *, slots: int = EDGE_SLOTS) -> Sizes:
+    """The smallest arrays that hold a scene. Scenes of different sizes go into one batch when each is given the
+    largest of each size."""
+    return Sizes(tables.nodes, len(tables.has_door), len(tables.doors), len(_sittable(tables)), slots)
+
+
+def _sittable(tables: Tables) -> np.ndarray:
+    kinds = [i for i, kind in enumerate(_kinds(tables)) if {"SITTABLE", "LIEABLE"} & {*kind}]
+    return np.flatnonzero(_bits(np.bitwise_or.reduce(tables.kinds[kinds])))
+
+
+def _kinds(tables: Tables) -> tuple[tuple[str, ...], ...]:
+    return dialect_rules(DIALECTS[tables.dialect]).kinds
+
+
+def _bits(words: np.ndarray) -> np.ndarray:
+    return np.unpackbits(np.ascontiguousarray(words).view(np.uint8), axis=-1, bitorder="little")
+
+
+def device_tables(tables: Tables, sizes: Sizes | None = None) -> DeviceTables:
+    """The tables of a scene on the default device, padded to ``sizes``.
+
+    Raises:
+        InputError: for a scene with more than 32 rooms, or whose character or rooms can be carried.
+    """
+    sizes = sizes or sizes_of(tables)
+    count, rooms = tables.nodes, np.flatnonzero(tables.room_number >= 0)
+    grabbable = next(i for i, kind in enumerate(_kinds(tables)) if "GRABBABLE" in kind)
+    held = [int(thing) - 1 for thing in tables.start[tables.layout.hands : tables.layout.memory] if thing]
+    fixed = words_of([tables.character, *rooms], tables.words)
+    if (fixed & (tables.kinds[grabbable] | words_of(held, tables.words))).any():
+        raise InputError("a room or the character can be grabbed; this engine takes neither, the native engine does")
+    if len(rooms) > MOST_ROOMS:
+        raise InputError(f"{len(rooms)} rooms: this engine takes {MOST_ROOMS}, the native engine any number")
+
+    rows = np.concatenate([tables.targets, tables.sources]).transpose(1, 0, 2)  # [N, 8, W]
+    rank = np.full((3, count, count), UNKNOWN, np.uint16)
+    for relation, starts in enumerate(tables.order_start):
+        for node in range(count):
+            listed = tables.order[starts[node] : starts[node + 1]]
+            rank[relation, node, listed] = np.arange(len(listed))
+    known = np.diff(tables.order_start, axis=1)
+    home = _homes(tables, rooms, rank[INSIDE], known[INSIDE])
+    residents = [words_of(np.flatnonzero(home == number), tables.words) for number in range(len(rooms))]
+    directly = (rank[INSIDE][:, rooms] != UNKNOWN).any(1) | (tables.room_number >= 0)
+    parts = {
+        "exists": words_of(range(count), tables.words),
+        "rows": rows,
+        "reach": np.stack([rows[:, row] for row in (CLOSE, SOURCES + ON, 3, SOURCES + INSIDE)]),
+        "sittable": _sittable(tables),
+        "ids": tables.ids.astype(np.uint32),
+        "rank": rank,
+        "known": known,
+        "room_nodes": rooms.astype(np.int32),
+        "room_rank": rank[INSIDE][:, rooms].astype(np.uint32),
+        "residents": np.stack(residents) if residents else np.zeros((0, tables.words), np.uint32),
+        "character": np.int32(tables.character),
+        "posture": np.uint32(sum(int(bit) << state for state, bit in enumerate(tables.initial_posture))),
+    }
+    padded = {
+        part.name: jnp.asarray(
+            _padded(part.name, parts.get(part.name, getattr(tables, part.name, None)), **part.metadata, sizes=sizes)
+        )
+        for part in fields(DeviceTables)
+        if "axes" in part.metadata
+    }
+    start = state_of(tables.start, tables.layout, nodes=sizes.nodes, slots=sizes.slots)
+    return DeviceTables(dialect=DIALECTS[tables.dialect], tidy=bool(directly.all()), start=start, **padded)
+
+
+def table_mask(targets: Array) -> Array:
+    """Size of the table of a set with so many targets, less one."""
+    return jnp.select([targets < 5, targets < 19, targets < 77], [7, 31, 127], 511).astype(jnp.uint32)
+
+
+def _homes(tables: Tables, rooms: np.ndarray, rank: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """[N] the number of the room that a node is directly in, in the scene; -1 for none."""
+    home = tables.room_number.copy()
+    for node in np.flatnonzero(home < 0):
+        size = np.asarray(table_mask(known[node]))
+        inside = [(tables.ids[r] & size, rank[node, r], number) for number, r in enumerate(rooms)]
+        home[node] = min((key for key in inside if key[1] != UNKNOWN), default=(0, 0, -1))[-1]
+    return home
+
+
+def _padded(name: str, value: np.ndarray, axes: str, fill: int, sizes: Sizes) -> np.ndarray:
+    wanted = {"N": sizes.nodes, "W": -(-sizes.nodes // 32), "R": sizes.rooms, "D": sizes.doors, "Q": sizes.seats}
+    value = np.asarray(value)
+    if value.dtype == np.int64:
+        value = value.astype(np.int32)
+    more = [wanted.get(axis, size) - size for axis, size in zip(axes, value.shape, strict=True)]
+    if min(more, default=0) < 0:
+        raise InputError(f"{name}: a scene of shape {value.shape} does not fit into {sizes}")
+    return np.pad(value, [(0, extra) for extra in more], constant_values=fill) if more else value
+
+
+def state_of(vector: Array, layout: Layout, *, nodes: int | None = None, slots: int = EDGE_SLOTS) -> State:
+    """The parts of state vectors [..., size], padded to N = ``nodes`` and with S = ``slots``."""
+    before, words, count = vector.shape[:-1], layout.facing - layout.close, layout.count - layout.memory
+    extra = (0 if nodes is None else nodes) - count
+    parts = [vector[..., a:b] for a, b in pairwise(layout)]
+    for index, lead in {0: (4,), 1: (), 2: (), 3: (), 4: (), 5: (ALL_STATES,)}.items():
+        parts[index] = parts[index].reshape(*before, *lead, words)
+        parts[index] = _grown(parts[index], max(0, -(-(extra + count) // 32) - words))
+    parts[7] = _grown(parts[7], max(0, extra))
+    parts[8] = parts[8][..., 0]
+    parts[9] = _grown(parts[9][..., :slots], max(0, slots - EDGE_SLOTS))
+    return State(*map(jnp.asarray, parts))
+
+
+def _grown(part: Array, extra: int) -> Array:
+    return jnp.pad(part, [(0, 0)] * (part.ndim - 1) + [(0, extra)]) if extra else part
+
+
+def vector_of(state: State, layout: Layout) -> np.ndarray:
+    """The vectors [..., size] of states, on the host: what `native` and `array_world` work on."""
+    words, count = layout.facing - layout.close, layout.count - layout.memory
+    before = state.count.shape
+    parts = [np.asarray(part) for part in state]
+    for index in range(6):
+        parts[index] = parts[index][..., :words]
+    parts[7], parts[9] = parts[7][..., :count], np.asarray(_grown(state.edges, EDGE_SLOTS))[..., :EDGE_SLOTS]
+    return np.concatenate([part.reshape(*before, -1) for part in parts], axis=-1)
