@@ -46,6 +46,12 @@ COMMANDS = {
     "eval perplexity": Command(
         "e2wm_jax.evaluate.perplexity", "PerplexitySettings", "run", "perplexity on general text"
     ),
+    "bench world": Command(
+        "e2wm_jax.bench.world", "WorldBenchSettings", "run", "the engines of the world, against VirtualHome's executor"
+    ),
+    "bench search": Command(
+        "e2wm_jax.bench.search", "SearchBenchSettings", "run", "the searches, against the reference search"
+    ),
     "bench loader": Command(
         "e2wm_jax.bench.loader", "LoaderBenchSettings", "run", "the data loader, against a plain loop and training"
     ),

@@ -8,7 +8,7 @@ and in what the two differ. Letters: V verbs, the others as there.
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import jax
@@ -27,7 +27,7 @@ from e2wm_jax.simulate.engine_tables import (
     state_of,
     vector_of,
 )
-from e2wm_jax.simulate.engine_tests import Line, holds, nodes_that_pass, reachable
+from e2wm_jax.simulate.engine_tests import Line, answers, near, nodes_that_pass, of_thing, questions_of, reachable
 from e2wm_jax.simulate.rules import RULES, VERB_INDEX, Effect, Otherwise, Test
 from e2wm_jax.simulate.tables import INSIDE, ON, DialectRules, dialect_rules
 
@@ -77,10 +77,10 @@ class Legal(NamedTuple):
 
 
 class _Program(NamedTuple):
-    """The rules of a dialect. P different questions (test, of Y, argument) make up all checks."""
+    """The rules of a dialect."""
 
-    questions: tuple[tuple[Test, bool, int], ...]  # [P]
-    asked: np.ndarray  # [V, M] index of the question, -1 for no check
+    questions: tuple[tuple[Test, bool, int], ...]
+    asked: np.ndarray  # [V, M] bit of the answer, -1 for no check: `questions_of`
     otherwise: np.ndarray  # [V, M]
     effects: np.ndarray  # [V, 3]
 
@@ -88,11 +88,7 @@ class _Program(NamedTuple):
 @lru_cache
 def _program(dialect: str) -> _Program:
     rules = dialect_rules(dialect)
-    rows = {tuple(row): None for verb in rules.checks[..., :3].tolist() for row in verb if row[0] >= 0}
-    index = {row: number for number, row in enumerate(rows)}
-    asked = [[index.get(tuple(row), -1) for row in verb] for verb in rules.checks[..., :3].tolist()]
-    questions = tuple((Test(test), bool(of_y), argument) for test, of_y, argument in rows)
-    return _Program(questions, np.array(asked, np.int32), rules.checks[..., 3], rules.effects)
+    return _Program(*questions_of(dialect), rules.checks[..., 3], rules.effects)
 
 
 # A step
@@ -103,26 +99,27 @@ def step(tables: DeviceTables, state: State, action: Action) -> tuple[State, Out
     program = _program(tables.dialect)
     view = view_of(tables, state)
     verb, x, y = (jnp.asarray(part, jnp.int32) for part in action)
-    effect, lost, gained = jnp.asarray(program.effects)[verb]
+    effect, lost, gained = at(jnp.asarray(program.effects), verb)
 
-    noted = state.memory[x].astype(jnp.int32) - 1
+    noted = at(state.memory, x).astype(jnp.int32) - 1
     back = (effect == Effect.PUT_BACK) & (noted >= 0)
     relation = jnp.where(back, noted & 3, jnp.where(effect == Effect.PUT_IN, INSIDE, ON))
     y = jnp.where(back, noted >> 2, y)
     inside = (relation == INSIDE) & (back | (effect == Effect.PUT_IN))
     here, there = room_numbers(view, jnp.stack([tables.character, x]))
-    line = Line(spot_of(view, x), spot_of(view, y), inside, here, there)
-    answers = jnp.stack([holds(view, line, *question) for question in program.questions])
+    spots = jax.vmap(partial(spot_of, view))(jnp.stack([x, y]))
+    line = Line(Spot(x, spots.rows[0]), near(view, spots), y, inside, here, there)
+    found = answers(view, line, program.questions)
 
-    stop, note = _ended(program, answers, verb)
+    stop, note = _ended(program, found, verb)
     fails = stop >= 0
-    outcome = Outcome(fails & (jnp.asarray(program.otherwise)[verb, stop] == Otherwise.SKIP) | ~fails, stop, note)
+    outcome = Outcome(fails & (_otherwise(program, verb, stop) == Otherwise.SKIP) | ~fails, stop, note)
 
     find = (effect == Effect.FIND_OR_WALK) & ~fails
-    far = find & ~holds(view, line, Test.NEAR, False, 0) & holds(view, line, Test.WALKABLE, False, 0)
-    stopped, _ = _ended(program, answers, jnp.int32(WALK))
+    far = find & ~line.near[0] & of_thing(view, line, Test.WALKABLE, False)
+    stopped, _ = _ended(program, found, jnp.int32(WALK))
     stays = far & (stopped >= 0)
-    crashes = jnp.asarray(program.otherwise)[WALK, stopped] == Otherwise.CRASH
+    crashes = _otherwise(program, jnp.int32(WALK), stopped) == Otherwise.CRASH
     lost_way = stays & (crashes | (tables.dialect == "vh19"))
     outcome = Outcome(outcome.succeeds & ~lost_way, stop, jnp.where(stays, 100 + stopped, note))
 
@@ -132,12 +129,15 @@ def step(tables: DeviceTables, state: State, action: Action) -> tuple[State, Out
     return changed(view, Change(done, lost, gained, line.x, y, relation, *rooms)), outcome
 
 
-def _ended(program: _Program, answers: Array, verb: Array) -> tuple[Array, Array]:
+def _otherwise(program: _Program, verb: Array, place: Array) -> Array:
+    return jnp.asarray(program.otherwise).at[verb, place].get(mode="clip", wrap_negative_indices=False)
+
+
+def _ended(program: _Program, found: Array, verb: Array) -> tuple[Array, Array]:
     """The place of the check that ends a line, and of the last check before it that only leaves a message; or -1."""
-    asked, otherwise = jnp.asarray(program.asked)[verb], jnp.asarray(program.otherwise)[verb]
-    places = jnp.arange(asked.shape[0])
-    fails = (asked >= 0) & ~answers[asked]
-    last = asked.shape[0]
+    asked, otherwise = at(jnp.asarray(program.asked), verb), at(jnp.asarray(program.otherwise), verb)
+    places, last = jnp.arange(asked.shape[0]), asked.shape[0]
+    fails = (asked >= 0) & ~has(found, asked)
     stop = jnp.min(jnp.where(fails & (otherwise != Otherwise.NOTE), places, last))
     note = jnp.max(jnp.where(fails & (otherwise == Otherwise.NOTE) & (places < stop), places, -1))
     return jnp.where(stop == last, -1, stop), note

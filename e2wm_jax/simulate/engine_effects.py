@@ -58,16 +58,12 @@ def _puts(effect: Array) -> Array:
 def _grabbed_from(view: View, x: Spot) -> tuple[Array, Array]:
     """The first thing, no room, that X is ON, INSIDE or CLOSE to, or -1, and which of these."""
     none = ~view.tables.rooms
-
-    def any_target(relation: int) -> Array:
-        forth = (view.relation == relation) & (view.source == x.node) & has(none, view.target)
-        found = jnp.any(x.rows[relation] & none != 0) | jnp.any(forth)
-        if relation == CLOSE:
-            back = (view.relation == CLOSE) & (view.target == x.node) & has(none, view.source)
-            found |= jnp.any(back) | has(view.state.close, x.node)
-        return found
-
-    relation = jnp.select([any_target(ON), any_target(INSIDE)], [ON, INSIDE], CLOSE)
+    relations = jnp.arange(3)[:, None]
+    forth = (view.source == x.node) & (view.room < 0)
+    back = (view.relation == CLOSE) & (view.target == x.node) & has(none, view.source)
+    listed = jnp.any((forth & (view.relation == relations)) | back & (relations == CLOSE), -1)  # [3]
+    on, inside, _ = jnp.any(x.rows[:3] & none != 0, -1) | listed
+    relation = jnp.select([on, inside], [ON, INSIDE], CLOSE)
     return first_target(view, x, relation, rooms=False), relation
 
 
@@ -106,7 +102,7 @@ def _close_after_walk(view: View, change: Change, hands: Array) -> Array:
 
     # What X is inside of, less the character and rooms
     around = row(INSIDE) & ~me & ~t.rooms & spread(~myself)
-    by_source = forth & (view.relation == INSIDE) & (view.target != t.character) & ~has(t.rooms, view.target) & ~myself
+    by_source = forth & (view.relation == INSIDE) & (view.target != t.character) & (view.room < 0) & ~myself
     by_target = jnp.zeros_like(by_source)
     found = around | t.bodies | it
     if view.dialect == "vh23":
@@ -132,7 +128,8 @@ def _close_after_walk(view: View, change: Change, hands: Array) -> Array:
         holds_more = ~has(t.own_walk, x.node)
         found |= row(SOURCES + INSIDE) & spread(holds_more)
         by_target |= back & (view.relation == INSIDE) & holds_more
-    over_list = set_of(view.target, by_source, words) | set_of(view.source, by_target, words)
+    ends = jnp.concatenate([view.target, view.source])
+    over_list = set_of(ends, jnp.concatenate([by_source, by_target]), words)
     return found | over_list | held
 
 
@@ -230,6 +227,6 @@ def _edges(view: View, change: Change, hands: Array) -> tuple[Array, Array]:
     entries = (parts[0] << 24 | parts[1] << 12 | parts[2]).astype(jnp.uint32)
     keep, entries = jnp.concatenate([keep, made]), jnp.concatenate([state.edges, entries])
     place = jnp.where(keep, jnp.cumsum(keep, dtype=jnp.int32) - 1, -1)
-    moved = jnp.where(place[:, None] == jnp.arange(slots), entries[:, None], jnp.uint32(0))
+    moved = jnp.where(place == jnp.arange(slots)[:, None], entries, jnp.uint32(0))
     lost = state.count > slots
-    return jnp.sum(moved, axis=0, dtype=jnp.uint32), jnp.where(lost, state.count, jnp.sum(keep, dtype=jnp.uint32))
+    return jnp.sum(moved, axis=1, dtype=jnp.uint32), jnp.where(lost, state.count, jnp.sum(keep, dtype=jnp.uint32))

@@ -23,17 +23,22 @@ ADDED = 128  # age of an added edge < ADDED + rank of one of the scene
 ALL_BITS = np.uint32(0xFFFFFFFF)  # a set of everything; as a key, that of nothing
 LONGEST_CHAIN = 64  # containers within containers
 
-# Bits
+# Bits. What is reduced lies last throughout: XLA then never writes what is to be reduced to memory.
+
+
+def at(array: Array, index: Array) -> Array:
+    """``array[index]`` without JAX's care for negative indices; what it gives for -1 is of no use, but does no harm."""
+    return array.at[index].get(mode="clip", wrap_negative_indices=False)
 
 
 def has(words: Array, node: Array) -> Array:
-    """Whether nodes [...] are in a set [W]; wrong for -1."""
-    return (words[node >> 5] >> (node & 31).astype(jnp.uint32)) & 1 != 0
+    """Whether nodes [...] are in a set [W]; of no use for -1."""
+    return (at(words, node >> 5) >> (node & 31).astype(jnp.uint32)) & 1 != 0
 
 
 def has_in(sets: Array, node: Array) -> Array:
     """[K] whether a node is in each of the sets [K, W]."""
-    return (sets[:, node >> 5] >> (node & 31).astype(jnp.uint32)) & 1 != 0
+    return (sets.at[:, node >> 5].get(mode="clip") >> (node & 31).astype(jnp.uint32)) & 1 != 0
 
 
 def one(node: Array, words: int) -> Array:
@@ -43,15 +48,20 @@ def one(node: Array, words: int) -> Array:
 
 
 def union(sets: Array) -> Array:
-    """[...] the union of the sets [K, ...]."""
-    return jax.lax.reduce(sets, np.uint32(0), jax.lax.bitwise_or, (0,))
+    """[...] the union of the sets [..., K]."""
+    return jax.lax.reduce(sets, np.uint32(0), jax.lax.bitwise_or, (sets.ndim - 1,))
 
 
 def set_of(nodes: Array, wanted: Array, words: int) -> Array:
     """[W] the set of those of the nodes [K] that are wanted [K]."""
-    shift = (nodes & 31).astype(jnp.uint32)
-    here = wanted[:, None] & (nodes[:, None] >> 5 == jnp.arange(words))
-    return union(jnp.where(here, jnp.uint32(1) << shift[:, None], jnp.uint32(0)))
+    bit = jnp.where(wanted, jnp.uint32(1) << (nodes & 31).astype(jnp.uint32), jnp.uint32(0))
+    return union(jnp.where(nodes >> 5 == jnp.arange(words)[:, None], bit, jnp.uint32(0)))
+
+
+def bits(flags: Array) -> Array:
+    """[...] flags [..., up to 32] as bits of a word."""
+    place = jnp.arange(flags.shape[-1], dtype=jnp.uint32)
+    return jnp.sum(flags.astype(jnp.uint32) << place, -1, dtype=jnp.uint32)
 
 
 def spread(flag: Array) -> Array:
@@ -67,8 +77,7 @@ def members(words: Array, nodes: int) -> Array:
 
 def packed(flags: Array, words: int) -> Array:
     """[W] the set of nodes whose flag [N] is set."""
-    bits = jnp.pad(flags, (0, 32 * words - flags.shape[0])).reshape(words, 32).astype(jnp.uint32)
-    return jnp.sum(bits << jnp.arange(32, dtype=jnp.uint32), axis=1, dtype=jnp.uint32)
+    return bits(jnp.pad(flags, (0, 32 * words - flags.shape[0])).reshape(words, 32))
 
 
 # Edges
@@ -82,6 +91,7 @@ class View(NamedTuple):
     relation: Array  # [S] -1 for free slots
     source: Array  # [S]
     target: Array  # [S]
+    room: Array  # [S] the target's number as a room, or -1
 
     @property
     def words(self) -> int:
@@ -97,8 +107,8 @@ class View(NamedTuple):
 class Spot(NamedTuple):
     """A node with its edges."""
 
-    node: Array  # []
-    rows: Array  # [8, W] where the edges of the scene that are still there lead to (4), and come from (4)
+    node: Array  # [...]
+    rows: Array  # [..., 8, W] where the edges of the scene that are still there lead to (4), and come from (4)
 
 
 def view_of(tables: DeviceTables, state: State) -> View:
@@ -107,14 +117,14 @@ def view_of(tables: DeviceTables, state: State) -> View:
     live = jnp.arange(entries.shape[0]) < state.count
     parts = entries >> 24, entries >> 12 & 0xFFF, entries & 0xFFF
     relation, source, target = (part.astype(jnp.int32) for part in parts)
-    return View(tables, state, jnp.where(live, relation, -1), source, target)
+    return View(tables, state, jnp.where(live, relation, -1), source, target, at(tables.room_number, target))
 
 
 def spot_of(view: View, node: Array) -> Spot:
     """The edges of the scene at a node that are still there. The character's own ON, CLOSE, FACING are not of them."""
     wiped = view.state.wiped
     kept = jnp.where(has_in(wiped, node)[:, None], jnp.uint32(0), ~wiped)  # [4, W]
-    return Spot(node, view.tables.rows[node] & jnp.concatenate([kept, kept]))
+    return Spot(node, at(view.tables.rows, node) & jnp.concatenate([kept, kept]))
 
 
 def room_numbers(view: View, nodes: Array) -> Array:
@@ -122,25 +132,25 @@ def room_numbers(view: View, nodes: Array) -> Array:
     rooms only."""
     if view.dialect == "vh23" and not view.tables.tidy:
         return jnp.vectorize(partial(_room_by_containers, view))(nodes)
-    return jnp.where(view.tables.room_number[nodes] >= 0, view.tables.room_number[nodes], _direct_rooms(view, nodes))
+    own = at(view.tables.room_number, nodes)
+    return jnp.where(own >= 0, own, _direct_rooms(view, nodes))
 
 
 def _direct_rooms(view: View, nodes: Array) -> Array:
     """[...] the numbers of the first rooms that nodes [...] are directly in, or -1."""
-    t, known_rooms = view.tables, view.tables.room_rank[nodes]  # [..., R]
+    t, room = view.tables, view.room
+    known_rooms = at(t.room_rank, nodes)  # [..., R]
     listed = view.relation == INSIDE  # [S]
-    room = t.room_number[view.target]
-    rank = t.rank[INSIDE, view.source, view.target]
+    rank = t.rank.at[INSIDE, view.source, view.target].get(mode="clip", wrap_negative_indices=False).astype(jnp.uint32)
     added = listed & (rank == UNKNOWN)
     match = listed & (view.source == nodes[..., None])  # [..., S]
-    size = table_mask(t.known[INSIDE, nodes] + jnp.sum(match & added, -1))[..., None]
-    wiped = view.state.wiped[INSIDE]
-    there = (known_rooms != UNKNOWN) & ~has(wiped, nodes)[..., None]
-    age = jnp.where(added, jnp.arange(listed.shape[0]), ADDED + rank.astype(jnp.int32)).astype(jnp.uint32)
+    size = table_mask(at(t.known[INSIDE], nodes) + jnp.sum(match & added, -1))[..., None]
+    there = (known_rooms != UNKNOWN) & ~has(view.state.wiped[INSIDE], nodes)[..., None]
     numbers = jnp.arange(t.room_nodes.shape[0], dtype=jnp.uint32)
-    key = (t.ids[t.room_nodes] & size) << 20 | (ADDED + known_rooms) << 8 | numbers
+    key = (t.room_ids & size) << 20 | (ADDED + known_rooms) << 8 | numbers
     of_scene = jnp.min(jnp.where(there, key, ALL_BITS), -1, initial=ALL_BITS)
-    key = (t.ids[view.target] & size) << 20 | age << 8 | room.astype(jnp.uint32) & 0xFF
+    age = jnp.where(added, jnp.arange(listed.shape[0], dtype=jnp.uint32), ADDED + rank)
+    key = (at(t.room_ids, room) & size) << 20 | age << 8 | room.astype(jnp.uint32) & 0xFF
     of_list = jnp.min(jnp.where(match & (room >= 0), key, ALL_BITS), -1)
     best = jnp.minimum(of_scene, of_list)
     return jnp.where(best == ALL_BITS, -1, (best & 0xFF).astype(jnp.int32))
@@ -149,14 +159,16 @@ def _direct_rooms(view: View, nodes: Array) -> Array:
 def in_rooms(view: View, rooms: Array) -> Array:
     """[W] the nodes whose room is in a set of rooms (bits of a uint32)."""
     t = view.tables
+
+    def wanted(numbers: Array) -> Array:
+        return (numbers >= 0) & (rooms >> numbers.astype(jnp.uint32) & 1 != 0)
+
     if view.dialect == "vh23" and not t.tidy:
-        numbers = room_numbers(view, jnp.arange(t.ids.shape[0]))
-        return packed((numbers >= 0) & (rooms >> numbers.astype(jnp.uint32) & 1 != 0), view.words)
-    wanted = rooms >> jnp.arange(t.residents.shape[0], dtype=jnp.uint32) & 1 != 0
-    at_home = union(jnp.where(wanted[:, None], t.residents, jnp.uint32(0))) & ~view.state.wiped[INSIDE]
+        return packed(wanted(room_numbers(view, jnp.arange(t.ids.shape[0]))), view.words)
+    of_rooms = jnp.where(wanted(jnp.arange(t.room_nodes.shape[0])), t.residents, jnp.uint32(0))  # [W, R]
+    at_home = union(of_rooms) & ~view.state.wiped[INSIDE]
     moved = view.relation == INSIDE
-    number = room_numbers(view, view.source)
-    arrived = moved & (number >= 0) & (rooms >> number.astype(jnp.uint32) & 1 != 0)
+    arrived = moved & wanted(room_numbers(view, view.source))
     return at_home & ~set_of(view.source, moved, view.words) | set_of(view.source, arrived, view.words)
 
 
@@ -165,29 +177,26 @@ def first_target(view: View, spot: Spot, relation: Array, *, rooms: bool) -> Arr
     ``rooms`` those are passed over."""
     t, state, node = view.tables, view.state, spot.node
     count = t.ids.shape[0]
-    rank = t.rank[relation, node].astype(jnp.int32)  # [N]
+    rank = t.rank.at[relation, node].get(mode="clip").astype(jnp.uint32)  # [N]
     forth = (view.relation == relation) & (view.source == node)
     back = (view.relation == relation) & (relation == CLOSE) & (view.target == node)
     match, other = forth | back, jnp.where(forth, view.target, view.source)
-    own = (relation == CLOSE) & has(state.close, node)
-    unknown = rank[other] == UNKNOWN
-    more = jnp.sum(match & unknown) + (own & (rank[t.character] == UNKNOWN))
+    rank_other, rank_me = at(rank, other), at(rank, t.character)
+    me = (relation == CLOSE) & has(state.close, node)
+    more = jnp.sum(match & (rank_other == UNKNOWN)) + (me & (rank_me == UNKNOWN))
     size = table_mask(t.known[relation, node] + more)
 
-    def keys(nodes: Array, there: Array, ranks: Array, age: Array) -> Array:
-        wanted = there & (rooms | ~has(t.rooms, nodes))
-        age = jnp.where(ranks == UNKNOWN, age, ADDED + ranks).astype(jnp.uint32)
-        return jnp.where(wanted, (t.ids[nodes] & size) << 14 | age, ALL_BITS)
+    def key(nodes: Array, there: Array, rank: Array, age: Array) -> Array:
+        """9 bits id modulo size, 11 bits age, 12 bits node."""
+        age = jnp.where(rank == UNKNOWN, age, ADDED + rank).astype(jnp.uint32)
+        return jnp.where(there, (at(t.ids, nodes) & size) << 23 | age << 12 | nodes.astype(jnp.uint32), ALL_BITS)
 
-    candidates = (
-        (jnp.arange(count), members(spot.rows[relation], count), rank, 0),
-        (other, match, rank[other], 1 + jnp.arange(match.shape[0])),
-        (t.character[None], own[None], rank[t.character][None], 0),
-    )
-    nodes = jnp.concatenate([nodes for nodes, *_ in candidates])
-    key = jnp.concatenate([keys(*candidate) for candidate in candidates])
-    best = jnp.min(key)
-    return jnp.where(best == ALL_BITS, -1, jnp.max(jnp.where(key == best, nodes, -1)))
+    passed_over = jnp.uint32(0) if rooms else t.rooms
+    of_scene = key(jnp.arange(count), members(spot.rows[relation] & ~passed_over, count), rank, 0)
+    of_list = key(other, match & (rooms | ~has(t.rooms, other)), rank_other, 1 + jnp.arange(match.shape[0]))
+    best = jnp.minimum(jnp.min(of_scene), jnp.min(of_list))
+    best = jnp.minimum(best, key(t.character, me, rank_me, 0))
+    return jnp.where(best == ALL_BITS, -1, (best & 0xFFF).astype(jnp.int32))
 
 
 def _room_by_containers(view: View, node: Array) -> Array:
@@ -199,19 +208,19 @@ def _room_by_containers(view: View, node: Array) -> Array:
         return listed + jnp.sum(jax.lax.population_count(spot_of(view, node).rows[INSIDE])).astype(jnp.int32)
 
     def upwards(_: int, node: Array) -> Array:
-        done = (node < 0) | (t.room_number[node] >= 0)
+        done = (node < 0) | (at(t.room_number, node) >= 0)
         return jnp.where(done, node, first_target(view, spot_of(view, node), jnp.int32(INSIDE), rooms=True))
 
     several = containers(node) > 1
     direct = _direct_rooms(view, node)
     top = jax.lax.fori_loop(0, LONGEST_CHAIN + 1, upwards, node)
-    by_chain = jnp.where(top < 0, -1, t.room_number[top])
-    return jnp.where(several & (t.room_number[node] < 0), direct, by_chain)
+    by_chain = jnp.where(top < 0, -1, at(t.room_number, top))
+    return jnp.where(several & (at(t.room_number, node) < 0), direct, by_chain)
 
 
 def room_node(view: View, number: Array) -> Array:
     """The node of a room's number; -1 of -1."""
-    return jnp.where(number < 0, -1, view.tables.room_nodes[number])
+    return jnp.where(number < 0, -1, at(view.tables.room_nodes, number))
 
 
 def closed_containers(view: View) -> Array:

@@ -19,6 +19,7 @@ from e2wm_jax.simulate.tables import (
     ALL_STATES,
     CLOSE,
     EDGE_SLOTS,
+    FACING,
     INSIDE,
     ON,
     Layout,
@@ -29,6 +30,9 @@ from e2wm_jax.simulate.tables import (
 
 Array = Any
 SOURCES = 4  # DeviceTables.rows: first the targets of the four relations, then the sources
+# Rows to whose node something is CLOSE, that is ON something, faced by something, INSIDE something, under something:
+REACH = (CLOSE, SOURCES + ON, FACING, SOURCES + INSIDE, ON)
+SLOTS = 32  # S unless told otherwise; the reference trajectories have 16 edges at most
 MOST_ROOMS = 32  # sets of rooms are bits of one uint32
 UNKNOWN = 0xFFFF  # rank of what a node's edges in the scene do not lead to
 ADDED = 128  # age of an added edge < ADDED + rank of one of the scene
@@ -76,7 +80,7 @@ class DeviceTables:
     own_walk: Array = field(metadata=_axes("W"))
     kinds: Array = field(metadata=_axes("KW"))
     rows: Array = field(metadata=_axes("N8W"))  # targets of ON, INSIDE, CLOSE, FACING, then sources
-    reach: Array = field(metadata=_axes("4NW"))  # of these, what `engine_tests.reachable` looks at
+    reach: Array = field(metadata=_axes("5WN"))  # of these, what `engine_tests.reachable` looks at
     seats: Array = field(metadata=_axes("2N"))  # int32
     sittable: Array = field(metadata=_axes("Q", -1))  # int32: nodes of which SEAT_LEFT and BED_LEFT are asked
     posture: Array = field(metadata=_axes(""))  # uint32: the character's states in the scene, a bit each
@@ -88,7 +92,8 @@ class DeviceTables:
     room_nodes: Array = field(metadata=_axes("R", -1))  # int32
     room_number: Array = field(metadata=_axes("N", -1))  # int32, -1 for what is no room
     room_rank: Array = field(metadata=_axes("NR", UNKNOWN))  # uint32: `rank` of INSIDE
-    residents: Array = field(metadata=_axes("RW"))  # nodes that are in a room in the scene, and the room itself
+    room_ids: Array = field(metadata=_axes("R"))  # uint32
+    residents: Array = field(metadata=_axes("WR"))  # nodes that are in a room in the scene, and the room itself
     doors: Array = field(metadata=_axes("D", -1))  # int32
     door_rooms: Array = field(metadata=_axes("D2", -1))  # int32
     door_near: Array = field(metadata=_axes("DR"))  # bool
@@ -107,7 +112,7 @@ class Sizes(NamedTuple):
     slots: int
 
 
-def sizes_of(tables: Tables, *, slots: int = EDGE_SLOTS) -> Sizes:
+def sizes_of(tables: Tables, *, slots: int = SLOTS) -> Sizes:
     """The smallest arrays that hold a scene. Scenes of different sizes go into one batch when each is given the
     largest of each size."""
     return Sizes(tables.nodes, len(tables.has_door), len(tables.doors), len(_sittable(tables)), slots)
@@ -155,14 +160,15 @@ def device_tables(tables: Tables, sizes: Sizes | None = None) -> DeviceTables:
     parts = {
         "exists": words_of(range(count), tables.words),
         "rows": rows,
-        "reach": np.stack([rows[:, row] for row in (CLOSE, SOURCES + ON, 3, SOURCES + INSIDE)]),
+        "reach": np.stack([rows[:, row].T for row in REACH]),
         "sittable": _sittable(tables),
         "ids": tables.ids.astype(np.uint32),
         "rank": rank,
         "known": known,
         "room_nodes": rooms.astype(np.int32),
         "room_rank": rank[INSIDE][:, rooms].astype(np.uint32),
-        "residents": np.stack(residents) if residents else np.zeros((0, tables.words), np.uint32),
+        "room_ids": tables.ids[rooms].astype(np.uint32),
+        "residents": np.reshape(residents, (len(rooms), tables.words)).astype(np.uint32).T,
         "character": np.int32(tables.character),
         "posture": np.uint32(sum(int(bit) << state for state, bit in enumerate(tables.initial_posture))),
     }
@@ -203,7 +209,7 @@ def _padded(name: str, value: np.ndarray, axes: str, fill: int, sizes: Sizes) ->
     return np.pad(value, [(0, extra) for extra in more], constant_values=fill) if more else value
 
 
-def state_of(vector: Array, layout: Layout, *, nodes: int | None = None, slots: int = EDGE_SLOTS) -> State:
+def state_of(vector: Array, layout: Layout, *, nodes: int | None = None, slots: int = SLOTS) -> State:
     """The parts of state vectors [..., size], padded to N = ``nodes`` and with S = ``slots``."""
     before, words, count = vector.shape[:-1], layout.facing - layout.close, layout.count - layout.memory
     extra = (0 if nodes is None else nodes) - count

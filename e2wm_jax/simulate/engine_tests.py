@@ -5,10 +5,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from e2wm_jax.simulate.engine_graph import (
     Spot,
     View,
+    at,
+    bits,
     closed_containers,
     has,
     has_in,
@@ -23,8 +26,10 @@ from e2wm_jax.simulate.engine_graph import (
 )
 from e2wm_jax.simulate.engine_tables import SOURCES, Array
 from e2wm_jax.simulate.rules import Test
-from e2wm_jax.simulate.tables import CLOSE, CLOSED, FACING, INSIDE, LYING, ON, OPEN, SITTING
+from e2wm_jax.simulate.tables import CLOSE, CLOSED, FACING, INSIDE, LYING, ON, OPEN, SITTING, dialect_rules
 
+# The word of `answers` for (test, of Y)
+_LOOKED_UP = {(Test.HAS, False): 1, (Test.HAS, True): 2, (Test.STATE, False): 3, (Test.LACKS, False): 4}
 SEATED_STATES = 1 << SITTING | 1 << LYING
 
 
@@ -35,8 +40,7 @@ def posture(view: View, states: int) -> Array:
     """Whether the character is in one of these states (bits); vh23 remembers those of the scene for ever."""
     if view.dialect == "vh23":
         return view.tables.posture & states != 0
-    now = has_in(view.state.states, view.tables.character)
-    return jnp.any(now & ((states >> jnp.arange(now.shape[0])) & 1 != 0))
+    return bits(has_in(view.state.states, view.tables.character)) & states != 0
 
 
 def of_character(view: View, test: Test, argument: int, here: Array) -> Array | None:
@@ -68,32 +72,35 @@ class Line(NamedTuple):
     """What the checks of one line are asked of."""
 
     x: Spot
-    y: Spot
+    near: Array  # [2] whether X, Y are
+    y: Array
     inside: Array  # whether X is to be put inside Y
     here: Array  # room number of the character
     there: Array  # room number of X
 
 
-def near(view: View, spot: Spot) -> Array:
-    """CLOSE(C,Z), or CLOSE(C,k) and (CLOSE(k,Z) or ON(Z,k)) for some k."""
-    close, relation, node = view.state.close, view.relation, spot.node
-    over_list = ((relation == CLOSE) | (relation == ON)) & (view.source == node) & has(close, view.target)
-    over_list |= (relation == CLOSE) & (view.target == node) & has(close, view.source)
-    over_scene = jnp.any((spot.rows[CLOSE] | spot.rows[ON]) & close != 0) | jnp.any(over_list)
-    return has(close, node) | jnp.where(node == view.tables.character, jnp.any(close != 0), over_scene)
+def near(view: View, spots: Spot) -> Array:
+    """[2] CLOSE(C,Z), or CLOSE(C,k) and (CLOSE(k,Z) or ON(Z,k)) for some k."""
+    close, relation, node = view.state.close, view.relation, spots.node
+    forth = ((relation == CLOSE) | (relation == ON)) & has(close, view.target)
+    back = (relation == CLOSE) & has(close, view.source)
+    over_list = forth & (view.source == node[:, None]) | back & (view.target == node[:, None])  # [2, S]
+    over_scene = (spots.rows[:, CLOSE] | spots.rows[:, ON]) & close != 0  # [2, W]
+    found = jnp.any(over_list, -1) | jnp.any(over_scene, -1)
+    return has(close, node) | jnp.where(node == view.tables.character, jnp.any(close != 0), found)
 
 
 def open_doors(view: View, node: Array, here: Array, there: Array, passable: Array) -> Array:
     """Whether nothing bars the way from room ``here`` to ``there`` (numbers), in which the node is. ``passable``: the
     rooms (bits) that `reached` finds."""
     t = view.tables
-    beside = jnp.any((t.doors == node) & t.door_near[:, here])
-    way = t.ways[here, there]  # [L] from the far end to the near one
-    shut = (way >= 0) & has(view.state.states[CLOSED], t.doors[way])
+    beside = jnp.any((t.doors == node) & t.door_near.at[:, here].get(mode="clip"))
+    way = t.ways.at[here, there].get(mode="clip", wrap_negative_indices=False)  # [L] from the far end to the near one
+    shut = (way >= 0) & has(view.state.states[CLOSED], at(t.doors, way))
     last = jnp.max(jnp.where(shut, jnp.arange(way.shape[0]), -1), initial=-1)
-    nearest = jnp.where(last >= 0, t.doors[way[last]], -1)
+    nearest = jnp.where(last >= 0, at(t.doors, at(way, last)), -1)
     free = passable >> there.astype(jnp.uint32) & 1 != 0
-    return beside | t.has_door[here] & (free | (nearest == node))
+    return beside | at(t.has_door, here) & (free | (nearest == node))
 
 
 def reached(view: View, here: Array) -> Array:
@@ -124,32 +131,25 @@ def _worn(view: View, node: Array) -> Array:
     return jnp.where(node == c, has(view.state.on, node), listed)
 
 
-def of_thing(view: View, line: Line, test: Test, of_y: bool, argument: int) -> Array:
-    """Whether a check of X or Y holds."""
-    t, state = view.tables, view.state
-    spot = line.y if of_y else line.x
-    node = spot.node
+def of_thing(view: View, line: Line, test: Test, of_y: bool) -> Array:
+    """Whether a check of X or Y holds, other than those that look up the node in a set (`answers`)."""
+    t, state, spot = view.tables, view.state, line.x
+    node = line.y if of_y else spot.node
     match test:
-        case Test.HAS:
-            return has(t.kinds[argument], node)
-        case Test.STATE:
-            return has(state.states[argument], node)
-        case Test.LACKS:
-            return ~has(state.states[argument], node)
         case Test.NEAR:
-            return near(view, spot)
+            return line.near[int(of_y)]
         case Test.HELD:
             return jnp.any(state.hands == node.astype(jnp.uint32) + 1)
         case Test.NOT_GRABBED:
-            return state.memory[node] == 0
+            return at(state.memory, node) == 0
         case Test.GRABBED:
-            return state.memory[node] != 0
+            return at(state.memory, node) != 0
         case Test.REACHABLE:
             shut = closed_containers(view)
             listed = (view.relation == INSIDE) & (view.source == node) & has(shut, view.target)
             return ~(jnp.any(spot.rows[INSIDE] & shut != 0) | jnp.any(listed))
         case Test.SEAT_LEFT | Test.BED_LEFT:
-            return _count_on(view, spot, None) < t.seats[test - Test.SEAT_LEFT, node]
+            return _count_on(view, spot, None) < at(t.seats[test - Test.SEAT_LEFT], node)
         case Test.FACED:
             return has(state.facing, node) | jnp.any(spot.rows[SOURCES + FACING] & state.facing != 0)
         case Test.SEEN:
@@ -170,17 +170,42 @@ def of_thing(view: View, line: Line, test: Test, of_y: bool, argument: int) -> A
             return has(t.edible, node) | (_count_on(view, spot, t.edible) > 0)
         case Test.WALKABLE:
             barred = has(t.bodies, node) | posture(view, SEATED_STATES) | _worn(view, node)
-            return near(view, spot) | ~barred
+            return line.near[0] | ~barred
         case Test.BOUND:
             return has(state.bound, node)
         case _:
-            raise AssertionError(f"{test} is a check of the character")
+            raise AssertionError(f"{test.name} is no check of its own kind")
 
 
-def holds(view: View, line: Line, test: Test, of_y: bool, argument: int) -> Array:
-    """Whether a check of a line holds."""
-    own = of_character(view, test, argument, line.here)
-    return of_thing(view, line, test, of_y, argument) if own is None else own
+def questions_of(dialect: str) -> tuple[tuple[tuple[Test, bool, int], ...], np.ndarray]:
+    """The different questions that a dialect's checks ask, other than those that look up a node in a set; and for each
+    check, [V, M], where `answers` has its answer: 32 * word + bit, or -1."""
+    checks = dialect_rules(dialect).checks
+    singles: dict[tuple[Test, bool, int], int] = {}
+    where = np.full(checks.shape[:2], -1, np.int32)
+    for place in np.argwhere(checks[..., 0] >= 0):
+        test, of_y, argument, _ = checks[tuple(place)].tolist()
+        key = Test(test), bool(of_y)
+        if key in _LOOKED_UP:
+            where[tuple(place)] = 32 * _LOOKED_UP[key] + argument
+        else:
+            where[tuple(place)] = singles.setdefault((*key, argument), len(singles))
+    return tuple(singles), where
+
+
+def answers(view: View, line: Line, questions: tuple[tuple[Test, bool, int], ...]) -> Array:
+    """[5] words of answers, a bit each: to the questions; the HAS of X; of Y; the STATE of X; its LACKS."""
+    own = [
+        of_thing(view, line, test, of_y) if found is None else found
+        for test, of_y, argument in questions
+        for found in [of_character(view, test, argument, line.here)]
+    ]
+    one_by_one = jnp.uint32(0)
+    for place, answer in enumerate(own):
+        one_by_one |= answer.astype(jnp.uint32) << place
+    states = bits(has_in(view.state.states, line.x.node))
+    kinds = (bits(has_in(view.tables.kinds, node)) for node in (line.x.node, line.y))
+    return jnp.stack([one_by_one, *kinds, states, ~states])
 
 
 # All nodes at once
@@ -193,6 +218,8 @@ class Reach(NamedTuple):
     faced: Array
     enclosed: Array  # directly in something CLOSED that is no room
     worn: Array
+    loaded: Array  # something is ON them
+    with_food: Array  # something EATABLE is
 
 
 def reachable(view: View) -> Reach:
@@ -200,13 +227,13 @@ def reachable(view: View) -> Reach:
     t, state, words = view.tables, view.state, view.words
     close, relation = state.close, view.relation
     shut = closed_containers(view)
-    # CLOSE to k, ON k, faced by k, INSIDE k, each for the k of one of these sets:
-    order = jnp.array([CLOSE, ON, FACING, INSIDE])
-    wiped = state.wiped[order]
-    via = jnp.stack([close, close, state.facing, shut]) & ~wiped
-    taken = members(via, t.ids.shape[0])  # [4, N]
-    found = jax.lax.reduce(jnp.where(taken[..., None], t.reach, jnp.uint32(0)), jnp.uint32(0), jax.lax.bitwise_or, (1,))
-    by_close, by_on, by_facing, by_inside = found & ~wiped
+    # CLOSE to k, ON k, faced by k, INSIDE k, under k (EATABLE or not), each for the k of one of these sets:
+    relations = jnp.array([CLOSE, ON, FACING, INSIDE, ON, ON])
+    wiped = state.wiped[relations]
+    via = jnp.stack([close, close, state.facing, shut, t.exists, t.edible]) & ~wiped
+    taken = spread(members(via, t.ids.shape[0]))  # [6, N]
+    rows = jnp.concatenate([t.reach, t.reach[4:]])  # [6, W, N]
+    by_close, by_on, by_facing, by_inside, under, under_food = union(taken[:, None] & rows) & ~wiped
 
     over_list = set_of(view.source, ((relation == CLOSE) | (relation == ON)) & has(close, view.target), words)
     over_list |= set_of(view.target, (relation == CLOSE) & has(close, view.source), words)
@@ -218,6 +245,10 @@ def reachable(view: View) -> Reach:
         faced=state.facing | by_facing,
         enclosed=by_inside | set_of(view.source, (relation == INSIDE) & has(shut, view.target), words),
         worn=worn & ~me | me & state.on,
+        loaded=under | state.on | set_of(view.target, relation == ON, words),
+        with_food=under_food
+        | state.on & spread(has(t.edible, t.character))
+        | set_of(view.target, (relation == ON) & has(t.edible, view.source), words),
     )
 
 
@@ -226,27 +257,16 @@ def _with_room_for_one(view: View, limits: Array) -> Array:
     t, state = view.tables, view.state
     seats = t.sittable
     kept = jnp.where(has(state.wiped[ON], seats)[:, None], jnp.uint32(0), ~state.wiped[ON])
-    count = jnp.sum(jax.lax.population_count(t.rows[seats, SOURCES + ON] & kept), axis=1).astype(jnp.int32)
+    count = jnp.sum(jax.lax.population_count(at(t.rows[:, SOURCES + ON], seats) & kept), axis=1).astype(jnp.int32)
     count += jnp.sum((view.relation == ON) & (view.target == seats[:, None]), axis=1) + has(state.on, seats)
-    return ~set_of(seats, (seats >= 0) & (count >= limits[seats]), view.words)
-
-
-def _loaded(view: View, only: Array | None) -> Array:
-    """[W] the nodes that something (of a set) is ON."""
-    t, wiped = view.tables, view.state.wiped[ON]
-    via = ~wiped if only is None else only & ~wiped
-    taken = members(via, t.ids.shape[0])
-    found = union(jnp.where(taken[:, None], t.rows[:, ON], jnp.uint32(0))) & ~wiped
-    listed = view.relation == ON
-    found |= set_of(view.target, listed if only is None else listed & has(only, view.source), view.words)
-    return found | view.state.on & (spread(jnp.array(True)) if only is None else spread(has(only, t.character)))
+    return ~set_of(seats, (seats >= 0) & (count >= at(limits, seats)), view.words)
 
 
 def _free_ways(view: View, here: Array) -> Array:
     """[W] where the doors let the character go."""
     t = view.tables
     passable = reached(view, here)
-    inside = in_rooms(view, passable) & spread(t.has_door[here])
+    inside = in_rooms(view, passable) & spread(at(t.has_door, here))
     if not t.doors.shape[0]:
         return inside
     there = room_numbers(view, t.doors)
@@ -295,9 +315,9 @@ def nodes_that_pass(view: View, reach: Reach, here: Array, test: Test, argument:
         case Test.WORN:
             return reach.worn
         case Test.LOADED:
-            return t.edible | _loaded(view, None)
+            return t.edible | reach.loaded
         case Test.FOOD:
-            return t.edible | _loaded(view, t.edible)
+            return t.edible | reach.with_food
         case Test.WALKABLE:
             return reach.near | ~(t.bodies | reach.worn | spread(posture(view, SEATED_STATES)))
         case Test.BOUND:

@@ -1,0 +1,140 @@
+"""`e2wm bench search`: simulations per second and what they find, on one core, against the reference search."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from e2wm_jax.errors import check_at_least
+from e2wm_jax.progress import progress_bar
+from e2wm_jax.simulate import goals, robothow, scenes
+from e2wm_jax.simulate.actions import Action
+from e2wm_jax.simulate.engines import compile_engine, open_world, search
+from e2wm_jax.simulate.goals import Goal
+from e2wm_jax.simulate.planner import Reward
+from e2wm_jax.simulate.scenes import Scene
+
+
+@dataclass(frozen=True)
+class SearchBenchSettings:
+    """Search for plans for goals of RobotHow programs, with every search, one after the other on one core."""
+
+    goals: int = 12
+    """How many of the 518, activities in turn."""
+    simulations: int = 20_000
+    reference_simulations: int = 100
+    """Of E2WM's search over the installed executor, which is what the others are compared with; 0 leaves it out."""
+    dialect: str = "vh23"
+    """Rules of the world; the reference is left out where they are not vh23."""
+    max_depth: int = 25
+    reward: Reward = "official"
+    shorten: bool = True
+    """Leave out moves that were not needed."""
+    seed: int = 0
+
+
+@dataclass
+class _Tally:
+    """What one way of finding plans came to."""
+
+    simulations: int = 0
+    seconds: float = 0.0
+    reached: int = 0
+    facts: int = 0
+    lengths: list[int] = field(default_factory=list)
+    of_reached: list[int] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+
+    def to_json(self, goals: int, facts: int) -> dict[str, Any]:
+        return {
+            "simulations_per_second": round(self.simulations / self.seconds, 1) if self.seconds else None,
+            "seconds_per_goal": round(self.seconds / goals, 4),
+            "goals_reached": round(self.reached / goals, 4),
+            "facts_achieved": round(self.facts / facts, 4),
+            "mean_lines": round(sum(self.lengths) / goals, 3),
+            "mean_lines_where_reached": round(sum(self.of_reached) / max(len(self.of_reached), 1), 3),
+            "mean_reward": round(sum(self.rewards) / len(self.rewards), 4) if self.rewards else None,
+        }
+
+
+def run(settings: SearchBenchSettings) -> dict[str, Any]:
+    """Run the command; returns what `--json` prints: for each search its speed, the shares of goals wholly reached and
+    of facts achieved at the end of the plan, and the length of plans; the people's own programs beside them.
+
+    Raises:
+        InputError: for settings out of range or an unknown dialect, or if virtualhome-eval is not installed.
+    """
+    check_at_least(
+        ("--goals", settings.goals, 1),
+        ("--simulations", settings.simulations, 1),
+        ("--reference-simulations", settings.reference_simulations, 0),
+        ("--max-depth", settings.max_depth, 1),
+    )
+    array = open_world("array", settings.dialect)
+    options = {
+        "max_depth": settings.max_depth,
+        "reward": settings.reward,
+        "seed": settings.seed,
+        "shorten": settings.shorten,
+    }
+
+    def searching(world: Any, simulations: int, method: str) -> Callable[[Scene, Goal], Any]:
+        return lambda scene, goal: search(world, scene, goal, method=method, simulations=simulations, **options)  # type: ignore[arg-type]
+
+    ways = {
+        "mcts, compiled": searching(array, settings.simulations, "mcts"),
+        "best-first, compiled": searching(array, settings.simulations, "best-first"),
+    }
+    if settings.dialect == "vh23" and settings.reference_simulations:
+        executor = open_world("virtualhome", "vh23")
+        ways["mcts on virtualhome's executor"] = searching(executor, settings.reference_simulations, "mcts")
+    compile_engine()
+    tallies = {name: _Tally() for name in ways} | {"people's programs": _Tally()}
+    programs = goals.robothow_order(settings.seed)[: settings.goals]
+    facts = 0
+    with progress_bar("bench search", len(programs), "goal") as bar:
+        for program in programs:
+            goal = goals.robothow_goal(program)
+            scene = scenes.load(goal.scene)
+            facts += len(set(goal.facts))
+            for name, find in ways.items():
+                started = time.perf_counter()
+                plan = find(scene, goal)
+                tallies[name].seconds += time.perf_counter() - started
+                tallies[name].simulations += plan.simulations
+                tallies[name].rewards.append(plan.total_reward)
+                _score(tallies[name], array, scene, goal, plan.actions)
+            _score(tallies["people's programs"], array, scene, goal, robothow.program(program).script)
+            bar.update()
+    rows = {name: tally.to_json(len(programs), facts) for name, tally in tallies.items()}
+    reference = rows.get("mcts on virtualhome's executor", {}).get("simulations_per_second")
+    for row in rows.values():
+        if reference and row["simulations_per_second"]:
+            row["ratio"] = round(row["simulations_per_second"] / reference, 1)
+    return {"goals": len(programs), "dialect": settings.dialect, "simulations": settings.simulations, "searches": rows}
+
+
+def _score(tally: _Tally, world: Any, scene: Scene, goal: Goal, actions: tuple[Action, ...]) -> None:
+    """Play the lines; those that fail are passed over, as people's programs need it in vh23."""
+    state = world.initial(scene)
+    for action in actions:
+        state, _ = world.step(state, action)
+    achieved = world.gained_test(scene, goal.facts)(state)
+    tally.facts += len(achieved)
+    tally.lengths.append(len(actions))
+    if len(achieved) == len(set(goal.facts)):
+        tally.reached += 1
+        tally.of_reached.append(len(actions))
+
+
+def show(result: dict[str, Any]) -> None:
+    """The report as a table on stdout."""
+    print(f"{result['goals']} goals, dialect {result['dialect']}, {result['simulations']} simulations")
+    print(f"{'':<32}{'sims/s':>10}{'ratio':>8}{'s/goal':>9}{'reached':>9}{'facts':>8}{'lines':>7}{'reward':>8}")
+    for name, row in result["searches"].items():
+        cells = (row["simulations_per_second"], row.get("ratio"), row["seconds_per_goal"])
+        shown = "".join(f"{'' if x is None else format(x, '.4g'):>{w}}" for x, w in zip(cells, (10, 8, 9), strict=True))
+        reward = "" if row["mean_reward"] is None else f"{row['mean_reward']:.2f}"
+        print(
+            f"{name:<32}{shown}{row['goals_reached']:>9.3f}{row['facts_achieved']:>8.3f}{row['mean_lines']:>7.2f}{reward:>8}"
+        )
