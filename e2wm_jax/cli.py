@@ -11,7 +11,8 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import fields
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from e2wm_jax import __version__
 from e2wm_jax.errors import InputError
@@ -110,11 +111,34 @@ def _parse(name: str, words: list[str]) -> Any:
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(settings, prog=f"e2wm {name}", args=words)
+            return tyro.cli(settings, prog=f"e2wm {name}", args=_merged(words, settings))
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise InputError(f"e2wm {name}: {_unboxed(complaint.getvalue())}") from None
+
+
+def _merged(words: list[str], settings: type) -> list[str]:
+    """``--scene a --scene b`` as ``--scene a b``, for options that take several values; argparse would drop ``a``."""
+    hints = get_type_hints(settings)
+    several = {f"--{field.name.replace('_', '-')}" for field in fields(settings) if _is_tuple(hints[field.name])}
+    groups: list[list[str]] = [[]]  # each an option and the words behind it
+    for word in words:
+        option, equals, value = word.partition("=")
+        option = option.replace("_", "-")
+        if option in several:
+            group = next((group for group in groups if group[:1] == [option]), [option])
+            groups = [*(other for other in groups if other is not group), group]
+            group += [value] if equals else []
+        elif word.startswith("--"):
+            groups.append([word])
+        else:
+            groups[-1].append(word)
+    return [word for group in groups for word in group]
+
+
+def _is_tuple(hint: Any) -> bool:
+    return tuple in (get_origin(hint), *map(get_origin, get_args(hint)))
 
 
 def _unboxed(text: str) -> str:

@@ -53,14 +53,14 @@ PRESETS = {
     # regularizer has nothing to show.
     "laptop": DemoSizes(
         goals=300,
-        simulations=150,
+        simulations=1000,
         explorations=60,
         fisher_tokens=128,
         steps=32,
         batch_size=2,
         lr=3e-3,
         strength=1e4,
-        activity_questions=None,
+        activity_questions=32,
         plans=16,
         text_tokens=128,
     ),

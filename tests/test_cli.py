@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from e2wm_jax import cli
 from e2wm_jax.cli import COMMANDS, main
 from e2wm_jax.simulate import scenes, virtualhome
 
@@ -233,6 +234,27 @@ def test_the_command_line_and_data_commands_do_not_import_jax(work):
 def test_wrong_usage_is_one_line(fails, arguments, says):
     line = fails(*arguments, says=says)
     assert not re.search("[│╭╰─]|---", line)  # nothing left of the box it came in
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--scene a.json b.json --out o",
+        "--scene a.json --scene b.json --out o",
+        "--scene a.json --out o --scene=b.json",
+        "--scene=a.json --out=o --scene b.json",
+    ],
+)
+def test_an_option_for_several_values_may_be_repeated(words):
+    settings = cli._parse("collect", ["--policy", "random", *words.split()])
+    assert settings.scene == ("a.json", "b.json")
+    assert settings.out == Path("o")
+
+
+def test_a_negative_number_stays_with_its_option():
+    settings = cli._parse("tasks", ["--experiences", "a", "--seed", "-3", "--out", "o", "--experiences", "b"])
+    assert settings.experiences == (Path("a"), Path("b"))
+    assert settings.seed == -3
 
 
 # ------------------------------------------------------------------------------------------------------------ bad input

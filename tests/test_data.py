@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from e2wm_jax.data.batch import collate
+from e2wm_jax.data.held_out import held_out
 from e2wm_jax.data.online import TASKS, OnlineTask, parse_online
 from e2wm_jax.data.source import (
     Question,
@@ -23,6 +25,7 @@ from e2wm_jax.data.source import (
 )
 from e2wm_jax.data.tokenize import document_rows, encode, task_rows
 from e2wm_jax.errors import InputError
+from e2wm_jax.tasks.plan import Plan
 
 PLAN = {"input": "How to make tea?", "ref": "1. Walk to the kitchen"}
 QUESTION = {"input": "Where is the plate?", "answer": "table", "answer_list": ["fridge", "table", "sofa"]}
@@ -31,6 +34,7 @@ QUESTION = {"input": "Where is the plate?", "answer": "table", "answer_list": ["
 def write_lines(path: Path, *records: Any) -> Path:
     lines = [record if isinstance(record, str) else json.dumps(record, ensure_ascii=False) for record in records]
     text = "".join(f"{line}\n" for line in lines)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
     return path
 
@@ -93,12 +97,51 @@ def test_online_tasks_stand_in_mixtures_like_files() -> None:
         ("online:plan_gen?simulations=0", "simulations=0: must be a whole number"),
         ("online:plan_gen?simulations=many", "simulations=many: must be a whole number"),
         ("online:plan_gen?simulations=1&simulations=2", "simulations is given 2 times"),
+        ("online:act_recog?exclude=nowhere", "exclude=nowhere: none of eval/gen/plan_gen.json, eval/gen/plan_gen_un"),
+        ("online:count?exclude=a", "no option exclude=a; options of count: scene, dialect"),
         ("online:all?scene=a.json", "options belong to one task"),
     ],
 )
 def test_bad_online_names_say_what_is_wrong(name: str, message: str) -> None:
     with pytest.raises(InputError, match=re.escape(f"--data {name}: {message}")):
         parse_mixture(f"0.5 {name}")
+
+
+def test_plans_that_evaluation_sets_ask_about_are_held_out(tmp_path: Path) -> None:
+    shot = "Q: How to rest? Given items include sofa.\nA: Sit on sofa."
+    write_lines(
+        tmp_path / "eval/gen/plan_gen.json",
+        {"input": f"{shot}\nQ: How to read? Given items include book.\nA:", "ref": "Grab book."},
+    )
+    write_lines(
+        tmp_path / "eval/gen/plan_gen_unseen.json",
+        {"input": f"{shot}\nQ: How to play? Given items include ball.\nA:", "ref": "Grab ball."},
+    )
+    answers = {"answer": "rest", "answer_list": ["rest", "play"]}
+    write_lines(
+        tmp_path / "eval/qa/act_recog.json",
+        {"input": "Given a task plan: Lie on bed.\nQuestion: what is it?\nAnswer:", **answers},
+    )
+    write_lines(
+        tmp_path / "eval/qa/act_infer.json",
+        {"input": "The light is on.\nQuestion: Given the above state, what is it?\nAnswer:", **answers},
+    )
+    out = held_out(str(tmp_path))
+    free = Plan("work", "How to work? Given items include desk.", "Walk to desk.", frozenset())
+    assert free not in out
+    for changes in (
+        {"question": "How to read? Given items include book."},
+        {"question": "How to rest? Given items include sofa."},  # an example in a prompt
+        {"text": "Grab book."},
+        {"text": "Lie on bed."},
+        {"task": "play"},
+        {"change": frozenset({"light || ON"})},
+    ):
+        assert replace(free, **changes) in out, changes
+    assert replace(free, task="rest") not in out  # seen in training: only its plans are held out
+    write_lines(tmp_path / "other/eval/qa/act_recog.json", {"input": "What?", **answers})
+    with pytest.raises(InputError, match=r"act_recog\.json: .*cannot tell what this example is about: 'What"):
+        held_out(str(tmp_path / "other"))
 
 
 def test_mixture_carries_weights_and_places(tmp_path: Path) -> None:

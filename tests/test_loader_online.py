@@ -16,14 +16,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from e2wm_jax.data import generate
 from e2wm_jax.data.batch import Row
 from e2wm_jax.data.generate import UNIT, examples
+from e2wm_jax.data.held_out import FILES
 from e2wm_jax.data.loader import Loader, StepBatch
 from e2wm_jax.data.online import OnlineTask, parse_online
 from e2wm_jax.data.online_rows import OnlineRows, RowMaker, Unit, online_rows
 from e2wm_jax.errors import InputError
+from e2wm_jax.files import write_json_lines
 from e2wm_jax.processes import ATTEMPTS, WorkerDiedError, Workers
-from e2wm_jax.simulate import scenes, virtualhome
+from e2wm_jax.simulate import robothow, scenes, virtualhome
+from e2wm_jax.tasks import leakage
 
 ROOT = Path(__file__).parents[1]
 MAX_LENGTH = 4096
@@ -97,6 +101,38 @@ def test_examples_have_the_official_forms(world: None) -> None:
             assert example.input.count(question) == times
             assert example.input.endswith((":", "A:"))
             assert example.ref.strip() == example.ref != ""
+
+
+@pytest.mark.slow
+def test_nothing_is_made_of_what_a_directory_of_tasks_holds_out(tmp_path: Path, world: None) -> None:
+    """Units go through all activities: two that are unseen, and the questions of others, would come up."""
+    plain = [example for unit in range(3) for example in examples(task(WORLDLY[1]), seed=0, unit=unit)]
+    for name, held in (("gen/plan_gen_unseen", plain[:2]), ("gen/plan_gen", plain[2:8])):
+        write_json_lines(tmp_path / f"eval/{name}.json", [example.to_json() for example in held])
+    asked = {fact for name in FILES[:2] for fact in leakage.facts(name, plain[:2] if "unseen" in name else plain[2:8])}
+    made = {}
+    for kind, file in (("plan_gen", "train/train_plan_gen.json"), ("act_recog", "train/train_act_recog.json")):
+        name = f"online:{kind}?simulations=10&exclude={tmp_path}"
+        made[kind] = [example for unit in range(3) for example in examples(task(name), seed=0, unit=unit)]
+        assert not leakage.facts(file, made[kind]) & asked
+        assert made[kind][:UNIT] == examples(task(name), seed=0, unit=0)
+    assert leakage.facts("train/train_plan_gen.json", plain[8:]) & asked
+    # All goals held out: said so, after as many tries as ever.
+    unseen = [{"input": f"Q: How to {title}?\nA:", "ref": "Walk."} for title in generate._titles()]
+    write_json_lines(tmp_path / "all/eval/gen/plan_gen_unseen.json", unseen)
+    with pytest.raises(InputError, match=r"too few plans reach their goals \(.*'held out': \d+"):
+        examples(task(f"online:plan_gen?simulations=1&exclude={tmp_path / 'all'}"), seed=0, unit=0)
+
+
+@pytest.mark.slow
+def test_what_was_made_before_makes_no_difference(world: None) -> None:
+    name = "online:act_recog?simulations=10"
+    first = examples(task(name), seed=0, unit=7)
+    examples(task(name), seed=1, unit=7)
+    generate._scene.cache_clear()
+    generate._goal.cache_clear()
+    robothow._DECODED.clear()
+    assert examples(task(name), seed=0, unit=7) == first
 
 
 def test_scenes_without_material_are_refused(tmp_path: Path, world: None) -> None:

@@ -18,6 +18,7 @@ from e2wm_jax.simulate import native, native_best_first, native_search, planner,
 from e2wm_jax.simulate.actions import VERBS, Action, Thing, parse_action
 from e2wm_jax.simulate.array_world import ArrayWorld
 from e2wm_jax.simulate.engines import open_world, search
+from e2wm_jax.simulate.explorer import explore
 from e2wm_jax.simulate.goals import Goal, robothow_goal
 from e2wm_jax.simulate.graph import Scene, parse_graph
 from e2wm_jax.simulate.replay import replay, replay_record
@@ -77,6 +78,14 @@ def agree(scene: Scene, *, steps: int, seed: int) -> int:
 def test_random_lines_in_households_go_as_in_virtualhome():
     for seed in range(12):
         agree(scenes.household(seed), steps=60, seed=seed)
+
+
+@needs_virtualhome
+def test_long_episodes_find_room_for_their_edges():
+    scene = scenes.household(1)
+    ours, theirs = (explore(open_world(name, "vh23"), scene, length=300, seed=1) for name in ("array", "virtualhome"))
+    assert ours == theirs
+    assert len(ours) == 300
 
 
 @pytest.mark.slow

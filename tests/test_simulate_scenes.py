@@ -4,14 +4,17 @@ import gzip
 import importlib.util
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from e2wm_jax.cli import main
 from e2wm_jax.errors import InputError
-from e2wm_jax.simulate import goals, scenes, virtualhome
+from e2wm_jax.simulate import goals, robothow, scenes, virtualhome
 from e2wm_jax.simulate.actions import VERBS, Action, Thing, format_action, parse_action, parse_script
+from e2wm_jax.simulate.engines import open_world
+from e2wm_jax.simulate.explorer import explore
 from e2wm_jax.simulate.scenes import load, parse_graph, patched
 
 DATA = Path(os.environ.get("E2WM_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
@@ -87,6 +90,34 @@ def test_equal_nodes_and_edges_collapse():
     scene = parse_graph({"nodes": graph()["nodes"] * 2, "edges": graph()["edges"] * 2}, "g")
     assert list(scene.nodes) == [1, 2]
     assert len(scene.edges) == 1
+
+
+def test_names_in_any_case_and_repeated_records_give_the_scene_of_a_plain_graph():
+    # Plain graphs are read in another way than those with something to correct.
+    plain = graph(nodes=[{**graph()["nodes"][0], "states": ["CLEAN"]}, graph()["nodes"][1]])
+    written = graph(nodes=graph()["nodes"] * 2, edges=[{**graph()["edges"][0], "relation_type": "inside"}] * 2)
+    assert (
+        parse_graph(written, "g")
+        == parse_graph(plain, "g")
+        == scenes.Scene(
+            "g",
+            {
+                1: scenes.Node(1, "kitchen", "Rooms", frozenset(), frozenset({"CLEAN"})),
+                2: scenes.Node(2, "character", None, frozenset(), frozenset()),
+            },
+            ((2, "INSIDE", 1),),
+        )
+    )
+
+
+@pytest.mark.parametrize("end", [True, 1.0, "1", None, [1]])
+def test_ends_that_only_look_like_ids_are_refused(end):
+    """After a good graph, so that nothing that was kept of it can stand for them."""
+    parse_graph(graph(), "g")
+    for key in ("from_id", "to_id"):
+        bad = graph(edges=[graph()["edges"][0], {**graph()["edges"][0], key: end}])
+        with pytest.raises(InputError, match=rf"g: edges\[1\]: {key} {re.escape(repr(end))} is not the id of a node"):
+            parse_graph(bad, "g")
 
 
 def inside(*pairs):
@@ -271,6 +302,39 @@ def test_robothow_programs():
     assert load("robothow:file1003_2") == program.init
     with pytest.raises(InputError, match="robothow:nothing: no such"):
         load("robothow:nothing")
+
+
+@needs_robothow
+def test_graphs_read_in_pieces_are_those_of_the_file(tmp_path):
+    for program_id in scenes.program_ids()[::100]:
+        program, path = scenes.program(program_id), robothow._graphs_path(program_id)
+        whole = json.loads(path.read_text())
+        for scene, key in ((program.init, "init_graph"), (program.final, "final_graph")):
+            assert scene == parse_graph(whole[key], scene.name)
+            assert robothow._in_pieces(path.read_text(), key) is not None
+        # In another layout the file is read as a whole.
+        copy = tmp_path / path.name
+        copy.write_text(json.dumps(whole, indent=1))
+        assert robothow._read_graph(copy, "final_graph", program.final.name) == program.final
+
+
+@pytest.mark.parametrize("hole", ["}, {", '"', "]}", "{}, {", "}]}, {"])
+def test_pieces_that_are_no_edges_are_named_like_any(tmp_path, hole):
+    text = json.dumps({"init_graph": graph(edges=graph()["edges"] * 2)}).replace('}, {"from', '}, {@"from')
+    path = tmp_path / "program.json"
+    path.write_text(text.replace("@", hole))
+    with pytest.raises(InputError, match=r"program\.json:1: not valid JSON|g: edges\[\d\]: missing from_id"):
+        robothow._read_graph(path, "init_graph", "g")
+    path.write_text(text.replace("@", ""))
+    assert robothow._read_graph(path, "init_graph", "g") == parse_graph(graph(), "g")
+
+
+def test_a_house_without_things_has_nothing_to_explore():
+    scene = parse_graph(graph(), "g")
+    world = open_world("array", "vh23")
+    assert explore(world, scene, length=5, seed=0, style="carry") == []
+    for step in explore(world, scene, length=5, seed=0, style="uniform"):
+        assert step.action.startswith(("[Walk]", "[Run]"))
 
 
 @needs_robothow

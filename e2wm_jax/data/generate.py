@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import cache, lru_cache
 
+from e2wm_jax.data.held_out import held_out
 from e2wm_jax.data.online import OnlineTask
 from e2wm_jax.errors import InputError
 from e2wm_jax.simulate import goals, scenes
@@ -87,12 +88,17 @@ def _act_recog(task: OnlineTask, rng: random.Random) -> list[Generation]:
 
 
 def _plans(task: OnlineTask, rng: random.Random) -> list[Plan]:
-    """`UNIT` plans that reach their goals, of different activities as far as there are any."""
+    """`UNIT` plans that reach their goals, of different activities as far as there are any, and of none that is held
+    out: the next one drawn stands in its place."""
     found: list[Plan] = []
+    excluded = held_out(task.exclude)
     outcome: Counter[str] = Counter()
     for program in _programs(rng):
         plans, reasons = plan.select([_planned(task, program, rng.getrandbits(48))])
         outcome += reasons
+        if any(p in excluded for p in plans):
+            outcome["held out"] += 1
+            continue
         # No two with one question, nor one plan for one activity: neither could be told from the other.
         found += [p for p in plans if not any(p.question == q.question or _same_answer(p, q) for q in found)]
         if len(found) == UNIT:
@@ -153,8 +159,9 @@ def _trajectory(
     )
 
 
-# Graphs take tens of milliseconds to read and megabytes to keep: some are kept. Goals are small.
-@lru_cache(maxsize=64)
+# Graphs take longer to read than a plan takes to find. Those of RobotHow share their nodes and edges, and with their
+# tables take 0.3 MB each: all are kept.
+@lru_cache(maxsize=640)
 def _scene(name: str) -> Scene:
     return scenes.load(name)
 

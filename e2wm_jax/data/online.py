@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 from urllib.parse import parse_qsl
 
+from e2wm_jax.data.held_out import check_folder
 from e2wm_jax.errors import InputError
 
 PREFIX = "online:"
@@ -12,8 +13,8 @@ TASKS: tuple[TaskName, ...] = get_args(TaskName)
 # What an epoch takes from a task, so that mixtures have the proportions of the official files.
 _ITEMS = {"plan_gen": 1659, "act_recog": 1659, "count": 1000, "obj_move": 1000}
 _OPTIONS: dict[TaskName, tuple[str, ...]] = {
-    "plan_gen": ("simulations", "dialect"),
-    "act_recog": ("simulations", "dialect"),
+    "plan_gen": ("simulations", "dialect", "exclude"),
+    "act_recog": ("simulations", "dialect", "exclude"),
     "count": ("scene", "dialect"),
     "obj_move": (),
 }
@@ -28,6 +29,7 @@ class OnlineTask:
     scenes: tuple[str, ...] = ()  # count: to explore; without any, the initial graphs of RobotHow
     simulations: int = 200  # plan_gen, act_recog: of each search; few, and superfluous moves are then left out
     dialect: str = "vh23"
+    exclude: str = ""  # plan_gen, act_recog: a directory of `e2wm tasks`, whose evaluation sets are left alone
 
     @property
     def items_per_epoch(self) -> int:
@@ -36,11 +38,11 @@ class OnlineTask:
 
 
 def parse_online(word: str) -> list[OnlineTask]:
-    """The tasks of "online:count", "online:plan_gen?simulations=500", "online:count?scene=a.json&scene=b.json" or
-    "online:all", which is all four.
+    """The tasks of "online:count", "online:plan_gen?simulations=500", "online:count?scene=a.json&scene=b.json",
+    "online:plan_gen?exclude=tasks" or "online:all", which is all four.
 
     Raises:
-        InputError: for an unknown task or option, or a value out of range.
+        InputError: for an unknown task or option, a value out of range, or a directory that holds nothing out.
     """
     name, _, query = word.removeprefix(PREFIX).partition("?")
     if name == "all":
@@ -66,10 +68,14 @@ def _with_options(word: str, task: TaskName, query: str) -> OnlineTask:
     simulations = options.get("simulations", ["200"])[0]
     if not simulations.isdecimal() or int(simulations) < 1:
         raise InputError(f"--data {word}: simulations={simulations}: must be a whole number of at least 1")
+    exclude = options.get("exclude", [""])[0]
+    if exclude:
+        check_folder(exclude, f"--data {word}")
     return OnlineTask(
         name=word,
         task=task,
         scenes=tuple(options.get("scene", ())),
         simulations=int(simulations),
         dialect=options.get("dialect", ["vh23"])[0],
+        exclude=exclude,
     )

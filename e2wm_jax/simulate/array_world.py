@@ -11,10 +11,11 @@ from e2wm_jax.simulate import native
 from e2wm_jax.simulate.actions import VERBS, Action, Thing
 from e2wm_jax.simulate.rules import RULES, VERB_INDEX, Check, Effect, Otherwise, Test
 from e2wm_jax.simulate.scenes import STATES, Scene
-from e2wm_jax.simulate.tables import CLOSE, HOLDING, INSIDE, ON, RELATIONS, Tables, dialect_rules, tables_of
+from e2wm_jax.simulate.tables import CLOSE, EDGE_SLOTS, HOLDING, INSIDE, ON, RELATIONS, Tables, dialect_rules, tables_of
 from e2wm_jax.simulate.trajectory import Edge, NodeState, Step
 from e2wm_jax.simulate.world import split_fact
 
+_MOST_MADE = 8  # edges that a line can add to the list of a state: what two hands hold, and one thing's place
 _CRASHES_WITHOUT_NODE = (Effect.WALK, Effect.FIND_OR_WALK)  # as executed; other verbs say "cannot be found"
 
 
@@ -70,7 +71,7 @@ class ArrayWorld:
         if None in nodes:
             return None
         x, y = (*nodes, 0, 0)[:2]
-        vector = state.vector.copy()
+        vector = _copy(state)
         done = native.advance(state.base.native, vector, VERB_INDEX[action.verb.upper()], x, y)
         return ArrayState(state.base, vector) if done else None
 
@@ -84,7 +85,7 @@ class ArrayWorld:
                 return None, (), "AttributeError"
             return None, (f"{action.things[nodes.index(None)]} cannot be found",), None
         x, y = (*(node or 0 for node in nodes), 0, 0)[:2]
-        vector = state.vector.copy()
+        vector = _copy(state)
         succeeds, place, note = native.step(state.base.native, vector, verb, x, y)
         messages: list[str] = []
         exception = None
@@ -190,6 +191,14 @@ class ArrayWorld:
         the state, an edge that is not in the scene."""
         tests = {fact: _compile(scene, *split_fact(fact)) for fact in facts}
         return lambda state: frozenset(fact for fact, test in tests.items() if test(self, state))
+
+
+def _copy(state: ArrayState) -> np.ndarray:
+    """The state's vector to be changed, with room for more edges than a line can make."""
+    vector, layout = state.vector, state.base.tables.layout
+    if layout.edges + int(vector[layout.count]) + _MOST_MADE > len(vector):
+        return np.concatenate([vector, np.zeros(EDGE_SLOTS, np.uint32)])  # edges are the last part
+    return vector.copy()
 
 
 @lru_cache(maxsize=8)

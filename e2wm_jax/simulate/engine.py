@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from e2wm_jax.simulate.engine_effects import Change, changed
-from e2wm_jax.simulate.engine_graph import View, has, one, room_node, room_numbers, spot_of, spread, view_of
+from e2wm_jax.simulate.engine_graph import Spot, View, at, has, one, room_node, room_numbers, spot_of, spread, view_of
 from e2wm_jax.simulate.engine_tables import (
     Array,
     DeviceTables,

@@ -7,9 +7,10 @@ edges are added to the list. Letters as in `engine_tables`.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
-from e2wm_jax.simulate.engine_graph import Spot, View, first_target, has, one, set_of, spread
+from e2wm_jax.simulate.engine_graph import Spot, View, first_target, folded, has, members, one, packed, set_of, spread
 from e2wm_jax.simulate.engine_tables import SOURCES, Array, State
 from e2wm_jax.simulate.engine_tests import SEATED_STATES
 from e2wm_jax.simulate.rules import Effect
@@ -128,8 +129,7 @@ def _close_after_walk(view: View, change: Change, hands: Array) -> Array:
         holds_more = ~has(t.own_walk, x.node)
         found |= row(SOURCES + INSIDE) & spread(holds_more)
         by_target |= back & (view.relation == INSIDE) & holds_more
-    ends = jnp.concatenate([view.target, view.source])
-    over_list = set_of(ends, jnp.concatenate([by_source, by_target]), words)
+    over_list = set_of(view.target, by_source, words) | set_of(view.source, by_target, words)
     return found | over_list | held
 
 
@@ -223,10 +223,20 @@ def _edges(view: View, change: Change, hands: Array) -> tuple[Array, Array]:
          jnp.where(walk, INSIDE, change.relation), jnp.where(walk, hands[1], x), jnp.where(walk, change.here, y)),
         (walk & (hands[0] >= 0) & (hands[0] != hands[1]), jnp.int32(INSIDE), hands[0], change.here),
     )  # fmt: skip
-    made, *parts = (jnp.stack(part) for part in zip(*additions, strict=True))
-    entries = (parts[0] << 24 | parts[1] << 12 | parts[2]).astype(jnp.uint32)
-    keep, entries = jnp.concatenate([keep, made]), jnp.concatenate([state.edges, entries])
-    place = jnp.where(keep, jnp.cumsum(keep, dtype=jnp.int32) - 1, -1)
-    moved = jnp.where(place == jnp.arange(slots)[:, None], entries, jnp.uint32(0))
-    lost = state.count > slots
-    return jnp.sum(moved, axis=1, dtype=jnp.uint32), jnp.where(lost, state.count, jnp.sum(keep, dtype=jnp.uint32))
+    count, result = jnp.sum(keep, dtype=jnp.int32), _compacted(state.edges, keep)
+    for made, *(kind, source, target) in additions:
+        entry = (kind << 24 | source << 12 | target).astype(jnp.uint32)
+        result = jnp.where(made & (jnp.arange(slots) == count), entry, result)
+        count += made
+    return result, jnp.where(state.count > slots, state.count, count.astype(jnp.uint32))
+
+
+def _compacted(entries: Array, keep: Array) -> Array:
+    """[S] the entries that are kept, moved together in order; zeros follow."""
+    kept = packed(keep)  # [S / 32]
+    sizes = jax.lax.population_count(kept).astype(jnp.int32)
+    below = (jnp.uint32(1) << jnp.arange(32, dtype=jnp.uint32)) - 1
+    place = (jnp.cumsum(sizes) - sizes)[:, None] + jax.lax.population_count(kept[:, None] & below).astype(jnp.int32)
+    slots = entries.shape[0]
+    moved = jnp.where(place.reshape(-1) == jnp.arange(slots)[:, None], jnp.where(members(kept), entries, 0), 0)
+    return jnp.sum(folded(moved), axis=(1, 2), dtype=jnp.uint32)

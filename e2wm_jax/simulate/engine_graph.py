@@ -23,7 +23,8 @@ ADDED = 128  # age of an added edge < ADDED + rank of one of the scene
 ALL_BITS = np.uint32(0xFFFFFFFF)  # a set of everything; as a key, that of nothing
 LONGEST_CHAIN = 64  # containers within containers
 
-# Bits. What is reduced lies last throughout: XLA then never writes what is to be reduced to memory.
+# Bits. What is reduced lies last, in axes of up to 32: only so XLA fuses a reduction, on a CPU, with what makes its
+# input, instead of writing that to memory.
 
 
 def at(array: Array, index: Array) -> Array:
@@ -41,6 +42,11 @@ def has_in(sets: Array, node: Array) -> Array:
     return (sets.at[:, node >> 5].get(mode="clip") >> (node & 31).astype(jnp.uint32)) & 1 != 0
 
 
+def folded(array: Array) -> Array:
+    """[..., 32 k] as [..., k, 32], to be reduced over the last two axes."""
+    return array.reshape(*array.shape[:-1], -1, 32)
+
+
 def one(node: Array, words: int) -> Array:
     """[W] the set of one node; empty for -1."""
     shift = (node & 31).astype(jnp.uint32)
@@ -49,11 +55,16 @@ def one(node: Array, words: int) -> Array:
 
 def union(sets: Array) -> Array:
     """[...] the union of the sets [..., K]."""
+    if sets.shape[-1] % 32 == 0:
+        sets = folded(sets)
+        return jax.lax.reduce(sets, np.uint32(0), jax.lax.bitwise_or, (sets.ndim - 2, sets.ndim - 1))
     return jax.lax.reduce(sets, np.uint32(0), jax.lax.bitwise_or, (sets.ndim - 1,))
 
 
 def set_of(nodes: Array, wanted: Array, words: int) -> Array:
     """[W] the set of those of the nodes [K] that are wanted [K]."""
+    if nodes.shape[0] % 32 == 0:  # by way of a word, lest XLA compute the flags again for every word of the result
+        wanted = members(packed(wanted))
     bit = jnp.where(wanted, jnp.uint32(1) << (nodes & 31).astype(jnp.uint32), jnp.uint32(0))
     return union(jnp.where(nodes >> 5 == jnp.arange(words)[:, None], bit, jnp.uint32(0)))
 
@@ -69,15 +80,21 @@ def spread(flag: Array) -> Array:
     return jnp.where(flag, ALL_BITS, jnp.uint32(0))
 
 
-def members(words: Array, nodes: int) -> Array:
+def members(words: Array) -> Array:
     """[..., N] which nodes are in sets [..., W]."""
-    bits = (words[..., None] >> jnp.arange(32, dtype=jnp.uint32)) & 1 != 0
-    return bits.reshape(*words.shape[:-1], -1)[..., :nodes]
+    flags = (words[..., None] >> jnp.arange(32, dtype=jnp.uint32)) & 1 != 0
+    return flags.reshape(*words.shape[:-1], -1)
 
 
-def packed(flags: Array, words: int) -> Array:
+def packed(flags: Array) -> Array:
     """[W] the set of nodes whose flag [N] is set."""
-    return bits(jnp.pad(flags, (0, 32 * words - flags.shape[0])).reshape(words, 32))
+    return bits(folded(flags))
+
+
+def packed_by_bit(flags: Array) -> Array:
+    """[W] the set of nodes whose flag is set, that of node 32 v + b being at [b, v]."""
+    place = jnp.arange(32, dtype=jnp.uint32)[:, None]
+    return jnp.sum(flags.astype(jnp.uint32) << place, 0, dtype=jnp.uint32)
 
 
 # Edges
@@ -164,7 +181,7 @@ def in_rooms(view: View, rooms: Array) -> Array:
         return (numbers >= 0) & (rooms >> numbers.astype(jnp.uint32) & 1 != 0)
 
     if view.dialect == "vh23" and not t.tidy:
-        return packed(wanted(room_numbers(view, jnp.arange(t.ids.shape[0]))), view.words)
+        return packed(wanted(room_numbers(view, jnp.arange(t.ids.shape[0]))))
     of_rooms = jnp.where(wanted(jnp.arange(t.room_nodes.shape[0])), t.residents, jnp.uint32(0))  # [W, R]
     at_home = union(of_rooms) & ~view.state.wiped[INSIDE]
     moved = view.relation == INSIDE
@@ -192,9 +209,9 @@ def first_target(view: View, spot: Spot, relation: Array, *, rooms: bool) -> Arr
         return jnp.where(there, (at(t.ids, nodes) & size) << 23 | age << 12 | nodes.astype(jnp.uint32), ALL_BITS)
 
     passed_over = jnp.uint32(0) if rooms else t.rooms
-    of_scene = key(jnp.arange(count), members(spot.rows[relation] & ~passed_over, count), rank, 0)
+    of_scene = key(jnp.arange(count), members(spot.rows[relation] & ~passed_over), rank, 0)
     of_list = key(other, match & (rooms | ~has(t.rooms, other)), rank_other, 1 + jnp.arange(match.shape[0]))
-    best = jnp.minimum(jnp.min(of_scene), jnp.min(of_list))
+    best = jnp.minimum(jnp.min(folded(of_scene), (0, 1)), jnp.min(of_list))
     best = jnp.minimum(best, key(t.character, me, rank_me, 0))
     return jnp.where(best == ALL_BITS, -1, (best & 0xFFF).astype(jnp.int32))
 

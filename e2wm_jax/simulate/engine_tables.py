@@ -30,8 +30,7 @@ from e2wm_jax.simulate.tables import (
 
 Array = Any
 SOURCES = 4  # DeviceTables.rows: first the targets of the four relations, then the sources
-# Rows to whose node something is CLOSE, that is ON something, faced by something, INSIDE something, under something:
-REACH = (CLOSE, SOURCES + ON, FACING, SOURCES + INSIDE, ON)
+REACH = (CLOSE, ON, SOURCES + FACING, INSIDE, SOURCES + ON)  # of `rows`: what `engine_tests.reachable` looks at
 SLOTS = 32  # S unless told otherwise; the reference trajectories have 16 edges at most
 MOST_ROOMS = 32  # sets of rooms are bits of one uint32
 UNKNOWN = 0xFFFF  # rank of what a node's edges in the scene do not lead to
@@ -80,7 +79,7 @@ class DeviceTables:
     own_walk: Array = field(metadata=_axes("W"))
     kinds: Array = field(metadata=_axes("KW"))
     rows: Array = field(metadata=_axes("N8W"))  # targets of ON, INSIDE, CLOSE, FACING, then sources
-    reach: Array = field(metadata=_axes("5WN"))  # of these, what `engine_tests.reachable` looks at
+    reach: Array = field(metadata=_axes("5WBW"))  # word w of row k of node 32 v + b at [k, w, b, v]: rows `REACH`
     seats: Array = field(metadata=_axes("2N"))  # int32
     sittable: Array = field(metadata=_axes("Q", -1))  # int32: nodes of which SEAT_LEFT and BED_LEFT are asked
     posture: Array = field(metadata=_axes(""))  # uint32: the character's states in the scene, a bit each
@@ -113,9 +112,9 @@ class Sizes(NamedTuple):
 
 
 def sizes_of(tables: Tables, *, slots: int = SLOTS) -> Sizes:
-    """The smallest arrays that hold a scene. Scenes of different sizes go into one batch when each is given the
-    largest of each size."""
-    return Sizes(tables.nodes, len(tables.has_door), len(tables.doors), len(_sittable(tables)), slots)
+    """The smallest arrays that hold a scene; nodes and slots are multiples of 32. Scenes of different sizes go into one
+    batch when each is given the largest of each size."""
+    return Sizes(32 * tables.words, len(tables.has_door), len(tables.doors), len(_sittable(tables)), slots)
 
 
 def _sittable(tables: Tables) -> np.ndarray:
@@ -160,7 +159,7 @@ def device_tables(tables: Tables, sizes: Sizes | None = None) -> DeviceTables:
     parts = {
         "exists": words_of(range(count), tables.words),
         "rows": rows,
-        "reach": np.stack([rows[:, row].T for row in REACH]),
+        "reach": _by_bit(rows[:, REACH].transpose(1, 2, 0)),
         "sittable": _sittable(tables),
         "ids": tables.ids.astype(np.uint32),
         "rank": rank,
@@ -181,6 +180,12 @@ def device_tables(tables: Tables, sizes: Sizes | None = None) -> DeviceTables:
     }
     start = state_of(tables.start, tables.layout, nodes=sizes.nodes, slots=sizes.slots)
     return DeviceTables(dialect=DIALECTS[tables.dialect], tidy=bool(directly.all()), start=start, **padded)
+
+
+def _by_bit(columns: np.ndarray) -> np.ndarray:
+    """[..., N] as [..., 32, W]: node 32 v + b at [b, v]."""
+    whole = np.pad(columns, [(0, 0)] * (columns.ndim - 1) + [(0, -columns.shape[-1] % 32)])
+    return whole.reshape(*columns.shape[:-1], -1, 32).swapaxes(-1, -2)
 
 
 def table_mask(targets: Array) -> Array:

@@ -16,9 +16,9 @@ from e2wm_jax.simulate.engine_graph import (
     has,
     has_in,
     in_rooms,
-    members,
     one,
     packed,
+    packed_by_bit,
     room_numbers,
     set_of,
     spread,
@@ -227,26 +227,27 @@ def reachable(view: View) -> Reach:
     t, state, words = view.tables, view.state, view.words
     close, relation = state.close, view.relation
     shut = closed_containers(view)
-    # CLOSE to k, ON k, faced by k, INSIDE k, under k (EATABLE or not), each for the k of one of these sets:
-    relations = jnp.array([CLOSE, ON, FACING, INSIDE, ON, ON])
-    wiped = state.wiped[relations]
-    via = jnp.stack([close, close, state.facing, shut, t.exists, t.edible]) & ~wiped
-    taken = spread(members(via, t.ids.shape[0]))  # [6, N]
-    rows = jnp.concatenate([t.reach, t.reach[4:]])  # [6, W, N]
-    by_close, by_on, by_facing, by_inside, under, under_food = union(taken[:, None] & rows) & ~wiped
+
+    def touching(nodes: Array, row: int, relation: int) -> Array:
+        """What has an edge of the scene, of this row, with a node of a set [W]."""
+        kept = ~state.wiped[relation]
+        found = jnp.zeros(t.reach.shape[2:], jnp.uint32)
+        for word in range(words):
+            found |= t.reach[row, word] & (nodes & kept)[word]
+        return packed_by_bit(found != 0) & kept
 
     over_list = set_of(view.source, ((relation == CLOSE) | (relation == ON)) & has(close, view.target), words)
     over_list |= set_of(view.target, (relation == CLOSE) & has(close, view.source), words)
     me = one(t.character, words)
-    everywhere = close | by_close | by_on | over_list
+    everywhere = close | touching(close, 0, CLOSE) | touching(close, 1, ON) | over_list
     worn = set_of(view.source, (relation == ON) & (view.target == t.character), words)
     return Reach(
         near=jnp.where(jnp.any(close != 0), everywhere | me, everywhere & ~me),
-        faced=state.facing | by_facing,
-        enclosed=by_inside | set_of(view.source, (relation == INSIDE) & has(shut, view.target), words),
+        faced=state.facing | touching(state.facing, 2, FACING),
+        enclosed=touching(shut, 3, INSIDE) | set_of(view.source, (relation == INSIDE) & has(shut, view.target), words),
         worn=worn & ~me | me & state.on,
-        loaded=under | state.on | set_of(view.target, relation == ON, words),
-        with_food=under_food
+        loaded=touching(t.exists, 4, ON) | state.on | set_of(view.target, relation == ON, words),
+        with_food=touching(t.edible, 4, ON)
         | state.on & spread(has(t.edible, t.character))
         | set_of(view.target, (relation == ON) & has(t.edible, view.source), words),
     )
@@ -257,8 +258,9 @@ def _with_room_for_one(view: View, limits: Array) -> Array:
     t, state = view.tables, view.state
     seats = t.sittable
     kept = jnp.where(has(state.wiped[ON], seats)[:, None], jnp.uint32(0), ~state.wiped[ON])
-    count = jnp.sum(jax.lax.population_count(at(t.rows[:, SOURCES + ON], seats) & kept), axis=1).astype(jnp.int32)
-    count += jnp.sum((view.relation == ON) & (view.target == seats[:, None]), axis=1) + has(state.on, seats)
+    under = at(t.rows[:, SOURCES + ON], seats) & kept  # [Q, W]
+    count = sum(jax.lax.population_count(under[:, word]).astype(jnp.int32) for word in range(view.words))
+    count += jnp.sum((view.relation[:, None] == ON) & (view.target[:, None] == seats), axis=0) + has(state.on, seats)
     return ~set_of(seats, (seats >= 0) & (count >= at(limits, seats)), view.words)
 
 
@@ -293,9 +295,9 @@ def nodes_that_pass(view: View, reach: Reach, here: Array, test: Test, argument:
         case Test.HELD:
             return set_of(state.hands.astype(jnp.int32) - 1, state.hands > 0, view.words)
         case Test.NOT_GRABBED:
-            return packed(state.memory == 0, view.words)
+            return packed(state.memory == 0) & t.exists
         case Test.GRABBED:
-            return packed(state.memory != 0, view.words)
+            return packed(state.memory != 0)
         case Test.REACHABLE:
             return ~reach.enclosed
         case Test.SEAT_LEFT | Test.BED_LEFT:

@@ -112,7 +112,8 @@ def _noise(episode: Episode[State]) -> None:
     near = [episode.scene.nodes[node] for node in _near(episode)]
     verb = VERBS[rng.choice(_NOISE).upper()]
     fitting = [node for node in near if _suits(verb.needs[0], node)]
-    if not fitting or rng.random() < 0.25 or not episode.do(verb.name, choice(rng, fitting)):
+    done = fitting and rng.random() >= 0.25 and episode.do(verb.name, choice(rng, fitting))
+    if not done and episode.objects:
         episode.do(rng.choice(("Walk", "Run")), choice(rng, episode.objects))
 
 

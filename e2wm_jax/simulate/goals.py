@@ -10,6 +10,7 @@ from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json_lines
 from e2wm_jax.simulate import scenes
 from e2wm_jax.simulate.scenes import CHARACTER, RELATIONS, STATES, Node, Scene
+from e2wm_jax.simulate.trajectory import Edge
 from e2wm_jax.simulate.world import edge_fact, split_fact, state_fact
 
 
@@ -37,12 +38,23 @@ def graph_change(init: Scene, final: Scene) -> tuple[str, ...]:
         for node in final.nodes.values()
         for state in node.states - (init.nodes[node.id].states if node.id in init.nodes else frozenset())
     }
-    return (*sorted(states), *sorted(_edge_facts(final) - _edge_facts(init)))
+    return (*sorted(states), *sorted(_new_edge_facts(init, final)))
 
 
-def _edge_facts(scene: Scene) -> set[str]:
-    names = {node.id: node.class_name for node in scene.nodes.values()}
-    return {edge_fact(names[source], relation, names[target]) for source, relation, target in scene.edges}
+def _new_edge_facts(init: Scene, final: Scene) -> set[str]:
+    """Facts of edges of ``final`` that no edge of ``init`` shows. Few edges are new: only theirs are put into words."""
+    both = final.nodes.keys() & init.nodes.keys()
+    same = all(final.nodes[node].class_name == init.nodes[node].class_name for node in both)
+    before = set(init.edges) if same else set()
+    fresh = _edge_facts(final, [edge for edge in final.edges if edge not in before])
+    classes = {name for fact in fresh for name in split_fact(fact)[::2]}
+    ends = {node.id for node in init.nodes.values() if node.class_name in classes}
+    return fresh - _edge_facts(init, [edge for edge in init.edges if edge[0] in ends and edge[2] in ends])
+
+
+def _edge_facts(scene: Scene, edges: Iterable[Edge]) -> set[str]:
+    nodes = scene.nodes
+    return {edge_fact(nodes[a].class_name, relation, nodes[b].class_name) for a, relation, b in edges}
 
 
 def conditions(scene: Scene, nodes: Iterable[Node]) -> tuple[str, ...]:

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from graphlib import CycleError, TopologicalSorter
+from operator import itemgetter
 from typing import Any
 
 from e2wm_jax.errors import InputError
@@ -19,6 +20,7 @@ PROPERTIES = (
 )
 # fmt: on
 CHARACTER = "character"
+_EDGE_KEYS = itemgetter("from_id", "relation_type", "to_id")
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,12 @@ def parse_graph(graph: Any, name: str) -> Scene:
         or not isinstance(graph.get("edges"), list)
     ):
         raise InputError(f'{name}: not a VirtualHome graph; expected {{"nodes": [...], "edges": [...]}}')
+    try:
+        edges_as_written = list(map(_EDGE_KEYS, graph["edges"]))
+    except (TypeError, KeyError):
+        edges_as_written = None
+    if edges_as_written is not None and (scene := plain_scene(graph["nodes"], edges_as_written, name)):
+        return scene
     nodes: dict[int, Node] = {}
     for position, record in enumerate(graph["nodes"]):
         _add_node(nodes, record, f"{name}: nodes[{position}]")
@@ -82,6 +90,61 @@ def parse_graph(graph: Any, name: str) -> Scene:
         _parse_edge(record, nodes, f"{name}: edges[{position}]") for position, record in enumerate(graph["edges"])
     )
     return _checked(Scene(name, nodes, tuple(edges)))
+
+
+def plain_scene(nodes: list[Any], edges: list[Edge], name: str) -> Scene | None:
+    """`parse_graph` of a graph in which nothing is to be corrected or refused, as in almost all; None for any other.
+
+    It takes a fifth of the time, but could not say what is wrong where. Edges are (from, relation, to).
+
+    Raises:
+        InputError: if the world cannot be run in the scene.
+    """
+    known = _plain_nodes(nodes)
+    if known is None or not _are_plain(edges, known):
+        return None
+    return _checked(Scene(name, known, tuple(dict.fromkeys(edges))))
+
+
+def _are_plain(edges: list[Edge], nodes: Mapping[int, Node]) -> bool:
+    # zip(*edges) would do this with an iterator for each edge, which the garbage collector then looks through.
+    sources, relations, targets = ([edge[place] for edge in edges] for place in range(3))
+    try:
+        known = nodes.keys() >= {*sources, *targets} and {*relations} <= {*RELATIONS}
+    except TypeError:  # a list cannot be in a set
+        return False
+    return known and {*map(type, sources), *map(type, targets)} <= {int}  # True and 1.0 equal 1, but are no ids
+
+
+def _plain_nodes(records: list[Any]) -> dict[int, Node] | None:
+    try:
+        nodes = [
+            _shared_node(r["id"], r["class_name"], r.get("category"), tuple(r["properties"]), tuple(r["states"]))
+            for r in records
+            if type(r["id"]) is int and type(r["class_name"]) is str
+        ]
+        found = {node.id: node for node in nodes}
+        lists = all(type(r[key]) is list for r in records for key in ("properties", "states"))
+    except (TypeError, KeyError, AttributeError, ValueError):
+        return None
+    return found if lists and len(found) == len(records) else None
+
+
+@lru_cache(maxsize=1 << 14)
+def _shared_node(
+    number: int, class_name: str, category: str | None, properties: tuple[str, ...], states: tuple[str, ...]
+) -> Node:
+    """A node, the same object for each of the many scenes that it is in."""
+    if not (category is None or type(category) is str):
+        raise ValueError
+    return Node(number, class_name, category, _known(properties, PROPERTIES), _known(states, STATES))
+
+
+@lru_cache(maxsize=1 << 10)
+def _known(names: tuple[str, ...], known: tuple[str, ...]) -> frozenset[str]:
+    if not set(names) <= set(known):
+        raise ValueError
+    return frozenset(names)
 
 
 def patched(scene: Scene, patch: Mapping[str, Any]) -> Scene:

@@ -10,7 +10,7 @@ import numpy as np
 from e2wm_jax.simulate import tables
 from e2wm_jax.simulate.compiled import jit
 from e2wm_jax.simulate.rules import VERB_INDEX, Effect, Otherwise, Test
-from e2wm_jax.simulate.tables import EDGE_SLOTS, Tables
+from e2wm_jax.simulate.tables import Tables
 
 DONE = 0
 VH23, VH19, E2WM = np.arange(3)
@@ -275,7 +275,7 @@ def add(T, s, relation, source, target):
         put_bit(s, own, source)
     else:
         count = s[T.n[AT_COUNT]]
-        if count >= EDGE_SLOTS:
+        if T.n[AT_EDGES] + count >= len(s):
             raise OverflowError("more edges than a state of the array engine can hold")
         s[T.n[AT_EDGES] + count] = edge(relation, source, target)
         s[T.n[AT_COUNT]] = count + np.uint32(1)

@@ -1,16 +1,23 @@
 """The 518 RobotHow programs in the package `virtualhome-eval`: what people do at home, step by step."""
 
 import importlib.util
+import json
+import re
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json, read_text
 from e2wm_jax.simulate.actions import Action, parse_script
-from e2wm_jax.simulate.graph import Scene, parse_graph
+from e2wm_jax.simulate.graph import Scene, parse_graph, plain_scene
+from e2wm_jax.simulate.trajectory import Edge
 
 ROBOTHOW = "robothow:"  # + program: the name of the scene in which it begins
 _PROGRAMS = "dataset/programs_processed_precond_nograb_morepreconds"
+_EDGES = re.compile(r', "edges": \[{')
+_MOST_EDGES = 1 << 16
 _RESULTS = "TrimmedTestScene1_graph/results_intentions_march-13-18"
 
 
@@ -23,7 +30,11 @@ class Program:
     description: str
     script: tuple[Action, ...]
     init: Scene
-    final: Scene
+
+    @cached_property
+    def final(self) -> Scene:
+        """The world after it; reading this graph takes as long as all the rest."""
+        return _read_graph(_graphs_path(self.id), "final_graph", f"{ROBOTHOW}{self.id} (final graph)")
 
 
 def has_robothow() -> bool:
@@ -73,13 +84,68 @@ def program(program_id: str) -> Program:
         InputError: if there is no such program or `virtualhome-eval` is not installed.
     """
     lines = _program_lines(program_id)
-    name = f"{ROBOTHOW}{program_id}"
-    graphs = read_json(_robothow_folder("init_and_final_graphs") / f"{program_id}.json")
     return Program(
         id=program_id,
         title=lines[0].strip(),
         description=lines[1].strip(),
-        script=tuple(parse_script(lines, name)),
-        init=parse_graph(graphs["init_graph"], name),
-        final=parse_graph(graphs["final_graph"], f"{name} (final graph)"),
+        script=tuple(parse_script(lines, f"{ROBOTHOW}{program_id}")),
+        init=initial_scene(program_id),
     )
+
+
+def initial_scene(program_id: str) -> Scene:
+    """The world before a program, and nothing else of it.
+
+    Raises:
+        InputError: if there is no such program or `virtualhome-eval` is not installed.
+    """
+    _program_lines(program_id)
+    return _initial_scene(_graphs_path(program_id), f"{ROBOTHOW}{program_id}")
+
+
+def _graphs_path(program_id: str) -> Path:
+    return _robothow_folder("init_and_final_graphs") / f"{program_id}.json"
+
+
+@lru_cache(maxsize=16)
+def _initial_scene(path: Path, name: str) -> Scene:
+    return _read_graph(path, "init_graph", name)
+
+
+def _read_graph(path: Path, key: str, name: str) -> Scene:
+    """One of the two graphs of a file, without decoding the other."""
+    graph = _in_pieces(read_text(path), key)
+    return (graph and plain_scene(*graph, name)) or parse_graph(read_json(path)[key], name)
+
+
+def _in_pieces(text: str, key: str) -> tuple[list[Any], list[Edge]] | None:
+    """Nodes and edges of the graph under a key of a file in the package's layout; None where the layout is another.
+
+    Nine tenths of a file are edges, and those of all files are the same ten thousand: each is decoded once. A list
+    is the sum of its objects, so what lies between their braces may be decoded apart.
+    """
+    nodes_at = re.search(rf'"{key}": {{"nodes": (?=\[)', text)
+    try:
+        if nodes_at is None:
+            return None
+        nodes, end = json.JSONDecoder().raw_decode(text, nodes_at.end())
+        edges_at = _EDGES.match(text, end)
+        if edges_at is None:
+            return None
+        pieces = text[edges_at.end() : text.index("}]}", end)].split("}, {")
+        return nodes, list(map(_DECODED.__getitem__, pieces))
+    except (ValueError, KeyError, TypeError):  # no JSON, or not in pieces, or no edge
+        return None
+
+
+class _Decoded(dict[str, Edge]):
+    """Edges by their text, which each scene shares with others. Begun anew before there are too many."""
+
+    def __missing__(self, inner: str) -> Edge:
+        record = json.loads(f"{{{inner}}}")
+        if len(self) >= _MOST_EDGES:
+            self.clear()
+        return self.setdefault(inner, (record["from_id"], record["relation_type"], record["to_id"]))
+
+
+_DECODED = _Decoded()

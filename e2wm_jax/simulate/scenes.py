@@ -7,7 +7,15 @@ from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json
 from e2wm_jax.simulate.graph import CHARACTER, PROPERTIES, RELATIONS, STATES, Node, Scene, parse_graph, patched
 from e2wm_jax.simulate.households import PROCEDURAL, household
-from e2wm_jax.simulate.robothow import ROBOTHOW, Program, has_robothow, program, program_ids, program_title
+from e2wm_jax.simulate.robothow import (
+    ROBOTHOW,
+    Program,
+    has_robothow,
+    initial_scene,
+    program,
+    program_ids,
+    program_title,
+)
 from e2wm_jax.simulate.transfer import PREPARED, Preparation, Untransferable, prepare
 
 __all__ = [
@@ -52,7 +60,7 @@ def load(name: str) -> Scene:
             raise InputError(f"{name}: the seed of a household must be a number, as in {PROCEDURAL}7")
         return household(int(seed))
     if name.startswith(ROBOTHOW):
-        return program(name.removeprefix(ROBOTHOW)).init
+        return initial_scene(name.removeprefix(ROBOTHOW))
     graph = read_json(Path(name))
     return parse_graph(graph.get("init_graph", graph), name)
 

@@ -7,14 +7,17 @@ edges of the scene are gone ("wiped"), what the character is CLOSE to, FACING an
 that came into being: about 2 KB, where the graph itself takes 400 KB.
 """
 
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from e2wm_jax.errors import InputError
 from e2wm_jax.simulate.rules import BEDS, DIALECTS, RULES, SEATS, Check, Test
-from e2wm_jax.simulate.scenes import STATES, Scene
+from e2wm_jax.simulate.scenes import RELATIONS as ALL_RELATIONS
+from e2wm_jax.simulate.scenes import STATES, Node, Scene
 
 ON, INSIDE, CLOSE, FACING = range(4)  # relations that actions change
 RELATIONS = ("ON", "INSIDE", "CLOSE", "FACING")
@@ -134,43 +137,52 @@ def _argument(check: Check, kinds: tuple[tuple[str, ...], ...]) -> int:
 
 
 def tables_of(scene: Scene, dialect: str) -> Tables:
-    """The arrays of a scene.
+    """The arrays of a scene, made once for as long as the scene is kept; not to be written to.
 
     Raises:
         InputError: for a scene that the array engine cannot express (the virtualhome engine can).
     """
+    known = _KNOWN.setdefault(scene, {})
+    if dialect not in known:
+        known[dialect] = _tables_of(scene, dialect)
+    return known[dialect]
+
+
+_KNOWN: WeakKeyDictionary[Scene, dict[str, Tables]] = WeakKeyDictionary()
+
+
+def _tables_of(scene: Scene, dialect: str) -> Tables:
     rules = dialect_rules(dialect)
-    _check(scene)
     number = {node: index for index, node in enumerate(scene.nodes)}
+    ends = _ends(scene, number)
+    _check(scene, number, ends)
     nodes = list(scene.nodes.values())
     count, words = len(nodes), -(-len(nodes) // 32)
     character = number[scene.character.id]
+    of_class = _groups((node.class_name,) for node in nodes)
+    of_property = _groups(node.properties for node in nodes)
 
-    def where(test: Any) -> np.ndarray:
-        return words_of([index for index, node in enumerate(nodes) if test(node)], words)
+    def named(*classes: str) -> np.ndarray:
+        return words_of([index for name in classes for index in of_class.get(name, ())], words)
 
-    edges = [(number[a], RELATIONS.index(r), number[b]) for a, r, b in scene.edges if r in RELATIONS]
-    # The character's own CLOSE, FACING and ON, and what is ON it, change edge by edge: the state holds them.
-    held_by_state = {
-        edge
-        for edge in edges
-        if (edge[0] == character and edge[1] != INSIDE) or (edge[2] == character and edge[1] in (CLOSE, ON))
-    }
-    fixed = np.array([edge for edge in edges if edge not in held_by_state], np.int64).reshape(-1, 3).T
+    def having(word: str) -> np.ndarray:
+        return words_of(of_property.get(word, []), words)
+
     bits = np.zeros((2, 4, count, words * 32), bool)
-    bits[0, fixed[1], fixed[0], fixed[2]] = bits[1, fixed[1], fixed[2], fixed[0]] = True
+    for relation, (source, target) in enumerate(ends[name] for name in RELATIONS):
+        fixed = ~_held_by_state(relation, source, target, character)
+        bits[0, relation, source[fixed], target[fixed]] = bits[1, relation, target[fixed], source[fixed]] = True
     targets, sources = np.packbits(bits, axis=-1, bitorder="little").view(np.uint32)
 
-    every = np.array(edges, np.int64).reshape(-1, 3).T
-    order: list[int] = []
+    order: list[np.ndarray] = []
     order_start = np.zeros((3, count + 1), np.int32)
     for relation in (ON, INSIDE, CLOSE):
-        source, target = every[0, every[1] == relation], every[2, every[1] == relation]
-        order_start[relation] = len(order) + np.cumsum([0, *np.bincount(source, minlength=count)])
-        order += target[np.argsort(source, kind="stable")].tolist()
+        source, target = ends[RELATIONS[relation]]
+        order_start[relation] = sum(map(len, order)) + np.cumsum([0, *np.bincount(source, minlength=count)])
+        order.append(target[np.argsort(source, kind="stable")])
 
     rooms = [index for index, node in enumerate(nodes) if node.is_room]
-    doors = _doors(scene, number, rooms)
+    doors = _doors(scene, number, ends, rooms)
     own_walk = ("home_office", "bathroom", "dining_room", "bedroom")
     layout = layout_of(count)
     return Tables(
@@ -182,90 +194,112 @@ def tables_of(scene: Scene, dialect: str) -> Tables:
         targets=targets,
         sources=sources,
         rooms=words_of(rooms, words),
-        bodies=where(lambda node: "BODY_PART" in node.properties),
-        computers=where(lambda node: node.class_name == "computer"),
-        openable=where(lambda node: "CAN_OPEN" in node.properties),
-        surfaces=where(lambda node: "SURFACES" in node.properties),
-        edible=where(lambda node: "EATABLE" in node.properties),
-        knives=where(lambda node: "knife" in node.class_name),
-        water=where(lambda node: node.class_name == "water"),
-        own_walk=where(lambda node: node.class_name in own_walk),
-        kinds=np.stack([where(lambda n, k=kind: n.class_name in k or n.properties & {*k}) for kind in rules.kinds]),
+        bodies=having("BODY_PART"),
+        computers=named("computer"),
+        openable=having("CAN_OPEN"),
+        surfaces=having("SURFACES"),
+        edible=having("EATABLE"),
+        knives=named(*(name for name in of_class if "knife" in name)),
+        water=named("water"),
+        own_walk=named(*own_walk),
+        kinds=np.stack([named(*kind) | np.bitwise_or.reduce([*map(having, kind)]) for kind in rules.kinds]),
         seats=np.array([[limits.get(node.class_name, 1) for node in nodes] for limits in (SEATS, BEDS)], np.int32),
         checks=rules.checks,
         effects=rules.effects,
         initial_posture=np.array([state in nodes[character].states for state in STATES], np.uint32),
         order_start=order_start,
-        order=np.array(order, np.int32),
+        order=np.concatenate(order).astype(np.int32),
         ids=np.array([node.id for node in nodes], np.int32),
         **doors,
-        start=_start(layout, nodes, held_by_state, _hands(scene, number), character, words),
+        start=_start(layout, nodes, ends, character, words),
     )
 
 
-def _start(
-    layout: Layout,
-    nodes: list[Any],
-    held_by_state: set[tuple[int, int, int]],
-    hands: list[int],
-    character: int,
-    words: int,
-) -> np.ndarray:
+Ends = tuple[np.ndarray, np.ndarray]  # node numbers that edges lead from, and to; in the order of the file
+
+
+def _ends(scene: Scene, number: dict[int, int]) -> dict[str, Ends]:
+    """The ends of the edges of each relation."""
+    code = {relation: index for index, relation in enumerate(ALL_RELATIONS)}
+    source = np.array([number[edge[0]] for edge in scene.edges], np.int64)
+    kind = np.array([code[edge[1]] for edge in scene.edges], np.int64)
+    target = np.array([number[edge[2]] for edge in scene.edges], np.int64)
+    chosen = {relation: kind == index for relation, index in code.items()}
+    return {relation: (source[edges], target[edges]) for relation, edges in chosen.items()}
+
+
+def _groups(names: Iterable[Iterable[str]]) -> dict[str, list[int]]:
+    """Name to the numbers of the nodes that have it."""
+    groups: dict[str, list[int]] = {}
+    for index, names_of_node in enumerate(names):
+        for name in names_of_node:
+            groups.setdefault(name, []).append(index)
+    return groups
+
+
+def _held_by_state(relation: int, source: np.ndarray, target: np.ndarray, character: int) -> np.ndarray:
+    """Which edges the state holds: the character's own CLOSE, FACING and ON, and what is ON it, for these change edge
+    by edge."""
+    own = (source == character) & (relation != INSIDE)
+    return own | ((target == character) & (relation in (CLOSE, ON)))
+
+
+def _start(layout: Layout, nodes: list[Node], ends: dict[str, Ends], character: int, words: int) -> np.ndarray:
     start = np.zeros(layout.size, np.uint32)
     for relation, place in ((CLOSE, layout.close), (FACING, layout.facing), (ON, layout.on)):
-        own = [b for a, r, b in held_by_state if a == character and r == relation]
-        start[place : place + words] = words_of(own, words)
-    worn = sorted(a for a, r, b in held_by_state if r == ON and b == character and a != character)
+        source, target = ends[RELATIONS[relation]]
+        start[place : place + words] = words_of(target[source == character], words)
+    source, target = ends["ON"]
+    worn = sorted({*source[(target == character) & (source != character)].tolist()})
     for slot, thing in enumerate(worn):
         start[layout.edges + slot] = ON << 24 | thing << 12 | character
     start[layout.count] = len(worn)
+    of_state = _groups(node.states for node in nodes)
     for index, state in enumerate(STATES):
         place = layout.states + index * words
-        start[place : place + words] = words_of([n for n, node in enumerate(nodes) if state in node.states], words)
-    start[layout.hands : layout.hands + 2] = hands
+        start[place : place + words] = words_of(of_state.get(state, []), words)
+    held = [ends[hand][1] for hand in HOLDING]
+    start[layout.hands : layout.hands + 2] = [1 + things[-1] if len(things) else 0 for things in held]
     return start
 
 
-def _hands(scene: Scene, number: dict[int, int]) -> list[int]:
-    held = {relation: 1 + number[target] for _, relation, target in scene.edges if relation in HOLDING}
-    return [held.get(relation, 0) for relation in HOLDING]
-
-
-def _check(scene: Scene) -> None:
+def _check(scene: Scene, number: dict[int, int], ends: dict[str, Ends]) -> None:
     """What the compact state takes for granted."""
 
     def refuse(reason: str) -> InputError:
         return InputError(f"{scene.name}: {reason}; correct the scene, or use --engine virtualhome")
 
-    if len(scene.nodes) > MAX_NODES:
-        raise refuse(f"{len(scene.nodes)} nodes, the array engine takes {MAX_NODES}")
-    close = {(source, target) for source, relation, target in scene.edges if relation == "CLOSE"}
-    for source, target in close:
-        if (target, source) not in close:
-            raise refuse(f"node {source} is CLOSE to node {target} but not the other way round")
-    held = [edge[:2] for edge in scene.edges if edge[1] in HOLDING]
-    for source, relation in held:
-        if source != scene.character.id or held.count((source, relation)) > 1:
-            raise refuse(f"{relation} of node {source}: only the character holds things, one in each hand")
-    if sum(1 for edge in scene.edges if edge[1] == "ON" and edge[2] == scene.character.id) > EDGE_SLOTS // 4:
+    count, ids, character = len(number), list(number), number[scene.character.id]
+    if count > MAX_NODES:
+        raise refuse(f"{count} nodes, the array engine takes {MAX_NODES}")
+    close = np.zeros((count, count), bool)
+    close[ends["CLOSE"]] = True
+    for source, target in np.argwhere(close & ~close.T):
+        raise refuse(f"node {ids[source]} is CLOSE to node {ids[target]} but not the other way round")
+    for relation in HOLDING:
+        holders = ends[relation][0].tolist()
+        for holder in holders:
+            if holder != character or holders.count(holder) > 1:
+                raise refuse(f"{relation} of node {ids[holder]}: only the character holds things, one in each hand")
+    if np.count_nonzero(ends["ON"][1] == character) > EDGE_SLOTS // 4:
         raise refuse("too many things are ON the character")
 
 
-def _doors(scene: Scene, number: dict[int, int], rooms: list[int]) -> dict[str, np.ndarray]:
+def _doors(scene: Scene, number: dict[int, int], ends: dict[str, Ends], rooms: list[int]) -> dict[str, np.ndarray]:
     """Doors with their rooms, and for every two rooms the doors between them on the way that a breadth-first search
     through all doors, in their order, finds."""
     between: dict[int, set[int]] = {}
     near: dict[int, set[int]] = {}
     room_number = {room: index for index, room in enumerate(rooms)}
-    for a, relation, b in scene.edges:
-        if relation == "BETWEEN":
-            between.setdefault(a, set()).add(b)  # one by one, as VirtualHome fills the set whose order it follows
-            for one, other in ((a, b), (b, a)):
-                near.setdefault(number[one], set()).add(number[other])
+    ids = list(number)
+    for a, b in zip(*(end.tolist() for end in ends["BETWEEN"]), strict=True):
+        between.setdefault(a, set()).add(ids[b])  # one by one, as VirtualHome fills the set whose order it follows
+        near.setdefault(a, set()).add(b)
+        near.setdefault(b, set()).add(a)
     doors, door_rooms = [], []
     for name in ("door", "doorjamb"):
         for node in scene.by_class.get(name, ()):
-            sides = [number[other] for other in between.get(node.id, ())]
+            sides = [number[other] for other in between.get(number[node.id], ())]
             doors.append(number[node.id])
             pair = [room_number.get(side, -1) for side in sides[:2]]
             door_rooms.append(pair if len(pair) == 2 and min(pair) >= 0 else [-1, -1])
