@@ -99,6 +99,7 @@ def test_online_tasks_stand_in_mixtures_like_files() -> None:
         ("online:plan_gen?simulations=1&simulations=2", "simulations is given 2 times"),
         ("online:act_recog?exclude=nowhere", "exclude=nowhere: none of eval/gen/plan_gen.json, eval/gen/plan_gen_un"),
         ("online:count?exclude=a", "no option exclude=a; options of count: scene, dialect"),
+        ("online:plan_gen?search=luck", "search=luck: choose one of mcts, best-first"),
         ("online:all?scene=a.json", "options belong to one task"),
     ],
 )

@@ -125,12 +125,14 @@ def test_nothing_is_made_of_what_a_directory_of_tasks_holds_out(tmp_path: Path, 
 
 
 @pytest.mark.slow
-def test_what_was_made_before_makes_no_difference(world: None) -> None:
-    name = "online:act_recog?simulations=10"
+@pytest.mark.parametrize("search", ["mcts", "best-first"])
+def test_what_was_made_before_makes_no_difference(world: None, search: str) -> None:
+    name = f"online:act_recog?simulations=20&search={search}"
     first = examples(task(name), seed=0, unit=7)
     examples(task(name), seed=1, unit=7)
     generate._scene.cache_clear()
     generate._goal.cache_clear()
+    generate._selected.cache_clear()
     robothow._DECODED.clear()
     assert examples(task(name), seed=0, unit=7) == first
 

@@ -94,7 +94,8 @@ def _plans(task: OnlineTask, rng: random.Random) -> list[Plan]:
     excluded = held_out(task.exclude)
     outcome: Counter[str] = Counter()
     for program in _programs(rng):
-        plans, reasons = plan.select([_planned(task, program, rng.getrandbits(48))])
+        seed = rng.getrandbits(48)
+        plans, reasons = _selected(task, program, 0 if task.search == "best-first" else seed)  # no chance is involved
         outcome += reasons
         if any(p in excluded for p in plans):
             outcome["held out"] += 1
@@ -119,12 +120,19 @@ def _programs(rng: random.Random) -> Iterator[str]:
             yield rng.choice(titles[title])
 
 
+# With best-first search a program has one plan. These are small.
+@lru_cache(maxsize=1024)
+def _selected(task: OnlineTask, program: str, seed: int) -> tuple[list[Plan], Counter[str]]:
+    return plan.select([_planned(task, program, seed)])
+
+
 def _planned(task: OnlineTask, program: str, seed: int) -> Trajectory:
     """Search for a plan of the program's goal, and carry it out."""
     goal = _goal(program)
     scene = _scene(goal.scene)
     world = open_world(_ENGINE, task.dialect)
-    best = search(world, scene, goal, simulations=task.simulations, max_depth=_MAX_DEPTH, seed=seed, shorten=True)
+    options = {"simulations": task.simulations, "max_depth": _MAX_DEPTH, "seed": seed, "shorten": True}
+    best = search(world, scene, goal, method=task.search, **options)
     start = world.initial(scene)
     played = list(run(world, start, best.actions))
     achieved = world.gained_test(scene, goal.facts)(played[-1][0] if played else start)

@@ -63,8 +63,8 @@ def union(sets: Array) -> Array:
 
 def set_of(nodes: Array, wanted: Array, words: int) -> Array:
     """[W] the set of those of the nodes [K] that are wanted [K]."""
-    if nodes.shape[0] % 32 == 0:  # by way of a word, lest XLA compute the flags again for every word of the result
-        wanted = members(packed(wanted))
+    # By way of words, lest XLA compute the flags again for every word of the result
+    wanted = members(packed(wanted))[: nodes.shape[0]]
     bit = jnp.where(wanted, jnp.uint32(1) << (nodes & 31).astype(jnp.uint32), jnp.uint32(0))
     return union(jnp.where(nodes >> 5 == jnp.arange(words)[:, None], bit, jnp.uint32(0)))
 
@@ -87,14 +87,8 @@ def members(words: Array) -> Array:
 
 
 def packed(flags: Array) -> Array:
-    """[W] the set of nodes whose flag [N] is set."""
-    return bits(folded(flags))
-
-
-def packed_by_bit(flags: Array) -> Array:
-    """[W] the set of nodes whose flag is set, that of node 32 v + b being at [b, v]."""
-    place = jnp.arange(32, dtype=jnp.uint32)[:, None]
-    return jnp.sum(flags.astype(jnp.uint32) << place, 0, dtype=jnp.uint32)
+    """[W] the set of nodes whose flag [N] is set; N need not be a multiple of 32."""
+    return bits(flags)[None] if flags.shape[0] < 32 else bits(folded(flags))
 
 
 # Edges

@@ -18,7 +18,6 @@ from e2wm_jax.simulate.rules import DIALECTS
 from e2wm_jax.simulate.tables import (
     ALL_STATES,
     CLOSE,
-    EDGE_SLOTS,
     FACING,
     INSIDE,
     ON,
@@ -79,7 +78,7 @@ class DeviceTables:
     own_walk: Array = field(metadata=_axes("W"))
     kinds: Array = field(metadata=_axes("KW"))
     rows: Array = field(metadata=_axes("N8W"))  # targets of ON, INSIDE, CLOSE, FACING, then sources
-    reach: Array = field(metadata=_axes("5WBW"))  # word w of row k of node 32 v + b at [k, w, b, v]: rows `REACH`
+    reach: Array = field(metadata=_axes("5WN"))  # the rows `REACH`, word by word
     seats: Array = field(metadata=_axes("2N"))  # int32
     sittable: Array = field(metadata=_axes("Q", -1))  # int32: nodes of which SEAT_LEFT and BED_LEFT are asked
     posture: Array = field(metadata=_axes(""))  # uint32: the character's states in the scene, a bit each
@@ -114,7 +113,9 @@ class Sizes(NamedTuple):
 def sizes_of(tables: Tables, *, slots: int = SLOTS) -> Sizes:
     """The smallest arrays that hold a scene; nodes and slots are multiples of 32. Scenes of different sizes go into one
     batch when each is given the largest of each size."""
-    return Sizes(32 * tables.words, len(tables.has_door), len(tables.doors), len(_sittable(tables)), slots)
+    return Sizes(
+        32 * tables.words, len(tables.has_door), len(tables.doors), -(-len(_sittable(tables)) // 32) * 32, slots
+    )
 
 
 def _sittable(tables: Tables) -> np.ndarray:
@@ -159,7 +160,7 @@ def device_tables(tables: Tables, sizes: Sizes | None = None) -> DeviceTables:
     parts = {
         "exists": words_of(range(count), tables.words),
         "rows": rows,
-        "reach": _by_bit(rows[:, REACH].transpose(1, 2, 0)),
+        "reach": rows[:, REACH].transpose(1, 2, 0),
         "sittable": _sittable(tables),
         "ids": tables.ids.astype(np.uint32),
         "rank": rank,
@@ -180,12 +181,6 @@ def device_tables(tables: Tables, sizes: Sizes | None = None) -> DeviceTables:
     }
     start = state_of(tables.start, tables.layout, nodes=sizes.nodes, slots=sizes.slots)
     return DeviceTables(dialect=DIALECTS[tables.dialect], tidy=bool(directly.all()), start=start, **padded)
-
-
-def _by_bit(columns: np.ndarray) -> np.ndarray:
-    """[..., N] as [..., 32, W]: node 32 v + b at [b, v]."""
-    whole = np.pad(columns, [(0, 0)] * (columns.ndim - 1) + [(0, -columns.shape[-1] % 32)])
-    return whole.reshape(*columns.shape[:-1], -1, 32).swapaxes(-1, -2)
 
 
 def table_mask(targets: Array) -> Array:
@@ -214,30 +209,30 @@ def _padded(name: str, value: np.ndarray, axes: str, fill: int, sizes: Sizes) ->
     return np.pad(value, [(0, extra) for extra in more], constant_values=fill) if more else value
 
 
-def state_of(vector: Array, layout: Layout, *, nodes: int | None = None, slots: int = SLOTS) -> State:
-    """The parts of state vectors [..., size], padded to N = ``nodes`` and with S = ``slots``."""
-    before, words, count = vector.shape[:-1], layout.facing - layout.close, layout.count - layout.memory
-    extra = (0 if nodes is None else nodes) - count
-    parts = [vector[..., a:b] for a, b in pairwise(layout)]
-    for index, lead in {0: (4,), 1: (), 2: (), 3: (), 4: (), 5: (ALL_STATES,)}.items():
-        parts[index] = parts[index].reshape(*before, *lead, words)
-        parts[index] = _grown(parts[index], max(0, -(-(extra + count) // 32) - words))
-    parts[7] = _grown(parts[7], max(0, extra))
-    parts[8] = parts[8][..., 0]
-    parts[9] = _grown(parts[9][..., :slots], max(0, slots - EDGE_SLOTS))
-    return State(*map(jnp.asarray, parts))
+def state_of(vector: Array, layout: Layout, *, nodes: int = 0, slots: int = SLOTS) -> State:
+    """The parts of state vectors [..., size], with N = ``nodes`` if these are more than the scene has."""
+    before, words = vector.shape[:-1], layout.facing - layout.close
+    parts = dict(zip(State._fields, (vector[..., a:b] for a, b in pairwise(layout)), strict=True))
+    for name, lead in {"wiped": 4, "close": 0, "facing": 0, "on": 0, "bound": 0, "states": ALL_STATES}.items():
+        sets = parts[name].reshape(*before, *[lead][:lead], words)
+        parts[name] = _sized(sets, max(words, nodes // 32))
+    parts["memory"] = _sized(parts["memory"], max(32 * words, nodes))
+    parts["count"] = parts["count"][..., 0]
+    parts["edges"] = _sized(parts["edges"], slots)
+    return State(**{name: jnp.asarray(part) for name, part in parts.items()})
 
 
-def _grown(part: Array, extra: int) -> Array:
-    return jnp.pad(part, [(0, 0)] * (part.ndim - 1) + [(0, extra)]) if extra else part
+def _sized(array: Array, size: int) -> Array:
+    """An array with so many items in its last axis: cut off, or zeros added."""
+    more = max(0, size - array.shape[-1])
+    return jnp.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, more)]) if more else array[..., :size]
 
 
 def vector_of(state: State, layout: Layout) -> np.ndarray:
     """The vectors [..., size] of states, on the host: what `native` and `array_world` work on."""
-    words, count = layout.facing - layout.close, layout.count - layout.memory
+    words, nodes = layout.facing - layout.close, layout.count - layout.memory
+    sizes = dict.fromkeys(("wiped", "close", "facing", "on", "bound", "states"), words)
+    sizes |= {"memory": nodes, "edges": layout.size - layout.edges}
     before = state.count.shape
-    parts = [np.asarray(part) for part in state]
-    for index in range(6):
-        parts[index] = parts[index][..., :words]
-    parts[7], parts[9] = parts[7][..., :count], np.asarray(_grown(state.edges, EDGE_SLOTS))[..., :EDGE_SLOTS]
-    return np.concatenate([part.reshape(*before, -1) for part in parts], axis=-1)
+    parts = {**state._asdict(), **{name: _sized(getattr(state, name), size) for name, size in sizes.items()}}
+    return np.concatenate([np.reshape(part, (*before, -1)) for part in parts.values()], axis=-1)

@@ -18,7 +18,6 @@ from e2wm_jax.simulate.engine_graph import (
     in_rooms,
     one,
     packed,
-    packed_by_bit,
     room_numbers,
     set_of,
     spread,
@@ -234,7 +233,7 @@ def reachable(view: View) -> Reach:
         found = jnp.zeros(t.reach.shape[2:], jnp.uint32)
         for word in range(words):
             found |= t.reach[row, word] & (nodes & kept)[word]
-        return packed_by_bit(found != 0) & kept
+        return packed(found != 0) & kept
 
     over_list = set_of(view.source, ((relation == CLOSE) | (relation == ON)) & has(close, view.target), words)
     over_list |= set_of(view.target, (relation == CLOSE) & has(close, view.source), words)
@@ -260,7 +259,7 @@ def _with_room_for_one(view: View, limits: Array) -> Array:
     kept = jnp.where(has(state.wiped[ON], seats)[:, None], jnp.uint32(0), ~state.wiped[ON])
     under = at(t.rows[:, SOURCES + ON], seats) & kept  # [Q, W]
     count = sum(jax.lax.population_count(under[:, word]).astype(jnp.int32) for word in range(view.words))
-    count += jnp.sum((view.relation[:, None] == ON) & (view.target[:, None] == seats), axis=0) + has(state.on, seats)
+    count += jnp.sum((view.relation == ON) & (view.target == seats[:, None]), axis=1) + has(state.on, seats)
     return ~set_of(seats, (seats >= 0) & (count >= at(limits, seats)), view.words)
 
 

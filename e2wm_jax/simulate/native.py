@@ -9,8 +9,8 @@ import numpy as np
 
 from e2wm_jax.simulate import tables
 from e2wm_jax.simulate.compiled import jit
-from e2wm_jax.simulate.rules import VERB_INDEX, Effect, Otherwise, Test
-from e2wm_jax.simulate.tables import Tables
+from e2wm_jax.simulate.rules import RULES, VERB_INDEX, Effect, Otherwise, Test
+from e2wm_jax.simulate.tables import Tables, words_of
 
 DONE = 0
 VH23, VH19, E2WM = np.arange(3)
@@ -24,6 +24,8 @@ SITTING, LYING = np.int64(tables.SITTING), np.int64(tables.LYING)
 START, RIGHT = np.int64(0), np.int64(0)
 NONE = np.int64(-1)
 TEST, OF, ARGUMENT, OTHERWISE = np.arange(4)
+FIRST, SECOND = np.arange(2)
+NEAR_SET, HOUSED_SET, FACED_SET, REACHABLE_SET, HELD_SET, FOOD_SET = np.arange(6)
 EFFECT, LOST, GAINED = np.arange(3)
 WALK_VERB = np.int64(VERB_INDEX["WALK"])
 SEATED_STATES, SITTING_STATE, LYING_STATE = (
@@ -59,9 +61,10 @@ _SETS = (
     NODES, WORDS, CHARACTER, DIALECT, MOST_CHECKS, DOOR_COUNT, ROOM_COUNT,
     AT_WIPED, AT_CLOSE, AT_FACING, AT_ON, AT_BOUND, AT_STATES, AT_HANDS, AT_MEMORY, AT_COUNT, AT_EDGES, SIZE,
     ORDER_START, ORDER, IDS, SEATS, CHECKS, EFFECTS, POSTURE, DOORS, DOOR_ROOMS, DOOR_NEAR, ROOM_NUMBER, WAYS, HAS_DOOR,
+    ARITIES,
     TARGETS, SOURCES, KINDS, ROOMS, BODIES, COMPUTERS, OPENABLE, SURFACES, EDIBLE, KNIVES, WATER, OWN_WALK, EVERYTHING,
     HEADER,
-) = np.arange(45)  # fmt: skip
+) = np.arange(46)  # fmt: skip
 
 
 class NativeTables(NamedTuple):
@@ -84,7 +87,8 @@ def native_tables(tables: Tables) -> NativeTables:
         *tables.layout,
     ]
     numbers = [np.ravel(getattr(tables, name)).astype(np.int64) for name in _NUMBERS]
-    sets = [np.ravel(getattr(tables, name)) for name in _SETS] + [np.full(tables.words, 0xFFFFFFFF, np.uint32)]
+    numbers.append(np.array([rule.arity for rule in RULES], np.int64))
+    sets = [np.ravel(getattr(tables, name)) for name in _SETS] + [words_of(list(range(tables.nodes)), tables.words)]
     starts = HEADER + np.cumsum([0, *map(len, numbers)])[:-1]
     head += [*starts, *np.cumsum([0, *map(len, sets)])[:-1]]
     assert len(head) == HEADER
@@ -931,3 +935,221 @@ def advance(T, s, verb, x, y):
     """`step` for search: whether the line succeeds with its effect."""
     succeeds, check, _ = step(T, s, verb, x, y)
     return succeeds and check < 0
+
+
+# Legal lines, all at once
+
+
+@jit
+def near_nodes(T, s, out):
+    """Everything that is NEAR, into ``out`` [W]."""
+    row, words, close = np.empty(T.n[WORDS], np.uint32), T.n[WORDS], T.n[AT_CLOSE]
+    some = False
+    for w in range(words):
+        out[w] = s[close + w]
+        some = some or s[close + w] != 0
+    for relation in (CLOSE, ON):
+        k = next_node(s[close : close + words], NONE)
+        while k >= 0:
+            sources(T, s, relation, k, row)
+            for w in range(words):
+                out[w] |= row[w]
+            k = next_node(s[close : close + words], k)
+    if some:  # whatever the character is CLOSE to is CLOSE to it
+        put_bit(out, START, T.n[CHARACTER])
+    else:
+        clear_bit(out, START, T.n[CHARACTER])
+
+
+@jit
+def sets_of(T, s, sets):
+    """The nodes that are NEAR, surely IN_A_ROOM, FACED, REACHABLE, HELD and FOOD, into ``sets`` [6, W]."""
+    row, words = np.empty(T.n[WORDS], np.uint32), T.n[WORDS]
+    near_nodes(T, s, sets[NEAR_SET])
+    housed, faced_set, reachable = sets[HOUSED_SET], sets[FACED_SET], sets[REACHABLE_SET]
+    facing, closed = T.n[AT_FACING], T.n[AT_STATES] + CLOSED * words
+    for w in range(words):
+        housed[w] = T.bits[T.n[ROOMS] + w]
+        faced_set[w] = s[facing + w]
+        reachable[w] = np.uint32(0xFFFFFFFF)
+    for node in range(T.n[NODES]):
+        is_room = T.n[T.n[ROOM_NUMBER] + node] >= 0
+        if is_room or bit(s, closed, node):
+            sources(T, s, INSIDE, node, row)
+            for w in range(words):
+                if is_room:
+                    housed[w] |= row[w]
+                else:
+                    reachable[w] &= ~row[w]
+    held, food = sets[HELD_SET], sets[FOOD_SET]
+    held[:] = 0
+    for hand in range(2):
+        thing = held_in(T, s, hand)
+        if thing >= 0:
+            put_bit(held, START, thing)
+    edible = T.bits[T.n[EDIBLE] : T.n[EDIBLE] + words]
+    food[:] = edible
+    k = next_node(edible, NONE)
+    while k >= 0:
+        targets(T, s, ON, k, row)
+        for w in range(words):
+            food[w] |= row[w]
+        k = next_node(edible, k)
+    k = next_node(s[facing : facing + words], NONE)
+    while k >= 0:
+        targets(T, s, FACING, k, row)
+        for w in range(words):
+            faced_set[w] |= row[w]
+        k = next_node(s[facing : facing + words], k)
+
+
+@jit
+def fill(T, mask):
+    """Every node into ``mask`` [W]."""
+    for w in range(T.n[WORDS]):
+        mask[w] = T.bits[T.n[EVERYTHING] + w]
+
+
+@jit
+def keep_set(T, s, test, argument, inside, sets, mask):
+    """Leave in ``mask`` [W] the nodes that pass a test which is a set or the same for all; whether it is."""
+    words = T.n[WORDS]
+    if test == HAS:
+        for w in range(words):
+            mask[w] &= T.bits[T.n[KINDS] + argument * words + w]
+    elif test == NEAR:
+        mask &= sets[NEAR_SET]
+    elif test == FACED:
+        mask &= sets[FACED_SET]
+    elif test == REACHABLE:
+        mask &= sets[REACHABLE_SET]
+    elif test == STATE:
+        for w in range(words):
+            mask[w] &= s[T.n[AT_STATES] + argument * words + w]
+    elif test == LACKS:
+        for w in range(words):
+            mask[w] &= ~s[T.n[AT_STATES] + argument * words + w]
+    elif test == BOUND:
+        for w in range(words):
+            mask[w] &= s[T.n[AT_BOUND] + w]
+    elif test == ACCESSIBLE:
+        if inside:
+            for w in range(words):
+                mask[w] &= ~T.bits[T.n[OPENABLE] + w] | s[T.n[AT_STATES] + OPEN * words + w]
+    elif test == HELD:
+        mask &= sets[HELD_SET]
+    elif test == FOOD:
+        mask &= sets[FOOD_SET]
+    elif test == LOADED:  # whoever asks for it asks for FOOD, which says more
+        pass
+    elif (
+        test == FREE_HAND or test == HANDS_FULL or test == KNIFE or test == UPRIGHT or test == SEATED
+        or test == PLACED or test == NEVER
+    ):  # fmt: skip
+        if not passes(T, s, test, T.n[CHARACTER], argument, inside):
+            mask[:] = 0
+    else:
+        return False
+    return True
+
+
+@jit
+def keep_each(T, s, test, argument, inside, sets, mask):
+    """Leave in ``mask`` [W] the nodes that pass a test, asking one by one where the answer is not at hand."""
+    if test == OPEN_DOORS:
+        free = True
+        for node in range(T.n[NODES]):
+            if T.n[T.n[ROOM_NUMBER] + node] >= 0 and doors_open(T, s, node) != 0:
+                free = False
+        if free:
+            return
+    node = next_node(mask, NONE)
+    while node >= 0:
+        sure = test == IN_A_ROOM and bit(sets[HOUSED_SET], START, node)
+        if not sure and not passes(T, s, test, node, argument, inside):
+            clear_bit(mask, START, node)
+        node = next_node(mask, node)
+
+
+@jit
+def keep_all(T, s, verb, of, inside, sets, mask):
+    """Leave in ``mask`` [W] the nodes that pass all checks of X (0) or Y (1) but those that only leave a message; sets
+    first, for what is no set is asked of every node that is left."""
+    for one_by_one in range(2):
+        for place in range(T.n[MOST_CHECKS]):
+            test = check_of(T, verb, place, TEST)
+            if test < 0:
+                break
+            if check_of(T, verb, place, OF) == of and check_of(T, verb, place, OTHERWISE) != NOTE:
+                argument = check_of(T, verb, place, ARGUMENT)
+                if one_by_one:
+                    if not is_set(test):
+                        keep_each(T, s, test, argument, inside, sets, mask)
+                else:
+                    keep_set(T, s, test, argument, inside, sets, mask)
+
+
+@jit
+def is_set(test):
+    """Whether `keep_set` knows the test."""
+    return not (
+        test == IN_A_ROOM or test == SAME_ROOM or test == OPEN_DOORS or test == SEAT_LEFT or test == BED_LEFT
+        or test == SEEN or test == WORN or test == WALKABLE or test == NOT_GRABBED or test == GRABBED
+    )  # fmt: skip
+
+
+@jit
+def legal(T, s, one, two):
+    """All lines that succeed with their effect.
+
+    Args:
+        one: [V, W] uint32, filled with the X of verbs that take one thing; for those that take none the character, where
+            they succeed.
+        two: [3, 2, W] uint32, filled with the Y of PutBack, PutIn and Pour, in this order, for X in the right hand and in
+            the left (none if it is the same).
+    """
+    sets = np.empty((6, T.n[WORDS]), np.uint32)
+    sets_of(T, s, sets)
+    pair = 0
+    for verb in range(len(one)):
+        mask = one[verb]
+        effect, arity = effect_of(T, verb, EFFECT), T.n[T.n[ARITIES] + verb]
+        mask[:] = 0
+        if arity == 2:
+            for hand in range(2):
+                seconds, thing = two[pair, hand], held_in(T, s, hand)
+                seconds[:] = 0
+                if thing >= 0 and (hand == 0 or held_in(T, s, RIGHT) != thing):
+                    put_bit(mask, START, thing)
+                    keep_all(T, s, verb, FIRST, False, sets, mask)
+                    if bit(mask, START, thing):
+                        fill(T, seconds)
+                        keep_all(T, s, verb, SECOND, effect == PUT_IN, sets, seconds)
+                    mask[:] = 0
+            pair += 1
+        elif effect == PUT_BACK:
+            for hand in range(2):
+                thing = held_in(T, s, hand)
+                if thing >= 0 and first_failing(T, s, verb, thing, thing, START) < 0:
+                    put_bit(mask, START, thing)
+        else:
+            if arity == 0:
+                put_bit(mask, START, T.n[CHARACTER])
+            else:
+                fill(T, mask)
+            keep_all(T, s, verb, FIRST, False, sets, mask)
+        if effect == FIND_OR_WALK and T.n[DIALECT] != VH23:
+            drop_lost(T, s, one[WALK_VERB], sets[NEAR_SET], mask)
+
+
+@jit
+def drop_lost(T, s, walked, near_set, mask):
+    """Take out of ``mask`` [W] what is far, and the walk to it ends the FIND."""
+    node = next_node(mask, NONE)
+    while node >= 0:
+        if not bit(near_set, START, node) and not bit(walked, START, node):
+            if passes(T, s, WALKABLE, node, START, False):
+                stopped = first_failing(T, s, WALK_VERB, node, node, START)
+                if check_of(T, WALK_VERB, stopped, OTHERWISE) == CRASH or T.n[DIALECT] == VH19:
+                    clear_bit(mask, START, node)
+        node = next_node(mask, node)
