@@ -24,6 +24,7 @@ from e2wm_jax.simulate.engine_tables import (
     State,
     device_tables,
     sizes_of,
+    stacked_tables,
     state_of,
     vector_of,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "random_legal",
     "rollout",
     "sizes_of",
+    "stacked_tables",
     "state_of",
     "step",
     "vector_of",
@@ -217,25 +219,26 @@ def _lost_on_the_way(tables: DeviceTables, rules: DialectRules, passing: Callabl
 
 def random_legal(key: Array, state: State, legal: Legal) -> Action:
     """One of the legal lines of a state, all equally likely; a Walk to node 0, which may fail, where there is none."""
-    sets = jnp.concatenate([legal.one, legal.two.reshape(-1, legal.one.shape[1])])  # [V + 6, W]
+    verbs, words = legal.one.shape
+    sets = jnp.concatenate([legal.one, legal.two.reshape(-1, words)])  # [V + 6, W]
     counts = jax.lax.population_count(sets).astype(jnp.int32)
-    chosen = jax.random.randint(key, (), 0, jnp.maximum(jnp.sum(counts), 1))
+    total = jnp.sum(counts)
+    chosen = jax.random.randint(key, (), 0, jnp.maximum(total, 1))
     row, chosen = _nth(jnp.sum(counts, axis=1), chosen)
-    word, chosen = _nth(counts[row], chosen)
-    bits = (sets[row, word] >> jnp.arange(32, dtype=jnp.uint32) & 1).astype(jnp.int32)
-    bit, _ = _nth(bits, chosen)
-    node, verbs = 32 * word + bit, legal.one.shape[0]
-    if_two = jnp.array([*range(verbs), *(verb for verb in TWO_THINGS for _ in range(2))])
-    held = state.hands[(row - verbs) & 1].astype(jnp.int32) - 1
-    pair = row >= verbs
-    return Action(if_two[row], jnp.where(pair, held, node), jnp.where(pair, node, 0))
+    word, chosen = _nth(at(counts, row), chosen)
+    bit, _ = _nth(at(sets, row)[word] >> jnp.arange(32, dtype=jnp.uint32) & 1, chosen)
+    node, pair = 32 * word + bit, row >= verbs
+    verb = at(jnp.array([*range(verbs), *(verb for verb in TWO_THINGS for _ in range(2))]), row)
+    held = at(state.hands, (row - verbs) & 1).astype(jnp.int32) - 1
+    line = Action(verb, jnp.where(pair, held, node), jnp.where(pair, node, 0))
+    return jax.tree.map(lambda part: jnp.where(total > 0, part, 0), line)
 
 
 def _nth(counts: Array, n: Array) -> tuple[Array, Array]:
     """The pile in which item ``n`` lies when piles of so many items follow each other, and its place in it."""
-    ends = jnp.cumsum(counts)
+    ends = jnp.cumsum(counts.astype(jnp.int32))
     pile = jnp.sum(ends <= n)
-    return pile, n - jnp.where(pile > 0, ends[pile - 1], 0)
+    return pile, n - jnp.where(pile > 0, at(ends, pile - 1), 0)
 
 
 def rollout(tables: DeviceTables, state: State, key: Array, length: int) -> tuple[State, Action]:

@@ -5,12 +5,12 @@ K kinds (arguments of HAS checks). Sets of nodes are bits of uint32 words, as in
 made.
 """
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from e2wm_jax.errors import InputError
@@ -101,43 +101,56 @@ class DeviceTables:
 
 
 class Sizes(NamedTuple):
-    """What the shapes of `DeviceTables` depend on."""
+    """What the shapes of `DeviceTables` depend on: N, S, Q, all three multiples of 32, R and D."""
 
     nodes: int
+    slots: int
+    seats: int
     rooms: int
     doors: int
-    seats: int
-    slots: int
 
 
-def sizes_of(tables: Tables, *, slots: int = SLOTS) -> Sizes:
-    """The smallest arrays that hold a scene; nodes and slots are multiples of 32. Scenes of different sizes go into one
-    batch when each is given the largest of each size."""
-    return Sizes(
-        32 * tables.words, len(tables.has_door), len(tables.doors), -(-len(_sittable(tables)) // 32) * 32, slots
-    )
+def sizes_of(*tables: Tables, slots: int = SLOTS) -> Sizes:
+    """The smallest sizes into which each of these scenes fits."""
+    every = [Sizes(t.nodes, slots, len(_sittable(t)), len(t.has_door), len(t.doors)) for t in tables]
+    nodes, slots, seats, rooms, doors = map(max, zip(*every, strict=True))
+    return Sizes(*(32 * -(-size // 32) for size in (nodes, slots, seats)), rooms, doors)
 
 
 def _sittable(tables: Tables) -> np.ndarray:
     kinds = [i for i, kind in enumerate(_kinds(tables)) if {"SITTABLE", "LIEABLE"} & {*kind}]
-    return np.flatnonzero(_bits(np.bitwise_or.reduce(tables.kinds[kinds])))
+    either = np.bitwise_or.reduce(tables.kinds[kinds])
+    return np.flatnonzero(np.unpackbits(either.view(np.uint8), bitorder="little"))
 
 
 def _kinds(tables: Tables) -> tuple[tuple[str, ...], ...]:
     return dialect_rules(DIALECTS[tables.dialect]).kinds
 
 
-def _bits(words: np.ndarray) -> np.ndarray:
-    return np.unpackbits(np.ascontiguousarray(words).view(np.uint8), axis=-1, bitorder="little")
-
-
 def device_tables(tables: Tables, sizes: Sizes | None = None) -> DeviceTables:
-    """The tables of a scene on the default device, padded to ``sizes``.
+    """The tables of a scene on the default device, padded to ``sizes``, by default its own.
 
     Raises:
         InputError: for a scene with more than 32 rooms, or whose character or rooms can be carried.
     """
-    sizes = sizes or sizes_of(tables)
+    return jax.device_put(_on_host(tables, sizes or sizes_of(tables)))
+
+
+def stacked_tables(tables: Sequence[Tables], *, slots: int = SLOTS) -> DeviceTables:
+    """The tables of several scenes with a leading axis, for `jax.vmap`, all padded to the largest.
+
+    Raises:
+        InputError: as `device_tables`, and for scenes of different dialects.
+    """
+    if len({t.dialect for t in tables}) != 1:
+        raise InputError("scenes of different dialects do not go into one batch")
+    sizes = sizes_of(*tables, slots=slots)
+    scenes = [_on_host(t, sizes) for t in tables]
+    tidy = all(scene.tidy for scene in scenes)
+    return jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *(replace(s, tidy=tidy) for s in scenes)))
+
+
+def _on_host(tables: Tables, sizes: Sizes) -> DeviceTables:
     count, rooms = tables.nodes, np.flatnonzero(tables.room_number >= 0)
     grabbable = next(i for i, kind in enumerate(_kinds(tables)) if "GRABBABLE" in kind)
     held = [int(thing) - 1 for thing in tables.start[tables.layout.hands : tables.layout.memory] if thing]
@@ -150,9 +163,9 @@ def device_tables(tables: Tables, sizes: Sizes | None = None) -> DeviceTables:
     rows = np.concatenate([tables.targets, tables.sources]).transpose(1, 0, 2)  # [N, 8, W]
     rank = np.full((3, count, count), UNKNOWN, np.uint16)
     for relation, starts in enumerate(tables.order_start):
-        for node in range(count):
-            listed = tables.order[starts[node] : starts[node + 1]]
-            rank[relation, node, listed] = np.arange(len(listed))
+        node = np.repeat(np.arange(count), np.diff(starts))
+        place = np.arange(starts[0], starts[-1])
+        rank[relation, node, tables.order[place]] = place - starts[node]
     known = np.diff(tables.order_start, axis=1)
     home = _homes(tables, rooms, rank[INSIDE], known[INSIDE])
     residents = [words_of(np.flatnonzero(home == number), tables.words) for number in range(len(rooms))]
@@ -173,26 +186,26 @@ def device_tables(tables: Tables, sizes: Sizes | None = None) -> DeviceTables:
         "posture": np.uint32(sum(int(bit) << state for state, bit in enumerate(tables.initial_posture))),
     }
     padded = {
-        part.name: jnp.asarray(
-            _padded(part.name, parts.get(part.name, getattr(tables, part.name, None)), **part.metadata, sizes=sizes)
+        part.name: _padded(
+            part.name, parts.get(part.name, getattr(tables, part.name, None)), **part.metadata, sizes=sizes
         )
         for part in fields(DeviceTables)
         if "axes" in part.metadata
     }
-    start = state_of(tables.start, tables.layout, nodes=sizes.nodes, slots=sizes.slots)
+    start = _parts(tables.start, tables.layout, nodes=sizes.nodes, slots=sizes.slots)
     return DeviceTables(dialect=DIALECTS[tables.dialect], tidy=bool(directly.all()), start=start, **padded)
 
 
 def table_mask(targets: Array) -> Array:
-    """Size of the table of a set with so many targets, less one."""
-    return jnp.select([targets < 5, targets < 19, targets < 77], [7, 31, 127], 511).astype(jnp.uint32)
+    """Size of the table of a set with so many targets, less one: 7, 31, 127 or 511."""
+    return (7 + 24 * (targets >= 5) + 96 * (targets >= 19) + 384 * (targets >= 77)).astype(np.uint32)
 
 
 def _homes(tables: Tables, rooms: np.ndarray, rank: np.ndarray, known: np.ndarray) -> np.ndarray:
     """[N] the number of the room that a node is directly in, in the scene; -1 for none."""
     home = tables.room_number.copy()
     for node in np.flatnonzero(home < 0):
-        size = np.asarray(table_mask(known[node]))
+        size = table_mask(known[node])
         inside = [(tables.ids[r] & size, rank[node, r], number) for number, r in enumerate(rooms)]
         home[node] = min((key for key in inside if key[1] != UNKNOWN), default=(0, 0, -1))[-1]
     return home
@@ -209,8 +222,13 @@ def _padded(name: str, value: np.ndarray, axes: str, fill: int, sizes: Sizes) ->
     return np.pad(value, [(0, extra) for extra in more], constant_values=fill) if more else value
 
 
-def state_of(vector: Array, layout: Layout, *, nodes: int = 0, slots: int = SLOTS) -> State:
-    """The parts of state vectors [..., size], with N = ``nodes`` if these are more than the scene has."""
+def state_of(vector: np.ndarray, layout: Layout, *, nodes: int = 0, slots: int = SLOTS) -> State:
+    """The parts of state vectors [..., size], on the device, with N = ``nodes`` if these are more than the scene has.
+    Vectors may be longer than their layout says: edges are the last part."""
+    return jax.device_put(_parts(vector, layout, nodes=nodes, slots=slots))
+
+
+def _parts(vector: np.ndarray, layout: Layout, *, nodes: int, slots: int) -> State:
     before, words = vector.shape[:-1], layout.facing - layout.close
     parts = dict(zip(State._fields, (vector[..., a:b] for a, b in pairwise(layout)), strict=True))
     for name, lead in {"wiped": 4, "close": 0, "facing": 0, "on": 0, "bound": 0, "states": ALL_STATES}.items():
@@ -218,14 +236,14 @@ def state_of(vector: Array, layout: Layout, *, nodes: int = 0, slots: int = SLOT
         parts[name] = _sized(sets, max(words, nodes // 32))
     parts["memory"] = _sized(parts["memory"], max(32 * words, nodes))
     parts["count"] = parts["count"][..., 0]
-    parts["edges"] = _sized(parts["edges"], slots)
-    return State(**{name: jnp.asarray(part) for name, part in parts.items()})
+    parts["edges"] = _sized(vector[..., layout.edges :], slots)
+    return State(**parts)
 
 
-def _sized(array: Array, size: int) -> Array:
+def _sized(array: np.ndarray, size: int) -> np.ndarray:
     """An array with so many items in its last axis: cut off, or zeros added."""
     more = max(0, size - array.shape[-1])
-    return jnp.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, more)]) if more else array[..., :size]
+    return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, more)])[..., :size]
 
 
 def vector_of(state: State, layout: Layout) -> np.ndarray:
@@ -233,6 +251,6 @@ def vector_of(state: State, layout: Layout) -> np.ndarray:
     words, nodes = layout.facing - layout.close, layout.count - layout.memory
     sizes = dict.fromkeys(("wiped", "close", "facing", "on", "bound", "states"), words)
     sizes |= {"memory": nodes, "edges": layout.size - layout.edges}
-    before = state.count.shape
-    parts = {**state._asdict(), **{name: _sized(getattr(state, name), size) for name, size in sizes.items()}}
-    return np.concatenate([np.reshape(part, (*before, -1)) for part in parts.values()], axis=-1)
+    parts = {name: np.asarray(part) for name, part in state._asdict().items()}
+    parts |= {name: _sized(parts[name], size) for name, size in sizes.items()}
+    return np.concatenate([part.reshape(*state.count.shape, -1) for part in parts.values()], axis=-1)

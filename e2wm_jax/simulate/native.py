@@ -25,7 +25,7 @@ START, RIGHT = np.int64(0), np.int64(0)
 NONE = np.int64(-1)
 TEST, OF, ARGUMENT, OTHERWISE = np.arange(4)
 FIRST, SECOND = np.arange(2)
-NEAR_SET, HOUSED_SET, FACED_SET, REACHABLE_SET, HELD_SET, FOOD_SET = np.arange(6)
+NEAR_SET, HOUSED_SET, FACED_SET, REACHABLE_SET, HELD_SET, FOOD_SET, SPARE_SET = np.arange(7)
 EFFECT, LOST, GAINED = np.arange(3)
 WALK_VERB = np.int64(VERB_INDEX["WALK"])
 SEATED_STATES, SITTING_STATE, LYING_STATE = (
@@ -61,10 +61,10 @@ _SETS = (
     NODES, WORDS, CHARACTER, DIALECT, MOST_CHECKS, DOOR_COUNT, ROOM_COUNT,
     AT_WIPED, AT_CLOSE, AT_FACING, AT_ON, AT_BOUND, AT_STATES, AT_HANDS, AT_MEMORY, AT_COUNT, AT_EDGES, SIZE,
     ORDER_START, ORDER, IDS, SEATS, CHECKS, EFFECTS, POSTURE, DOORS, DOOR_ROOMS, DOOR_NEAR, ROOM_NUMBER, WAYS, HAS_DOOR,
-    ARITIES,
+    ARITIES, QUESTIONS, ASKED,
     TARGETS, SOURCES, KINDS, ROOMS, BODIES, COMPUTERS, OPENABLE, SURFACES, EDIBLE, KNIVES, WATER, OWN_WALK, EVERYTHING,
-    HEADER,
-) = np.arange(46)  # fmt: skip
+    FITTING, HEADER,
+) = np.arange(49)  # fmt: skip
 
 
 class NativeTables(NamedTuple):
@@ -88,7 +88,15 @@ def native_tables(tables: Tables) -> NativeTables:
     ]
     numbers = [np.ravel(getattr(tables, name)).astype(np.int64) for name in _NUMBERS]
     numbers.append(np.array([rule.arity for rule in RULES], np.int64))
-    sets = [np.ravel(getattr(tables, name)) for name in _SETS] + [words_of(list(range(tables.nodes)), tables.words)]
+    asked = [tuple(check) for verb in tables.checks[..., [0, 2]].tolist() for check in verb]
+    questions = sorted({question for question in asked if question[0] > HAS})
+    numbers += [np.ravel(questions), np.array([questions.index(q) if q in questions else -1 for q in asked], np.int64)]
+    everything = words_of(list(range(tables.nodes)), tables.words)
+    fitting = np.broadcast_to(everything, (len(RULES), 2, tables.words)).copy()  # what passes the HAS checks of X, of Y
+    for verb, checks in enumerate(tables.checks):
+        for _, of, argument, _ in checks[checks[:, 0] == HAS]:
+            fitting[verb, of] &= tables.kinds[argument]
+    sets = [*(np.ravel(getattr(tables, name)) for name in _SETS), everything, fitting.ravel()]
     starts = HEADER + np.cumsum([0, *map(len, numbers)])[:-1]
     head += [*starts, *np.cumsum([0, *map(len, sets)])[:-1]]
     assert len(head) == HEADER
@@ -941,116 +949,83 @@ def advance(T, s, verb, x, y):
 
 
 @jit
-def near_nodes(T, s, out):
-    """Everything that is NEAR, into ``out`` [W]."""
-    row, words, close = np.empty(T.n[WORDS], np.uint32), T.n[WORDS], T.n[AT_CLOSE]
-    some = False
+def unite(T, s, rows, relation, members, out):
+    """Into ``out`` [W] what edges of a relation lead to from any of ``members`` [W] (``rows`` is TARGETS), or come from
+    (SOURCES)."""
+    words = T.n[WORDS]
+    wiped = T.n[AT_WIPED] + relation * words
     for w in range(words):
-        out[w] = s[close + w]
-        some = some or s[close + w] != 0
-    for relation in (CLOSE, ON):
-        k = next_node(s[close : close + words], NONE)
-        while k >= 0:
-            sources(T, s, relation, k, row)
-            for w in range(words):
-                out[w] |= row[w]
-            k = next_node(s[close : close + words], k)
-    if some:  # whatever the character is CLOSE to is CLOSE to it
-        put_bit(out, START, T.n[CHARACTER])
-    else:
-        clear_bit(out, START, T.n[CHARACTER])
+        out[w] = 0
+    for index in range(words):
+        word = members[index] & ~s[wiped + index]
+        node = index << 5
+        while word:
+            if word & np.uint32(1):
+                base = T.n[rows] + (relation * T.n[NODES] + node) * words
+                for w in range(words):
+                    out[w] |= T.bits[base + w]
+            word >>= np.uint32(1)
+            node += 1
+    for w in range(words):
+        out[w] &= ~s[wiped + w]
+    for slot in range(T.n[AT_EDGES], T.n[AT_EDGES] + s[T.n[AT_COUNT]]):
+        if edge_relation(s[slot]) == relation:
+            source, target = edge_source(s[slot]), edge_target(s[slot])
+            if (rows == TARGETS or relation == CLOSE) and bit(members, START, source):
+                put_bit(out, START, target)
+            if (rows == SOURCES or relation == CLOSE) and bit(members, START, target):
+                put_bit(out, START, source)
 
 
 @jit
 def sets_of(T, s, sets):
-    """The nodes that are NEAR, surely IN_A_ROOM, FACED, REACHABLE, HELD and FOOD, into ``sets`` [6, W]."""
-    row, words = np.empty(T.n[WORDS], np.uint32), T.n[WORDS]
-    near_nodes(T, s, sets[NEAR_SET])
-    housed, faced_set, reachable = sets[HOUSED_SET], sets[FACED_SET], sets[REACHABLE_SET]
-    facing, closed = T.n[AT_FACING], T.n[AT_STATES] + CLOSED * words
+    """The nodes that are NEAR, surely IN_A_ROOM, FACED, REACHABLE, HELD and FOOD, into ``sets`` [7, W]; the last is
+    spare. The character's own edges, which its state holds, are added where they count."""
+    words, c = T.n[WORDS], T.n[CHARACTER]
+    near_set, housed, faced_set, reachable = sets[NEAR_SET], sets[HOUSED_SET], sets[FACED_SET], sets[REACHABLE_SET]
+    held, food, row = sets[HELD_SET], sets[FOOD_SET], sets[SPARE_SET]
+    close, facing = s[T.n[AT_CLOSE] : T.n[AT_CLOSE] + words], s[T.n[AT_FACING] : T.n[AT_FACING] + words]
+    rooms = T.bits[T.n[ROOMS] : T.n[ROOMS] + words]
+
+    some = False
+    unite(T, s, TARGETS, CLOSE, close, near_set)
+    unite(T, s, SOURCES, ON, close, row)
     for w in range(words):
-        housed[w] = T.bits[T.n[ROOMS] + w]
-        faced_set[w] = s[facing + w]
-        reachable[w] = np.uint32(0xFFFFFFFF)
-    for node in range(T.n[NODES]):
-        is_room = T.n[T.n[ROOM_NUMBER] + node] >= 0
-        if is_room or bit(s, closed, node):
-            sources(T, s, INSIDE, node, row)
-            for w in range(words):
-                if is_room:
-                    housed[w] |= row[w]
-                else:
-                    reachable[w] &= ~row[w]
-    held, food = sets[HELD_SET], sets[FOOD_SET]
-    held[:] = 0
+        some = some or close[w] != 0
+        near_set[w] |= close[w] | row[w]
+    if some:  # whatever the character is CLOSE to is CLOSE to it
+        put_bit(near_set, START, c)
+
+    unite(T, s, SOURCES, INSIDE, rooms, housed)
+    closed = T.n[AT_STATES] + CLOSED * words
+    for w in range(words):
+        housed[w] |= rooms[w]
+        row[w] = s[closed + w] & ~rooms[w]
+        held[w] = 0
+    unite(T, s, SOURCES, INSIDE, row, reachable)
+    for w in range(words):
+        reachable[w] = ~reachable[w]
     for hand in range(2):
         thing = held_in(T, s, hand)
         if thing >= 0:
             put_bit(held, START, thing)
+
     edible = T.bits[T.n[EDIBLE] : T.n[EDIBLE] + words]
-    food[:] = edible
-    k = next_node(edible, NONE)
-    while k >= 0:
-        targets(T, s, ON, k, row)
+    unite(T, s, TARGETS, ON, edible, food)
+    if bit(edible, START, c):
         for w in range(words):
-            food[w] |= row[w]
-        k = next_node(edible, k)
-    k = next_node(s[facing : facing + words], NONE)
-    while k >= 0:
-        targets(T, s, FACING, k, row)
-        for w in range(words):
-            faced_set[w] |= row[w]
-        k = next_node(s[facing : facing + words], k)
+            food[w] |= s[T.n[AT_ON] + w]
+    unite(T, s, TARGETS, FACING, facing, faced_set)
+    for w in range(words):
+        food[w] |= edible[w]
+        faced_set[w] |= facing[w]
 
 
 @jit
-def fill(T, mask):
-    """Every node into ``mask`` [W]."""
+def fill(T, start, mask):
+    """A set of the scene into ``mask`` [W]."""
     for w in range(T.n[WORDS]):
-        mask[w] = T.bits[T.n[EVERYTHING] + w]
-
-
-@jit
-def keep_set(T, s, test, argument, inside, sets, mask):
-    """Leave in ``mask`` [W] the nodes that pass a test which is a set or the same for all; whether it is."""
-    words = T.n[WORDS]
-    if test == HAS:
-        for w in range(words):
-            mask[w] &= T.bits[T.n[KINDS] + argument * words + w]
-    elif test == NEAR:
-        mask &= sets[NEAR_SET]
-    elif test == FACED:
-        mask &= sets[FACED_SET]
-    elif test == REACHABLE:
-        mask &= sets[REACHABLE_SET]
-    elif test == STATE:
-        for w in range(words):
-            mask[w] &= s[T.n[AT_STATES] + argument * words + w]
-    elif test == LACKS:
-        for w in range(words):
-            mask[w] &= ~s[T.n[AT_STATES] + argument * words + w]
-    elif test == BOUND:
-        for w in range(words):
-            mask[w] &= s[T.n[AT_BOUND] + w]
-    elif test == ACCESSIBLE:
-        if inside:
-            for w in range(words):
-                mask[w] &= ~T.bits[T.n[OPENABLE] + w] | s[T.n[AT_STATES] + OPEN * words + w]
-    elif test == HELD:
-        mask &= sets[HELD_SET]
-    elif test == FOOD:
-        mask &= sets[FOOD_SET]
-    elif test == LOADED:  # whoever asks for it asks for FOOD, which says more
-        pass
-    elif (
-        test == FREE_HAND or test == HANDS_FULL or test == KNIFE or test == UPRIGHT or test == SEATED
-        or test == PLACED or test == NEVER
-    ):  # fmt: skip
-        if not passes(T, s, test, T.n[CHARACTER], argument, inside):
-            mask[:] = 0
-    else:
-        return False
-    return True
+        mask[w] = T.bits[start + w]
 
 
 @jit
@@ -1063,35 +1038,93 @@ def keep_each(T, s, test, argument, inside, sets, mask):
                 free = False
         if free:
             return
-    node = next_node(mask, NONE)
+    doubtful = sets[SPARE_SET]
+    for w in range(T.n[WORDS]):
+        sure = np.uint32(0)
+        if test == IN_A_ROOM:
+            sure = sets[HOUSED_SET, w]
+        elif test == WALKABLE:
+            sure = sets[NEAR_SET, w]
+        doubtful[w] = mask[w] & ~sure
+    node = next_node(doubtful, NONE)
     while node >= 0:
-        sure = test == IN_A_ROOM and bit(sets[HOUSED_SET], START, node)
-        if not sure and not passes(T, s, test, node, argument, inside):
+        if not passes(T, s, test, node, argument, inside):
             clear_bit(mask, START, node)
-        node = next_node(mask, node)
+        node = next_node(doubtful, node)
 
 
 @jit
-def keep_all(T, s, verb, of, inside, sets, mask):
-    """Leave in ``mask`` [W] the nodes that pass all checks of X (0) or Y (1) but those that only leave a message; sets
-    first, for what is no set is asked of every node that is left."""
-    for one_by_one in range(2):
+def answers_of(T, s, sets):
+    """The nodes that pass each different question (test, argument) that is a set, [Q, W]: HAS aside, of which `fill` knows;
+    all nodes for what `is_set` denies; of ACCESSIBLE, what one can put things in."""
+    words, everything = T.n[WORDS], T.n[EVERYTHING]
+    answers = np.empty(((T.n[ASKED] - T.n[QUESTIONS]) // 2, words), np.uint32)
+    for q in range(len(answers)):
+        test, argument = T.n[T.n[QUESTIONS] + 2 * q], T.n[T.n[QUESTIONS] + 2 * q + 1]
+        known, place = NONE, NONE  # a row of sets, or where in the state a set begins
+        if test == NEAR:
+            known = NEAR_SET
+        elif test == FACED:
+            known = FACED_SET
+        elif test == REACHABLE:
+            known = REACHABLE_SET
+        elif test == HELD:
+            known = HELD_SET
+        elif test == FOOD:
+            known = FOOD_SET
+        elif test == STATE or test == LACKS:
+            place = T.n[AT_STATES] + argument * words
+        elif test == BOUND:
+            place = T.n[AT_BOUND]
+        nobody = False
+        if (
+            test == FREE_HAND or test == HANDS_FULL or test == KNIFE or test == UPRIGHT or test == SEATED
+            or test == PLACED or test == NEVER
+        ):  # fmt: skip
+            nobody = not passes(T, s, test, T.n[CHARACTER], argument, False)
+        for w in range(words):
+            if nobody:
+                answers[q, w] = 0
+            elif known >= 0:
+                answers[q, w] = sets[known, w]
+            elif test == LACKS:
+                answers[q, w] = ~s[place + w]
+            elif place >= 0:
+                answers[q, w] = s[place + w]
+            elif test == ACCESSIBLE:
+                answers[q, w] = ~T.bits[T.n[OPENABLE] + w] | s[T.n[AT_STATES] + OPEN * words + w]
+            else:
+                answers[q, w] = T.bits[everything + w]
+    return answers
+
+
+@jit
+def keep_all(T, s, verb, of, sets, answers, mask):
+    """Leave in ``mask`` [W] the nodes that pass all checks of X (0) or Y (1) but those that only leave a message; what is
+    no set is asked of every node that is left."""
+    words, left = T.n[WORDS], False
+    for place in range(T.n[MOST_CHECKS]):
+        if check_of(T, verb, place, TEST) < 0:
+            break
+        if check_of(T, verb, place, OF) == of and check_of(T, verb, place, OTHERWISE) != NOTE:
+            question = T.n[T.n[ASKED] + verb * T.n[MOST_CHECKS] + place]
+            if question >= 0:
+                for w in range(words):
+                    mask[w] &= answers[question, w]
+            left = left or not is_set(check_of(T, verb, place, TEST))
+    if left:
         for place in range(T.n[MOST_CHECKS]):
             test = check_of(T, verb, place, TEST)
             if test < 0:
                 break
-            if check_of(T, verb, place, OF) == of and check_of(T, verb, place, OTHERWISE) != NOTE:
-                argument = check_of(T, verb, place, ARGUMENT)
-                if one_by_one:
-                    if not is_set(test):
-                        keep_each(T, s, test, argument, inside, sets, mask)
-                else:
-                    keep_set(T, s, test, argument, inside, sets, mask)
+            told = check_of(T, verb, place, OTHERWISE) == NOTE
+            if check_of(T, verb, place, OF) == of and not told and not is_set(test):
+                keep_each(T, s, test, check_of(T, verb, place, ARGUMENT), False, sets, mask)
 
 
 @jit
 def is_set(test):
-    """Whether `keep_set` knows the test."""
+    """Whether `answers_of` or, of HAS, `fill` knows all nodes that pass."""
     return not (
         test == IN_A_ROOM or test == SAME_ROOM or test == OPEN_DOORS or test == SEAT_LEFT or test == BED_LEFT
         or test == SEEN or test == WORN or test == WALKABLE or test == NOT_GRABBED or test == GRABBED
@@ -1108,23 +1141,25 @@ def legal(T, s, one, two):
         two: [3, 2, W] uint32, filled with the Y of PutBack, PutIn and Pour, in this order, for X in the right hand and in
             the left (none if it is the same).
     """
-    sets = np.empty((6, T.n[WORDS]), np.uint32)
+    sets = np.empty((7, T.n[WORDS]), np.uint32)
     sets_of(T, s, sets)
+    answers = answers_of(T, s, sets)
     pair = 0
     for verb in range(len(one)):
         mask = one[verb]
         effect, arity = effect_of(T, verb, EFFECT), T.n[T.n[ARITIES] + verb]
-        mask[:] = 0
+        for w in range(len(mask)):
+            mask[w] = 0
         if arity == 2:
             for hand in range(2):
                 seconds, thing = two[pair, hand], held_in(T, s, hand)
                 seconds[:] = 0
                 if thing >= 0 and (hand == 0 or held_in(T, s, RIGHT) != thing):
-                    put_bit(mask, START, thing)
-                    keep_all(T, s, verb, FIRST, False, sets, mask)
+                    fill(T, T.n[FITTING] + 2 * verb * T.n[WORDS], mask)
+                    keep_all(T, s, verb, FIRST, sets, answers, mask)
                     if bit(mask, START, thing):
-                        fill(T, seconds)
-                        keep_all(T, s, verb, SECOND, effect == PUT_IN, sets, seconds)
+                        fill(T, T.n[FITTING] + (2 * verb + SECOND) * T.n[WORDS], seconds)
+                        keep_all(T, s, verb, SECOND, sets, answers, seconds)
                     mask[:] = 0
             pair += 1
         elif effect == PUT_BACK:
@@ -1136,8 +1171,8 @@ def legal(T, s, one, two):
             if arity == 0:
                 put_bit(mask, START, T.n[CHARACTER])
             else:
-                fill(T, mask)
-            keep_all(T, s, verb, FIRST, False, sets, mask)
+                fill(T, T.n[FITTING] + 2 * verb * T.n[WORDS], mask)
+            keep_all(T, s, verb, FIRST, sets, answers, mask)
         if effect == FIND_OR_WALK and T.n[DIALECT] != VH23:
             drop_lost(T, s, one[WALK_VERB], sets[NEAR_SET], mask)
 
