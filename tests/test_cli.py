@@ -349,9 +349,10 @@ def hide(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 def test_a_world_that_is_not_installed_is_named_with_the_way_to_get_it(fails, work, monkeypatch, package, says):
     hide(monkeypatch, package)
     (work / "script.txt").write_text("[Walk] <bedroom> (1)\n")
-    fails(*words("collect", work), says=says)
-    fails(*words("collect", work, policy="mcts", episode_length=None), says=says)
-    fails("replay", "--script", str(work / "script.txt"), "--scene", "robothow:file1003_2", says=says)
+    engine = ("--engine", "virtualhome")
+    fails(*words("collect", work), *engine, says=says)
+    fails(*words("collect", work, policy="mcts", episode_length=None), *engine, says=says)
+    fails("replay", "--script", str(work / "script.txt"), "--scene", "robothow:file1003_2", *engine, says=says)
 
 
 @pytest.mark.usefixtures("no_loading")

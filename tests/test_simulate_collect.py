@@ -100,7 +100,7 @@ def test_every_episode_has_a_household_of_its_own(tmp_path):
         assert {step.actor for step in trajectory.steps} == {0, 1, 2}
         nodes = load(trajectory.scene).nodes
         assert all(nodes[node].class_name == name for node, name in trajectory.classes.items())
-    assert json.loads((tmp_path / "manifest.json").read_text())["settings"]["engine"] == "virtualhome"
+    assert json.loads((tmp_path / "manifest.json").read_text())["settings"]["engine"] == "array"
 
 
 def test_goals_are_searched_for_in_other_scenes(tmp_path):
@@ -234,7 +234,12 @@ def test_a_run_can_be_prolonged_but_not_changed(tmp_path):
         ({"episodes": 0}, "--episodes 0: must be at least 1"),
         ({"workers": 0}, "--workers 0"),
         ({"policy": "clever"}, "--policy clever: choose one of mcts, random"),
-        ({"dialect": "vh19"}, "runs only vh23"),
+        ({"dialect": "vh19", "engine": "virtualhome"}, "runs only vh23"),
+        ({"dialect": "vh24"}, "dialect 'vh24': unknown; choose one of vh23, vh19, e2wm"),
+        (
+            {"policy": "mcts", "engine": "virtualhome", "search": "best-first"},
+            "--search best-first needs the array engine",
+        ),
         ({"scene": ("nowhere.json",)}, r"nowhere\.json: no such file"),
         ({"goals": "robothow"}, "--goals is for --policy mcts"),
         ({"policy": "mcts", "scene": ("nowhere.json",)}, r"nowhere\.json: no such file"),

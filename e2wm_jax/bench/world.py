@@ -193,7 +193,7 @@ def _world(world: Any, scene: Scene, lines: _Lines) -> Callable[[], None]:
 
 
 @jit
-def _play_natively(T, start, numbers, times, with_legal, one, two):
+def _play_natively(T: Any, start: Any, numbers: Any, times: int, with_legal: bool, one: Any, two: Any) -> int:
     """All episodes ``times`` times; returns the number of lines that succeed (and of words of legal masks)."""
     s, done = start.copy(), 0
     for _ in range(times):
