@@ -26,7 +26,7 @@ GOLDENS = {"vh23": "public", "vh19": "vh19_public", "e2wm": "e2wm_public"}
 # Drawn more often than the others
 WANTED = ("GRAB", "PUTBACK", "PUTIN", "PUTOBJBACK", "WALK", "FIND", "OPEN", "DROP", "SIT", "POUR", "PUTON")
 BATCH = 64  # also the length of an episode of random lines
-SIZES = engine.Sizes(nodes=352, slots=32, seats=32, rooms=8, doors=16)  # one compilation for all scenes
+SIZES = engine.Sizes(nodes=352, slots=64, seats=32, rooms=8, doors=16)  # one compilation for all scenes
 FAST_TO_COMPILE = {"xla_backend_optimization_level": 0}
 
 
@@ -305,7 +305,6 @@ def test_every_legal_line_is_drawn_equally_often():
     two = np.zeros((3, 2, 2), np.uint32)
     two[0, 1, 1], two[2, 0, 0] = 2, 0x7
     legal = engine.Legal(jnp.asarray(one), jnp.asarray(two))
-    state = _empty_state(hands=(18, 36))
     put, _, pour = engine.TWO_THINGS
     lines = {(3, 0, 0), (3, 31, 0), (9, 32, 0), *((40, 52 + i, 0) for i in range(4)), (put, 35, 33)}
     lines |= {(pour, 17, y) for y in range(3)}

@@ -65,7 +65,7 @@ def search(world: World[Any], scene: Scene, goal: Goal, *, method: Method = "mct
     """
     if isinstance(world, VirtualHome):
         if method != "mcts":
-            raise InputError(f"--search {method} is compiled with the array engine; leave out --engine virtualhome")
+            raise InputError(f"--search {method} needs the array engine; leave out --engine virtualhome")
         return planner.search(world, scene, goal, **options)
     from e2wm_jax.simulate import native_best_first, native_search
 

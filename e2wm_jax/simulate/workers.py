@@ -89,9 +89,7 @@ def _check(settings: CollectSettings) -> None:
         raise InputError("--goals is for --policy mcts; with random name scenes (see --scene)")
     open_world(settings.engine, settings.dialect)
     if settings.engine == "virtualhome" and settings.search != "mcts":
-        raise InputError(
-            f"--search {settings.search} is compiled with the array engine; leave out --engine virtualhome"
-        )
+        raise InputError(f"--search {settings.search} needs the array engine; leave out --engine virtualhome")
 
 
 def _recorded_settings(settings: CollectSettings, episodes: int) -> dict[str, Any]:
