@@ -10,7 +10,7 @@ import numpy as np
 
 from e2wm_jax.errors import check_at_least
 from e2wm_jax.progress import say
-from e2wm_jax.simulate import engine, native, scenes
+from e2wm_jax.simulate import engine, native, native_legal, scenes
 from e2wm_jax.simulate.actions import Action, Thing
 from e2wm_jax.simulate.array_world import ArrayWorld
 from e2wm_jax.simulate.compiled import jit
@@ -203,7 +203,7 @@ def _play_natively(T: Any, start: Any, numbers: Any, times: int, with_legal: boo
                 verb, x, y = numbers[episode, line]
                 done += native.advance(T, s, np.int64(verb), np.int64(x), np.int64(y))
                 if with_legal:
-                    native.legal(T, s, one, two)
+                    native_legal.legal(T, s, one, two)
                     done += one[0, 0] & np.uint32(1)
     return done
 

@@ -13,7 +13,10 @@ import numba
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 # What compiled code is made of: its own modules and those whose constants it reads.
-_SOURCES = ("compiled", "macros", "native", "native_best_first", "native_search", "planner", "rules", "tables")
+_SOURCES = (
+    *("native", "native_best_first", "native_legal", "native_search"),
+    *("compiled", "macros", "planner", "rules", "tables"),
+)
 
 
 def _digest() -> str:

@@ -10,7 +10,20 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from e2wm_jax.simulate.engine_graph import Spot, View, first_target, folded, has, members, one, packed, set_of, spread
+from e2wm_jax.simulate.engine_graph import (
+    Spot,
+    View,
+    any_of,
+    first_target,
+    folded,
+    has,
+    members,
+    number_of,
+    one,
+    packed,
+    set_of,
+    spread,
+)
 from e2wm_jax.simulate.engine_tables import SOURCES, Array, State
 from e2wm_jax.simulate.engine_tests import SEATED_STATES
 from e2wm_jax.simulate.rules import Effect
@@ -62,7 +75,7 @@ def _grabbed_from(view: View, x: Spot) -> tuple[Array, Array]:
     relations = jnp.arange(3)[:, None]
     forth = (view.source == x.node) & (view.room < 0)
     back = (view.relation == CLOSE) & (view.target == x.node) & has(none, view.source)
-    listed = jnp.any((forth & (view.relation == relations)) | back & (relations == CLOSE), -1)  # [3]
+    listed = any_of((forth & (view.relation == relations)) | back & (relations == CLOSE))  # [3]
     on, inside, _ = jnp.any(x.rows[:3] & none != 0, -1) | listed
     relation = jnp.select([on, inside], [ON, INSIDE], CLOSE)
     return first_target(view, x, relation, rooms=False), relation
@@ -199,8 +212,8 @@ def _edges(view: View, change: Change, hands: Array) -> tuple[Array, Array]:
 
     ends = jnp.stack([view.source, view.target])
     moves = (ends == c) | (ends == hands[0]) | (ends == hands[1])
-    gone = walk & jnp.any(moves, 0) & (relation != ON)
-    gone |= grab & jnp.any(ends == x, 0) & (relation != FACING)
+    gone = walk & (moves[0] | moves[1]) & (relation != ON)
+    gone |= grab & ((view.source == x) | (view.target == x)) & (relation != FACING)
     gone |= (effect == Effect.TAKE_OFF) & (relation == ON) & (view.source == x) & (view.target == c)
     keep = (relation >= 0) & ~gone
 
@@ -208,7 +221,7 @@ def _edges(view: View, change: Change, hands: Array) -> tuple[Array, Array]:
         """Whether an edge leads from X, which is not the character."""
         same = (view.relation == relation) & (view.source == x) & (view.target == target)
         same |= (relation == CLOSE) & (view.relation == CLOSE) & (view.source == target) & (view.target == x)
-        return has(change.x.rows[relation], target) | jnp.any(same)
+        return has(change.x.rows[relation], target) | any_of(same)
 
     put, drop = _puts(effect), effect == Effect.DROP
     wear, pour = effect == Effect.WEAR, effect == Effect.POUR
@@ -223,7 +236,7 @@ def _edges(view: View, change: Change, hands: Array) -> tuple[Array, Array]:
          jnp.where(walk, INSIDE, change.relation), jnp.where(walk, hands[1], x), jnp.where(walk, change.here, y)),
         (walk & (hands[0] >= 0) & (hands[0] != hands[1]), jnp.int32(INSIDE), hands[0], change.here),
     )  # fmt: skip
-    count, result = jnp.sum(keep, dtype=jnp.int32), _compacted(state.edges, keep)
+    count, result = number_of(keep), _compacted(state.edges, keep)
     for made, *(kind, source, target) in additions:
         entry = (kind << 24 | source << 12 | target).astype(jnp.uint32)
         result = jnp.where(made & (jnp.arange(slots) == count), entry, result)

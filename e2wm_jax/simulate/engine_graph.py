@@ -32,6 +32,26 @@ def at(array: Array, index: Array) -> Array:
     return array.at[index].get(mode="clip", wrap_negative_indices=False)
 
 
+def folded(array: Array) -> Array:
+    """[..., 32 k] as [..., k, 32], to be reduced over the last two axes."""
+    return array.reshape(*array.shape[:-1], -1, 32)
+
+
+def any_of(flags: Array) -> Array:
+    """[...] whether one of the flags [..., 32 k] is set."""
+    return jnp.any(folded(flags), (-2, -1))
+
+
+def number_of(flags: Array) -> Array:
+    """[...] how many of the flags [..., 32 k] are set."""
+    return jnp.sum(folded(flags), (-2, -1), dtype=jnp.int32)
+
+
+def least(keys: Array) -> Array:
+    """[...] the least of the keys [..., 32 k]."""
+    return jnp.min(folded(keys), (-2, -1))
+
+
 def has(words: Array, node: Array) -> Array:
     """Whether nodes [...] are in a set [W]; of no use for -1."""
     return (at(words, node >> 5) >> (node & 31).astype(jnp.uint32)) & 1 != 0
@@ -40,11 +60,6 @@ def has(words: Array, node: Array) -> Array:
 def has_in(sets: Array, node: Array) -> Array:
     """[K] whether a node is in each of the sets [K, W]."""
     return (sets.at[:, node >> 5].get(mode="clip") >> (node & 31).astype(jnp.uint32)) & 1 != 0
-
-
-def folded(array: Array) -> Array:
-    """[..., 32 k] as [..., k, 32], to be reduced over the last two axes."""
-    return array.reshape(*array.shape[:-1], -1, 32)
 
 
 def one(node: Array, words: int) -> Array:
@@ -155,14 +170,14 @@ def _direct_rooms(view: View, nodes: Array) -> Array:
     rank = t.rank.at[INSIDE, view.source, view.target].get(mode="clip", wrap_negative_indices=False).astype(jnp.uint32)
     added = listed & (rank == UNKNOWN)
     match = listed & (view.source == nodes[..., None])  # [..., S]
-    size = table_mask(at(t.known[INSIDE], nodes) + jnp.sum(match & added, -1))[..., None]
+    size = table_mask(at(t.known[INSIDE], nodes) + number_of(match & added))[..., None]
     there = (known_rooms != UNKNOWN) & ~has(view.state.wiped[INSIDE], nodes)[..., None]
     numbers = jnp.arange(t.room_nodes.shape[0], dtype=jnp.uint32)
     key = (t.room_ids & size) << 20 | (ADDED + known_rooms) << 8 | numbers
     of_scene = jnp.min(jnp.where(there, key, ALL_BITS), -1, initial=ALL_BITS)
     age = jnp.where(added, jnp.arange(listed.shape[0], dtype=jnp.uint32), ADDED + rank)
     key = (at(t.room_ids, room) & size) << 20 | age << 8 | room.astype(jnp.uint32) & 0xFF
-    of_list = jnp.min(jnp.where(match & (room >= 0), key, ALL_BITS), -1)
+    of_list = least(jnp.where(match & (room >= 0), key, ALL_BITS))
     best = jnp.minimum(of_scene, of_list)
     return jnp.where(best == ALL_BITS, -1, (best & 0xFF).astype(jnp.int32))
 
@@ -194,7 +209,7 @@ def first_target(view: View, spot: Spot, relation: Array, *, rooms: bool) -> Arr
     match, other = forth | back, jnp.where(forth, view.target, view.source)
     rank_other, rank_me = at(rank, other), at(rank, t.character)
     me = (relation == CLOSE) & has(state.close, node)
-    more = jnp.sum(match & (rank_other == UNKNOWN)) + (me & (rank_me == UNKNOWN))
+    more = number_of(match & (rank_other == UNKNOWN)) + (me & (rank_me == UNKNOWN))
     size = table_mask(t.known[relation, node] + more)
 
     def key(nodes: Array, there: Array, rank: Array, age: Array) -> Array:
@@ -205,7 +220,7 @@ def first_target(view: View, spot: Spot, relation: Array, *, rooms: bool) -> Arr
     passed_over = jnp.uint32(0) if rooms else t.rooms
     of_scene = key(jnp.arange(count), members(spot.rows[relation] & ~passed_over), rank, 0)
     of_list = key(other, match & (rooms | ~has(t.rooms, other)), rank_other, 1 + jnp.arange(match.shape[0]))
-    best = jnp.minimum(jnp.min(folded(of_scene), (0, 1)), jnp.min(of_list))
+    best = jnp.minimum(least(of_scene), least(of_list))
     best = jnp.minimum(best, key(t.character, me, rank_me, 0))
     return jnp.where(best == ALL_BITS, -1, (best & 0xFFF).astype(jnp.int32))
 
@@ -215,7 +230,7 @@ def _room_by_containers(view: View, node: Array) -> Array:
     t = view.tables
 
     def containers(node: Array) -> Array:
-        listed = jnp.sum((view.relation == INSIDE) & (view.source == node))
+        listed = number_of((view.relation == INSIDE) & (view.source == node))
         return listed + jnp.sum(jax.lax.population_count(spot_of(view, node).rows[INSIDE])).astype(jnp.int32)
 
     def upwards(_: int, node: Array) -> Array:

@@ -30,7 +30,7 @@ from e2wm_jax.simulate.tables import (
 Array = Any
 SOURCES = 4  # DeviceTables.rows: first the targets of the four relations, then the sources
 REACH = (CLOSE, ON, SOURCES + FACING, INSIDE, SOURCES + ON)  # of `rows`: what `engine_tests.reachable` looks at
-SLOTS = 32  # S unless told otherwise; the reference trajectories have 16 edges at most
+SLOTS = 64  # S unless told otherwise; random play of 40 lines has 16 edges at most, a long human program 49
 MOST_ROOMS = 32  # sets of rooms are bits of one uint32
 UNKNOWN = 0xFFFF  # rank of what a node's edges in the scene do not lead to
 ADDED = 128  # age of an added edge < ADDED + rank of one of the scene
@@ -113,8 +113,9 @@ class Sizes(NamedTuple):
 def sizes_of(*tables: Tables, slots: int = SLOTS) -> Sizes:
     """The smallest sizes into which each of these scenes fits."""
     every = [Sizes(t.nodes, slots, len(_sittable(t)), len(t.has_door), len(t.doors)) for t in tables]
-    nodes, slots, seats, rooms, doors = map(max, zip(*every, strict=True))
-    return Sizes(*(32 * -(-size // 32) for size in (nodes, slots, seats)), rooms, doors)
+    most = Sizes(*map(max, zip(*every, strict=True)))
+    nodes, slots, seats = (32 * -(-size // 32) for size in most[:3])
+    return Sizes(nodes, slots, seats, most.rooms, most.doors)
 
 
 def _sittable(tables: Tables) -> np.ndarray:
@@ -171,7 +172,7 @@ def _on_host(tables: Tables, sizes: Sizes) -> DeviceTables:
     residents = [words_of(np.flatnonzero(home == number), tables.words) for number in range(len(rooms))]
     directly = (rank[INSIDE][:, rooms] != UNKNOWN).any(1) | (tables.room_number >= 0)
     parts = {
-        "exists": words_of(range(count), tables.words),
+        "exists": words_of(list(range(count)), tables.words),
         "rows": rows,
         "reach": rows[:, REACH].transpose(1, 2, 0),
         "sittable": _sittable(tables),
@@ -185,10 +186,9 @@ def _on_host(tables: Tables, sizes: Sizes) -> DeviceTables:
         "character": np.int32(tables.character),
         "posture": np.uint32(sum(int(bit) << state for state, bit in enumerate(tables.initial_posture))),
     }
+    values = {**tables._asdict(), **parts}
     padded = {
-        part.name: _padded(
-            part.name, parts.get(part.name, getattr(tables, part.name, None)), **part.metadata, sizes=sizes
-        )
+        part.name: _padded(part.name, values[part.name], **part.metadata, sizes=sizes)
         for part in fields(DeviceTables)
         if "axes" in part.metadata
     }

@@ -10,12 +10,14 @@ import numpy as np
 from e2wm_jax.simulate.engine_graph import (
     Spot,
     View,
+    any_of,
     at,
     bits,
     closed_containers,
     has,
     has_in,
     in_rooms,
+    number_of,
     one,
     packed,
     room_numbers,
@@ -85,7 +87,7 @@ def near(view: View, spots: Spot) -> Array:
     back = (relation == CLOSE) & has(close, view.source)
     over_list = forth & (view.source == node[:, None]) | back & (view.target == node[:, None])  # [2, S]
     over_scene = (spots.rows[:, CLOSE] | spots.rows[:, ON]) & close != 0  # [2, W]
-    found = jnp.any(over_list, -1) | jnp.any(over_scene, -1)
+    found = any_of(over_list) | jnp.any(over_scene, -1)
     return has(close, node) | jnp.where(node == view.tables.character, jnp.any(close != 0), found)
 
 
@@ -121,12 +123,12 @@ def _count_on(view: View, spot: Spot, only: Array | None) -> Array:
     own = one(view.tables.character, view.words) & spread(has(view.state.on, spot.node))
     over_scene = jnp.sum(jax.lax.population_count((spot.rows[SOURCES + ON] | own) & word)).astype(jnp.int32)
     listed = (view.relation == ON) & (view.target == spot.node)
-    return over_scene + jnp.sum(listed if only is None else listed & has(only, view.source))
+    return over_scene + number_of(listed if only is None else listed & has(only, view.source))
 
 
 def _worn(view: View, node: Array) -> Array:
     c = view.tables.character
-    listed = jnp.any((view.relation == ON) & (view.source == node) & (view.target == c))
+    listed = any_of((view.relation == ON) & (view.source == node) & (view.target == c))
     return jnp.where(node == c, has(view.state.on, node), listed)
 
 
@@ -146,7 +148,7 @@ def of_thing(view: View, line: Line, test: Test, of_y: bool) -> Array:
         case Test.REACHABLE:
             shut = closed_containers(view)
             listed = (view.relation == INSIDE) & (view.source == node) & has(shut, view.target)
-            return ~(jnp.any(spot.rows[INSIDE] & shut != 0) | jnp.any(listed))
+            return ~(jnp.any(spot.rows[INSIDE] & shut != 0) | any_of(listed))
         case Test.SEAT_LEFT | Test.BED_LEFT:
             return _count_on(view, spot, None) < at(t.seats[test - Test.SEAT_LEFT], node)
         case Test.FACED:
@@ -259,7 +261,7 @@ def _with_room_for_one(view: View, limits: Array) -> Array:
     kept = jnp.where(has(state.wiped[ON], seats)[:, None], jnp.uint32(0), ~state.wiped[ON])
     under = at(t.rows[:, SOURCES + ON], seats) & kept  # [Q, W]
     count = sum(jax.lax.population_count(under[:, word]).astype(jnp.int32) for word in range(view.words))
-    count += jnp.sum((view.relation == ON) & (view.target == seats[:, None]), axis=1) + has(state.on, seats)
+    count += number_of((view.relation == ON) & (view.target == seats[:, None])) + has(state.on, seats)
     return ~set_of(seats, (seats >= 0) & (count >= at(limits, seats)), view.words)
 
 
