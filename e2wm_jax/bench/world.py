@@ -32,6 +32,8 @@ class WorldBenchSettings:
     """Rules of ours; the baseline has those of vh23 whatever they are."""
     environments: tuple[int, ...] = (64, 1024)
     """Sizes of batches on the default device of JAX."""
+    slots: int = 32
+    """Edges that a state of the JAX engine has room for; random play of 40 lines has 16 at most."""
     episodes: int = 16
     """Different episodes; larger batches repeat them."""
     length: int = 40
@@ -56,7 +58,7 @@ def run(settings: WorldBenchSettings) -> dict[str, Any]:
     Raises:
         InputError: for settings out of range, a scene that cannot be loaded, or if virtualhome is not installed.
     """
-    for name in ("episodes", "length", "rounds"):
+    for name in ("slots", "episodes", "length", "rounds"):
         check_at_least((f"--{name}", getattr(settings, name), 1))
     for count in settings.environments:
         check_at_least(("--environments", count, 1))
@@ -232,7 +234,8 @@ def _batched(
     scene: Scene, settings: WorldBenchSettings, lines: _Lines, count: int, with_legal: bool
 ) -> Callable[[], None]:
     """``count`` environments at once, all lines in one call."""
-    tables = engine.device_tables(tables_of(scene, settings.dialect))
+    flat = tables_of(scene, settings.dialect)
+    tables = engine.device_tables(flat, engine.sizes_of(flat, slots=settings.slots))
     chosen = np.arange(count) % settings.episodes
     numbers = jax.numpy.asarray(lines.numbers[chosen].transpose(1, 2, 0))  # [L, 3, B]
 
