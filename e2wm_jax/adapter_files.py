@@ -16,7 +16,7 @@ from e2wm_jax.config import ModelConfig
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json, write_json
 from e2wm_jax.lora import Adapters, AdapterSpec, TargetSpec, linear_modules
-from e2wm_jax.models.llama import weight_table
+from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.tensor_files import open_safetensors, write_safetensors
 
 _PREFIX = "base_model.model."

@@ -9,14 +9,13 @@ from typing import Literal
 
 DType = Literal["float32", "bfloat16"]
 
-# The linear maps of a decoder block under their Hugging Face names.
+# The official run adapts the query and value projections, under their Hugging Face names.
 QV_TARGETS = r".*\.(q_proj|v_proj)"
-ALL_LINEAR_TARGETS = r".*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Shape of a LLaMA-family decoder (RMSNorm, rotary positions, grouped-query attention, SwiGLU)."""
+    """What every decoder has; its family's dataclass adds the rest."""
 
     vocab_size: int
     hidden_size: int
@@ -26,16 +25,23 @@ class ModelConfig:
     num_kv_heads: int
     head_dim: int
     max_positions: int
-    rope_theta: float = 10000.0
-    norm_eps: float = 1e-5
     tied: bool = False  # the output head is the embedding table
-    attention_bias: bool = False  # on q, k, v and o
-    mlp_bias: bool = False  # on gate, up and down
+    windows: tuple[int, ...] = ()  # of each layer: how many tokens one sees, itself included, 0 for all; () for all
     initializer_range: float = 0.02
 
 
+@dataclass(frozen=True, kw_only=True)
+class LlamaConfig(ModelConfig):
+    """LLaMA and its kin: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
+
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-5
+    attention_bias: bool = False  # on q, k, v and o
+    mlp_bias: bool = False  # on gate, up and down
+
+
 MODELS: dict[str, ModelConfig] = {
-    "tiny": ModelConfig(
+    "tiny": LlamaConfig(
         vocab_size=256,
         hidden_size=64,
         intermediate_size=128,
@@ -46,7 +52,7 @@ MODELS: dict[str, ModelConfig] = {
         max_positions=512,
         tied=True,
     ),
-    "smollm2-135m": ModelConfig(
+    "smollm2-135m": LlamaConfig(
         vocab_size=49152,
         hidden_size=576,
         intermediate_size=1536,
@@ -59,7 +65,7 @@ MODELS: dict[str, ModelConfig] = {
         tied=True,
         initializer_range=0.041666666666666664,
     ),
-    "llama-13b": ModelConfig(
+    "llama-13b": LlamaConfig(
         vocab_size=32000,
         hidden_size=5120,
         intermediate_size=13824,

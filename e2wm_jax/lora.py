@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from e2wm_jax.config import ALL_LINEAR_TARGETS, LoraConfig, ModelConfig
+from e2wm_jax.config import LoraConfig, ModelConfig
 from e2wm_jax.errors import InputError
+from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.layers import Matrix, Params, matmul
-from e2wm_jax.models.llama import weight_table
 from e2wm_jax.models.weights import flatten, unflatten
 
 Adapters = dict[str, dict[str, jax.Array]]
@@ -61,7 +61,7 @@ def adapter_spec(config: ModelConfig, lora: LoraConfig) -> AdapterSpec:
     Raises:
         InputError: if the pattern is no regular expression or matches no linear map of the model.
     """
-    pattern = ALL_LINEAR_TARGETS if lora.targets == "all-linear" else lora.targets
+    pattern = ".*" if lora.targets == "all-linear" else lora.targets
     try:
         matcher = re.compile(pattern)
     except re.error as error:

@@ -13,8 +13,8 @@ from e2wm_jax.data.tokenize import document_rows
 from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.fisher.diagonal import fisher_diagonal
 from e2wm_jax.model_files import EMBEDDED_MODEL, embedded_gguf, locate
+from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.likelihood import target_logits
-from e2wm_jax.models.llama import weight_table
 from e2wm_jax.models.weights import load
 
 LENGTH, TEXTS = 96, 2

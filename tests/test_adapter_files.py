@@ -16,7 +16,7 @@ from e2wm_jax.adapter_files import read_adapter, write_adapter
 from e2wm_jax.config import LoraConfig, ModelConfig
 from e2wm_jax.errors import InputError
 from e2wm_jax.lora import Adapters, AdapterSpec, TargetSpec
-from e2wm_jax.models import llama
+from e2wm_jax.models import decoder
 from e2wm_jax.models.weights import Model, load
 
 torch = pytest.importorskip("torch")
@@ -56,7 +56,7 @@ def scores(config: ModelConfig, params: Any, adapters: Adapters, spec: AdapterSp
     """Output scores [B, T, V] with the adapters attached."""
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
     params = lora.attach(params, adapters, spec)
-    return llama.logits(config, params, llama.hidden_states(config, params, ids, positions, jnp.zeros_like(ids)))
+    return decoder.logits(config, params, decoder.hidden_states(config, params, ids, positions, jnp.zeros_like(ids)))
 
 
 def relative_error(ours: Any, theirs: Any) -> float:

@@ -16,7 +16,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
-from e2wm_jax.config import ModelConfig
+from e2wm_jax.config import LlamaConfig, ModelConfig
 from e2wm_jax.data.batch import Batch, Row, collate
 from e2wm_jax.data.loader import sorted_batches
 from e2wm_jax.errors import InputError
@@ -24,8 +24,8 @@ from e2wm_jax.fisher import files as fisher_files
 from e2wm_jax.fisher.diagonal import Estimator, FisherResult, fisher_diagonal
 from e2wm_jax.fisher.files import read_fisher, write_fisher
 from e2wm_jax.fisher.run import FisherSettings, run
-from e2wm_jax.models import llama
-from e2wm_jax.models.llama import weight_table
+from e2wm_jax.models import decoder
+from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.weights import Model, flatten, load
 
 VARIANTS = {
@@ -157,7 +157,7 @@ def test_fisher_of_smollm2_equals_a_float64_loop(smollm2, smollm2_torch, double_
 
 def test_fisher_by_hand_where_the_blocks_do_nothing():
     """With o and down zero, the logits are W h with h the normed embedding: dL/dW = (p - one_hot) h^T."""
-    config = ModelConfig(
+    config = LlamaConfig(
         vocab_size=5,
         hidden_size=4,
         intermediate_size=4,
@@ -167,7 +167,7 @@ def test_fisher_by_hand_where_the_blocks_do_nothing():
         head_dim=2,
         max_positions=8,
     )
-    params = llama.initialize(config, jax.random.key(0))
+    params = decoder.initialize(config, jax.random.key(0))
     params["layers"]["o"]["weight"] *= 0
     params["layers"]["down"]["weight"] *= 0
     table, head = (np.asarray(params[name]["weight"], np.float64) * 50 for name in ("embed", "head"))
@@ -282,7 +282,7 @@ def test_fisher_is_the_same_on_eight_devices(model, method):
 def test_sampled_labels_average_to_the_true_fisher():
     """One sequence many times is many draws; the exact value is the sum over all pairs of labels."""
     draws, vocabulary = 4000, 4
-    config = ModelConfig(
+    config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=4,
         intermediate_size=4,
@@ -293,7 +293,7 @@ def test_sampled_labels_average_to_the_true_fisher():
         max_positions=8,
         initializer_range=0.7,
     )
-    params = llama.initialize(config, jax.random.key(3))
+    params = decoder.initialize(config, jax.random.key(3))
     row = Row(np.asarray([1, 3, 0], np.int32), 1)
     batch = collate([row], length=3, num_targets=2, batch_size=1)
 

@@ -11,7 +11,7 @@ from e2wm_jax.config import MODELS
 from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError
 from e2wm_jax.model_files import locate
-from e2wm_jax.models.llama import weight_table
+from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.weights import Model, flatten, load
 
 

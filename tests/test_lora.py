@@ -14,7 +14,7 @@ from e2wm_jax import lora
 from e2wm_jax.config import MODELS, LoraConfig, ModelConfig
 from e2wm_jax.errors import InputError
 from e2wm_jax.lora import Adapters, AdapterSpec, LoraWeight, TargetSpec
-from e2wm_jax.models import llama
+from e2wm_jax.models import decoder
 from e2wm_jax.models.weights import flatten
 
 CONFIG = replace(MODELS["tiny"], num_layers=3)
@@ -27,7 +27,7 @@ def scores(config: ModelConfig, params: Any, adapters: Adapters, spec: AdapterSp
     """Output scores [B, T, V] with the adapters attached."""
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
     params = lora.attach(params, adapters, spec)
-    return llama.logits(config, params, llama.hidden_states(config, params, ids, positions, jnp.zeros_like(ids)))
+    return decoder.logits(config, params, decoder.hidden_states(config, params, ids, positions, jnp.zeros_like(ids)))
 
 
 def random_ids(vocab: int, length: int = 12) -> np.ndarray:
@@ -46,7 +46,7 @@ def random_adapters(config: ModelConfig, spec: AdapterSpec) -> Adapters:
 
 @pytest.fixture(scope="module")
 def params() -> Any:
-    return llama.initialize(CONFIG, jax.random.key(0))
+    return decoder.initialize(CONFIG, jax.random.key(0))
 
 
 # ---------------------------------------------------------------------------------------------------------------- spec

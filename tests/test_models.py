@@ -1,5 +1,6 @@
 """The decoder against transformers, and its own invariances: padding, packing, shared prefixes, remat, dtype."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from e2wm_jax.config import MODELS, ModelConfig
 from e2wm_jax.data.batch import Row, collate
-from e2wm_jax.models import llama
+from e2wm_jax.models import decoder
 from e2wm_jax.models.likelihood import target_labels, target_logits, target_nll
 from e2wm_jax.models.weights import flatten, load
 
@@ -59,7 +60,7 @@ def relative_error(ours: Any, theirs: Any) -> float:
 @partial(jax.jit, static_argnames=("config", "remat"))
 def scores(config: ModelConfig, params: Any, ids: Any, positions: Any, segments: Any, remat: bool = False) -> jax.Array:
     """Output scores [B, T, V] of every token."""
-    return llama.logits(config, params, llama.hidden_states(config, params, ids, positions, segments, remat=remat))
+    return decoder.logits(config, params, decoder.hidden_states(config, params, ids, positions, segments, remat=remat))
 
 
 def row_scores(config: ModelConfig, params: Any, ids: Any) -> jax.Array:
@@ -88,7 +89,7 @@ def random_ids(*shape: int, vocab: int = 320) -> np.ndarray:
 @pytest.fixture(scope="module")
 def tiny() -> tuple[ModelConfig, Any]:
     """A random model of our own preset."""
-    return MODELS["tiny"], llama.initialize(MODELS["tiny"], jax.random.key(0))
+    return MODELS["tiny"], decoder.initialize(MODELS["tiny"], jax.random.key(0))
 
 
 # ------------------------------------------------------------------------------------------- the same as transformers
@@ -147,7 +148,7 @@ def test_gradient_of_the_loss_is_torchs(name: str, save_llama: Any, tmp_path: Pa
     assert float(value) == pytest.approx(total.item(), rel=1e-5)
 
     expected = dict(theirs.named_parameters())
-    table = llama.weight_table(ours.config)
+    table = decoder.weight_table(ours.config)
     for path, ours_gradient in flatten(gradient).items():
         layers = ours_gradient if table[path].stacked else ours_gradient[None]
         for layer, one in enumerate(layers):
@@ -258,10 +259,10 @@ def test_remat_changes_memory_not_numbers(tiny: tuple[ModelConfig, Any]) -> None
 
 def test_layers_are_one_scan_however_many_there_are() -> None:
     def program(num_layers: int) -> str:
-        config = ModelConfig(**{**vars(MODELS["tiny"]), "num_layers": num_layers})
-        params = jax.eval_shape(partial(llama.initialize, config), jax.random.key(0))
+        config = replace(MODELS["tiny"], num_layers=num_layers)
+        params = jax.eval_shape(partial(decoder.initialize, config), jax.random.key(0))
         ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
-        return str(jax.make_jaxpr(partial(llama.hidden_states, config))(params, ids, ids, ids))
+        return str(jax.make_jaxpr(partial(decoder.hidden_states, config))(params, ids, ids, ids))
 
     two, five = program(2), program(5)
     assert two.count("scan[") == five.count("scan[") == 1

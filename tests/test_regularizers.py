@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from e2wm_jax.config import MODELS, LoraConfig, ModelConfig
+from e2wm_jax.config import MODELS, LlamaConfig, LoraConfig, ModelConfig
 from e2wm_jax.lora import Adapters, AdapterSpec, TargetSpec, adapter_spec, delta, initialize
-from e2wm_jax.models.llama import weight_table
+from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.regularizers.quadratic import PENALTIES, Fisher, ewc_penalty, l2_penalty, no_penalty, rowmax127
 
 TINY = MODELS["tiny"]
@@ -146,7 +146,7 @@ def test_rowmax127_by_hand():
 
 def test_ewc_never_holds_the_weight_change_of_all_layers():
     layers, width = 12, 256
-    config = ModelConfig(
+    config = LlamaConfig(
         vocab_size=16,
         hidden_size=width,
         intermediate_size=width,

@@ -32,7 +32,7 @@ from e2wm_jax.fisher.files import write_fisher
 from e2wm_jax.lora import adapter_spec, initialize
 from e2wm_jax.metrics import read_metrics
 from e2wm_jax.model_files import locate
-from e2wm_jax.models.llama import weight_table
+from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.weights import Model, load
 from e2wm_jax.regularizers.quadratic import ewc_penalty, l2_penalty, rowmax127
 from e2wm_jax.train.run import run

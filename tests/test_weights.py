@@ -11,7 +11,7 @@ import pytest
 
 from e2wm_jax.errors import InputError
 from e2wm_jax.model_files import locate
-from e2wm_jax.models.llama import weight_table
+from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.weights import Model, flatten, load
 
 torch = pytest.importorskip("torch")
@@ -161,7 +161,7 @@ def test_directory_without_configuration_or_weights(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gpt_neo"}, r"model_type is 'gpt_neo'; supported: 'llama'"),
+        ({"model_type": "gpt2"}, r"model_type is 'gpt2'; supported: .*llama"),
         ({"hidden_act": "gelu"}, r"hidden_act is 'gelu'; supported: 'silu'"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, r"rotary scaling 'linear' is not supported"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, r"rotary scaling 'dynamic' is not supported"),

@@ -21,7 +21,7 @@ class Batch(NamedTuple):
 
     ids: Array  # [B, T] int32
     positions: Array  # [B, T] int32
-    segments: Array  # [B, T] int32, see models.layers.attention_mask; -1 is padding
+    segments: Array  # [B, T] int32, see models.decoder.visibility; -1 is padding
     targets: Array  # [B, M] int32, at least 1
     weights: Array  # [B, M] float32, 0 where there is no target
 

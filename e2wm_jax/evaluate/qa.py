@@ -4,7 +4,7 @@
     calibrated   log p(answer | input) - log p(answer | "Answer:")           housework_qa, neg_housework_qa, act_infer
 
 All answers of a question go through the model in one row: the tokens they share are segment 0, each answer's own tokens
-a segment behind it (models.layers.attention_mask).  The prompt, by far the longest part, is computed once.
+a segment behind it (models.decoder.visibility).  The prompt, by far the longest part, is computed once.
 """
 
 from collections import Counter

@@ -16,7 +16,7 @@ from e2wm_jax.config import ModelConfig
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json, write_json
 from e2wm_jax.fisher.diagonal import Estimator, FisherResult, Flat
-from e2wm_jax.models.llama import weight_table
+from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.weights import Model, config_to_hf
 from e2wm_jax.tensor_files import TensorFiles, open_tensors, write_safetensors
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from e2wm_jax.config import ALL_LINEAR_TARGETS
 from e2wm_jax.data.loader import sorted_batches
 from e2wm_jax.data.source import PYDOC_SPLITS, read_documents
 from e2wm_jax.data.tokenize import document_rows
@@ -15,8 +14,9 @@ from e2wm_jax.errors import InputError, check_at_least
 from e2wm_jax.files import sha256
 from e2wm_jax.fisher.diagonal import Estimator, Labels, Method, Reduction, fisher_diagonal
 from e2wm_jax.fisher.files import write_fisher
+from e2wm_jax.lora import linear_modules
 from e2wm_jax.model_files import locate
-from e2wm_jax.models.llama import weight_table
+from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.weights import load
 from e2wm_jax.progress import progress_bar
 
@@ -75,6 +75,8 @@ def run(settings: FisherSettings) -> dict[str, Any]:
         for path, spec in weight_table(model.config).items()
         if keep is None or any(keep.fullmatch(spec.hf.format(layer)) for layer in (layers if spec.stacked else (0,)))
     }
+    if settings.params == "lora-targets":
+        selected = {f"{path}.weight" for path in linear_modules(model.config)}
     if not selected:
         raise InputError(
             f"--params {settings.params!r} matches no parameter, e.g. model.layers.0.self_attn.q_proj.weight"
@@ -115,7 +117,7 @@ def run(settings: FisherSettings) -> dict[str, Any]:
 
 
 def check(settings: FisherSettings) -> re.Pattern[str] | None:
-    """Refuse settings that cannot work; returns the pattern of the parameters to keep (None: all)."""
+    """Refuse settings that cannot work; returns the pattern of the parameters to keep, if one was given."""
     check_at_least(
         ("--samples", settings.samples, 1),
         ("--max-length", settings.max_length, 2),
@@ -123,13 +125,12 @@ def check(settings: FisherSettings) -> re.Pattern[str] | None:
     )
     if settings.out.exists() and (not settings.out.is_dir() or any(settings.out.iterdir())):
         raise InputError(f"--out {settings.out}: already holds something; give a new or empty directory")
-    if settings.params == "all":
+    if settings.params in ("all", "lora-targets"):
         return None
-    pattern = rf"{ALL_LINEAR_TARGETS}\.weight" if settings.params == "lora-targets" else settings.params
     try:
-        return re.compile(pattern)
+        return re.compile(settings.params)
     except re.error as error:
-        raise InputError(f"--params {pattern!r}: not a regular expression ({error})") from error
+        raise InputError(f"--params {settings.params!r}: not a regular expression ({error})") from error
 
 
 def describe(path: str) -> dict[str, str]:

@@ -94,24 +94,12 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
 
 
-def attention_mask(segments: jax.Array) -> jax.Array:
-    """Who sees whom, [B, 1, T, T], from segments [B, T].
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float | None = None) -> jax.Array:
+    """Dot-product attention scaled by 1 / sqrt(K) unless told otherwise, softmax in float32.
 
-    A token sees earlier tokens of its own segment and of segment 0.  An ordinary row is all 0; packed documents are
-    1, 2, ...; answer options 1, 2, ... behind a prefix in segment 0 share that prefix; padding is -1.
+    q [B, T, H, K]; k, v [B, S, G, K], each shared by H / G query heads; mask [B, 1, T, S] -> [B, T, H, K].
     """
-    own = segments[:, :, None] == segments[:, None, :]
-    prefix = segments[:, None, :] == 0
-    order = jnp.arange(segments.shape[1])
-    return ((own | prefix) & (order[:, None] >= order[None, :]))[:, None]
-
-
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """Scaled dot-product attention, softmax in float32.
-
-    q [B, T, H, K]; k, v [B, T, G, K], each shared by H / G query heads; mask [B, 1, T, T] -> [B, T, H, K].
-    """
-    return jax.nn.dot_product_attention(q, k, v, mask=mask)
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale)
 
 
 def negative_log_likelihood(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -5,15 +5,15 @@ import jax.numpy as jnp
 
 from e2wm_jax.config import ModelConfig
 from e2wm_jax.data.batch import Batch
-from e2wm_jax.models import llama
+from e2wm_jax.models import decoder
 from e2wm_jax.models.layers import Params, negative_log_likelihood
 
 
 def target_logits(config: ModelConfig, params: Params, batch: Batch, *, remat: bool = False) -> jax.Array:
     """Output scores [B, M, V] from which each target token is predicted."""
-    hidden = llama.hidden_states(config, params, batch.ids, batch.positions, batch.segments, remat=remat)
+    hidden = decoder.hidden_states(config, params, batch.ids, batch.positions, batch.segments, remat=remat)
     previous = jnp.take_along_axis(hidden, (batch.targets - 1)[..., None], axis=1)
-    return llama.logits(config, params, previous)
+    return decoder.logits(config, params, previous)
 
 
 def target_labels(batch: Batch) -> jax.Array:

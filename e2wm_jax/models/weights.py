@@ -5,10 +5,11 @@ in host memory at a time.
 """
 
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import flax.traverse_util
 import jax
@@ -18,9 +19,11 @@ import numpy as np
 from e2wm_jax.config import DType, ModelConfig
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json
-from e2wm_jax.model_files import ModelFiles, locate, open_gguf
+from e2wm_jax.model_files import ModelFiles, locate
+from e2wm_jax.models.decoder import FAMILIES, family_of, weight_table
+from e2wm_jax.models.gguf import open_gguf_model
 from e2wm_jax.models.layers import Params
-from e2wm_jax.models.llama import WeightSpec, weight_table
+from e2wm_jax.models.weight_table import WeightSpec, WeightTable
 from e2wm_jax.tensor_files import TensorFiles, open_tensors
 
 _FINGERPRINT_SAMPLES = 4096  # values hashed per parameter
@@ -43,7 +46,7 @@ def load(model: str | ModelFiles, dtype: DType = "float32") -> Model:
         InputError: if the files are missing, of another architecture, or do not fit their own configuration.
     """
     files = locate(model) if isinstance(model, str) else model
-    config, source = _open_gguf(files) if files.format == "gguf" else _open_directory(files)
+    config, source = open_gguf_model(files.path) if files.format == "gguf" else _open_directory(files)
     table = weight_table(config)
     _check(files, config, table, source)
     flat = {path: jnp.asarray(_gather(spec, config, source), dtype) for path, spec in table.items()}
@@ -82,18 +85,18 @@ def _gather(spec: WeightSpec, config: ModelConfig, source: TensorFiles) -> np.nd
     return np.stack([source.read(spec.hf.format(layer)) for layer in range(config.num_layers)])
 
 
-def _expected(config: ModelConfig, table: dict[str, WeightSpec]) -> Iterable[tuple[str, tuple[int, ...]]]:
+def _expected(config: ModelConfig, table: WeightTable) -> Iterable[tuple[str, tuple[int, ...]]]:
     for spec in table.values():
         for layer in range(config.num_layers) if spec.stacked else (0,):
             yield spec.hf.format(layer), spec.shape
 
 
-def _check(files: ModelFiles, config: ModelConfig, table: dict[str, WeightSpec], source: TensorFiles) -> None:
+def _check(files: ModelFiles, config: ModelConfig, table: WeightTable, source: TensorFiles) -> None:
     """The tensors are exactly those that the configuration asks for."""
     expected = dict(_expected(config, table))
     if missing := sorted(expected.keys() - source.names):
         raise InputError(f"{files.path}: {len(missing)} weights are missing, the first is {missing[0]}")
-    ignored = {name for name in source.names if name.endswith("rotary_emb.inv_freq")}
+    ignored = {name for name in source.names if re.fullmatch(family_of(config).IGNORED, name)}
     ignored |= {"lm_head.weight"} if config.tied else set()
     if extra := sorted(source.names - expected.keys() - ignored):
         raise InputError(
@@ -107,12 +110,9 @@ def _check(files: ModelFiles, config: ModelConfig, table: dict[str, WeightSpec],
             )
 
 
-# ---------------------------------------------------------------------------------------------- Hugging Face directory
-
-
 def _open_directory(files: ModelFiles) -> tuple[ModelConfig, TensorFiles]:
-    config = config_from_hf(read_json(files.path / "config.json"), files.path / "config.json")
-    return config, open_tensors(files.path)
+    path = files.path / "config.json"
+    return config_from_hf(read_json(path), path), open_tensors(files.path)
 
 
 def config_from_hf(raw: dict[str, Any], path: Path) -> ModelConfig:
@@ -121,122 +121,17 @@ def config_from_hf(raw: dict[str, Any], path: Path) -> ModelConfig:
     Raises:
         InputError: for another architecture or an option that the forward pass does not implement.
     """
-    if raw.get("model_type") != "llama":
-        raise InputError(f"{path}: model_type is {raw.get('model_type')!r}; supported: 'llama'")
-    rope = {"rope_theta": 10000.0, **(raw.get("rope_parameters") or {})}
-    scaling = raw.get("rope_scaling") or {}
-    kind = scaling.get("rope_type", scaling.get("type", rope.get("rope_type", "default")))
-    if kind not in ("default", None):
-        raise InputError(f"{path}: rotary scaling {kind!r} is not supported; supported: none")
-    if raw.get("hidden_act", "silu") != "silu":
-        raise InputError(f"{path}: hidden_act is {raw['hidden_act']!r}; supported: 'silu'")
+    known = {name: family for family in FAMILIES.values() for name in family.MODEL_TYPES}
+    if raw.get("model_type") not in known:
+        raise InputError(f"{path}: model_type is {raw.get('model_type')!r}; supported: {', '.join(sorted(known))}")
     try:
-        config = ModelConfig(
-            vocab_size=int(raw["vocab_size"]),
-            hidden_size=int(raw["hidden_size"]),
-            intermediate_size=int(raw["intermediate_size"]),
-            num_layers=int(raw["num_hidden_layers"]),
-            num_heads=(heads := int(raw["num_attention_heads"])),
-            num_kv_heads=int(raw.get("num_key_value_heads") or heads),
-            head_dim=int(raw.get("head_dim") or int(raw["hidden_size"]) // max(heads, 1)),
-            max_positions=int(raw.get("max_position_embeddings", 2048)),
-            rope_theta=float(raw.get("rope_theta", rope["rope_theta"])),
-            norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-            tied=bool(raw.get("tie_word_embeddings", False)),
-            attention_bias=bool(raw.get("attention_bias", False)),
-            mlp_bias=bool(raw.get("mlp_bias", False)),
-            initializer_range=float(raw.get("initializer_range", 0.02)),
-        )
+        return cast(ModelConfig, known[raw["model_type"]].from_hf(raw, path))
     except KeyError as error:
         raise InputError(f"{path}: the key {error.args[0]!r} is missing") from error
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: a size or constant is no number ({error})") from error
-    if min(config.num_heads, config.num_kv_heads) < 1 or config.num_heads % config.num_kv_heads or config.head_dim % 2:
-        raise InputError(
-            f"{path}: {config.num_heads} heads, {config.num_kv_heads} key/value heads of size {config.head_dim}: heads "
-            "must be a multiple of key/value heads, and their size even"
-        )
-    return config
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     """Inverse of `config_from_hf`: what transformers needs to build the model."""
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "max_position_embeddings": config.max_positions,
-        "rope_theta": config.rope_theta,
-        "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tied,
-        "attention_bias": config.attention_bias,
-        "mlp_bias": config.mlp_bias,
-        "hidden_act": "silu",
-        "initializer_range": config.initializer_range,
-    }
-
-
-# ---------------------------------------------------------------------------------------------------------------- GGUF
-
-
-def _open_gguf(files: ModelFiles) -> tuple[ModelConfig, TensorFiles]:
-    import gguf
-
-    reader = open_gguf(files.path)
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    fields = {name: field.contents() for name, field in reader.fields.items()}
-    config = _config_from_gguf(fields, tied="output.weight" not in tensors, path=files.path)
-    names = {}
-    for spec in weight_table(config).values():
-        for layer in range(config.num_layers) if spec.stacked else (0,):
-            if spec.gguf.format(layer) in tensors:
-                names[spec.hf.format(layer)] = spec.gguf.format(layer)
-    if unknown := sorted(tensors.keys() - set(names.values())):
-        raise InputError(f"{files.path}: unexpected tensor {unknown[0]}; this variant is not supported")
-
-    def read(name: str) -> np.ndarray:
-        tensor = tensors[names[name]]
-        value = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        if ".q_proj." in name or ".k_proj." in name:
-            return _unpermute(value, config.head_dim)
-        return value
-
-    return config, TensorFiles(
-        frozenset(names), lambda name: tuple(int(n) for n in reversed(tensors[names[name]].shape)), read
-    )
-
-
-def _unpermute(value: np.ndarray, head_dim: int) -> np.ndarray:
-    """GGUF interleaves the two halves of each rotary head (2i, 2i + 1), Hugging Face side by side (i, i + K/2)."""
-    return value.reshape(-1, head_dim // 2, 2, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)
-
-
-def _config_from_gguf(fields: dict[str, Any], *, tied: bool, path: Path) -> ModelConfig:
-    architecture = fields.get("general.architecture")
-    if architecture != "llama":
-        raise InputError(f"{path}: architecture is {architecture!r}; supported: 'llama'")
-    if fields.get("llama.rope.scaling.type", "none") != "none":
-        raise InputError(f"{path}: rotary scaling {fields['llama.rope.scaling.type']!r} is not supported")
-    try:
-        hidden, heads = int(fields["llama.embedding_length"]), int(fields["llama.attention.head_count"])
-        return ModelConfig(
-            vocab_size=len(fields["tokenizer.ggml.tokens"]),
-            hidden_size=hidden,
-            intermediate_size=int(fields["llama.feed_forward_length"]),
-            num_layers=int(fields["llama.block_count"]),
-            num_heads=heads,
-            num_kv_heads=int(fields.get("llama.attention.head_count_kv", heads)),
-            head_dim=int(fields.get("llama.rope.dimension_count", hidden // heads)),
-            max_positions=int(fields["llama.context_length"]),
-            rope_theta=float(fields.get("llama.rope.freq_base", 10000.0)),
-            norm_eps=float(np.float32(fields["llama.attention.layer_norm_rms_epsilon"])),
-            tied=tied,
-        )
-    except KeyError as error:
-        raise InputError(f"{path}: the metadata key {error.args[0]!r} is missing") from error
+    return family_of(config).to_hf(config)
