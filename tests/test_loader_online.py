@@ -353,13 +353,13 @@ def test_training_reads_online_data_like_files_and_resumes_after_sigkill(tiny_ll
     options: dict[str, Any] = {
         "model": str(tiny_llama),
         "data": f"1 online:obj_move 0.5 {tmp_path / 'file.json'}",
-        "batch_size": 4,
-        "steps": 5,
+        "batch_size": 2,
+        "steps": 4,
         "max_length": 2048,
         "checkpoint_every": 2,
     }
     whole = run(TrainSettings(out=tmp_path / "whole", workers=0, **options))
-    assert whole["steps"] == 5
+    assert whole["steps"] == 4
     rows = (tmp_path / "whole/metrics.jsonl").read_text().splitlines()
     names = [name for row in rows for name in json.loads(row)["examples"]]
     assert {type(name) for name in names} == {int, str}

@@ -176,12 +176,13 @@ def _plain_epochs(rows: list[Row], settings: LoaderBenchSettings) -> Iterator[tu
 def _online(settings: LoaderBenchSettings, maker: RowMaker, task: OnlineTask, step: _Pace) -> dict[str, Any]:
     """An online task in this process, one unit after the other, and through the loader with workers.
 
-    Each makes the same examples from a standing start; only the start of the processes is left out.
+    Each makes the same examples. What a process does once is left out: its start, compiling, reading the programs.
     """
     say(f"bench loader: {task.name}")
     maker = RowMaker(
         maker.tokenizer, ((1.0, task), (1.0, _OBJ_MOVE)), settings.seed, settings.max_length, skip_truncated=True
     )
+    maker(Unit(1, _FAR))
     plain = _time(_until(settings.seconds, _plain_units(maker)))
     paces = {"plain loop": plain}
     for count in settings.workers:
