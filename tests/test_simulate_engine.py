@@ -19,7 +19,7 @@ from e2wm_jax.simulate import engine, native, native_legal, robothow, scenes
 from e2wm_jax.simulate.actions import parse_action
 from e2wm_jax.simulate.graph import Scene, parse_graph
 from e2wm_jax.simulate.rules import DIALECTS, RULES, VERB_INDEX
-from e2wm_jax.simulate.tables import INSIDE, Tables, tables_of
+from e2wm_jax.simulate.tables import CLOSE, INSIDE, ON, Tables, tables_of
 
 WORLD = Path(os.environ.get("E2WM_DATA", Path(__file__).parents[1] / ".." / "shared" / "data")).parent / "world"
 GOLDENS = {"vh23": "public", "vh19": "vh19_public", "e2wm": "e2wm_public"}
@@ -234,7 +234,7 @@ def check_goldens(dialect: str, *, every: int, misses: int) -> None:
         pytest.skip(f"no reference trajectories in {path.parent}; set E2WM_DATA")
     if not robothow.has_robothow():
         pytest.skip("virtualhome-eval is not installed: pip install --no-deps virtualhome-eval==0.1.1")
-    wrong, steps = [], 0
+    wrong, unexplained, steps = [], [], 0
     with gzip.open(path, "rt") as file:
         records = [json.loads(line) for index, line in enumerate(file) if index % every == 0]
     for record in records:
@@ -249,10 +249,41 @@ def check_goldens(dialect: str, *, every: int, misses: int) -> None:
         assert played.outcomes[:, 0].tolist() == expected, record["id"]
         after, outcomes, _, _ = on_device(tables, played)
         wrong += [f"{record['id']}: {line}" for line in differing(tables, played, after, outcomes)]
+        unexplained += [
+            f"{record['id']}: {index}"
+            for index in np.flatnonzero((after != played.after).any(1))
+            if not is_other_place(tables, played, int(index), after[index])
+        ]
         steps += len(asked)
     assert steps > 14 * len(records)
     assert len(wrong) <= misses, wrong
-    assert all(": Grab " in line for line in wrong), wrong  # SPEC's misses: where a thing was grabbed, never what moves
+    assert not unexplained
+
+
+def is_other_place(tables: Tables, played: Played, index: int, after: np.ndarray) -> bool:
+    """Whether a line took up a thing that lay at several places of one kind, and only the place that was noted is
+    another of these: what SPEC.md section 4 lets an engine miss."""
+    flat, layout = native.native_tables(tables), tables.layout
+    verb, x, _ = played.lines[index]
+    row = np.zeros(tables.words, np.uint32)
+    places: set[int] = set()
+    for relation in (ON, INSIDE, CLOSE):
+        native.targets(flat, played.before[index], relation, x, row)
+        places = places or set(members(row).tolist()) - set(members(tables.rooms).tolist())
+    expected = played.after[index]
+    noted = {int(vector[layout.memory + x] >> 2) for vector in (after, expected)}
+    # The note is 1 + relation + 4 * place; the character is then near that place, and near the other one or not.
+    same = np.ones(len(after), bool)
+    same[layout.memory + x] = False
+    same[layout.close : layout.facing] = False
+    near = {*members(after[layout.close : layout.facing] ^ expected[layout.close : layout.facing]).tolist()}
+    return (
+        RULES[verb].verb == "Grab"
+        and len(noted) == 2
+        and noted <= places
+        and near <= noted
+        and bool((after[same] == expected[same]).all())
+    )
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
