@@ -14,7 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.simulate import native, native_best_first, native_search, planner, robothow, scenes, virtualhome
+from e2wm_jax.simulate import (
+    native_best_first,
+    native_order,
+    native_search,
+    native_tables,
+    planner,
+    robothow,
+    scenes,
+    virtualhome,
+)
 from e2wm_jax.simulate.actions import VERBS, Action, Thing, parse_action
 from e2wm_jax.simulate.array_world import ArrayWorld
 from e2wm_jax.simulate.engines import open_world, search
@@ -132,10 +141,10 @@ def test_a_set_is_emulated_as_cpython_keeps_it():
     @settings(deadline=None, max_examples=200)
     @given(st.lists(st.integers(0, 2000), max_size=90))
     def same_order(numbers: list[int]) -> None:
-        table, mask, fill = np.full(native.MOST_LISTED, -1, np.int64), 7, 0
+        table, mask, fill = np.full(native_tables.MOST_LISTED, -1, np.int64), 7, 0
         order = {*()}
         for number in numbers:
-            mask, fill = native.insert(table, np.int64(mask), np.int64(fill), np.int64(number))
+            mask, fill = native_order.insert(table, np.int64(mask), np.int64(fill), np.int64(number))
             order.add(number)
         assert [int(number) for number in table[: mask + 1] if number >= 0] == list(order)
 

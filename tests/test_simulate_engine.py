@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.simulate import engine, native, native_legal, robothow, scenes
+from e2wm_jax.simulate import engine, native, native_edges, native_legal, native_tables, robothow, scenes
 from e2wm_jax.simulate.actions import parse_action
 from e2wm_jax.simulate.graph import Scene, parse_graph
 from e2wm_jax.simulate.rules import DIALECTS, RULES, VERB_INDEX
@@ -62,7 +62,7 @@ def random_lines(tables: Tables, vector: np.ndarray, rng: random.Random) -> Iter
 
 def play(tables: Tables, lines: Iterator[tuple[int, int, int]], vector: np.ndarray, count: int) -> Played:
     """Execute so many lines on ``vector``, in place."""
-    flat = native.native_tables(tables)
+    flat = native_tables.native_tables(tables)
     before, done, after, outcomes = [], [], [], []
     for line, _ in zip(lines, range(count), strict=False):
         before.append(vector.copy())
@@ -104,7 +104,7 @@ def differing(tables: Tables, played: Played, after: np.ndarray, outcomes: np.nd
 
 def tried(tables: Tables, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Masks as `native_legal.legal` describes them, from trying every line."""
-    flat, character = native.native_tables(tables), tables.character
+    flat, character = native_tables.native_tables(tables), tables.character
     held = [int(thing) - 1 for thing in vector[tables.layout.hands : tables.layout.memory]]
 
     def works(verb: int, x: int, y: int) -> bool:
@@ -171,7 +171,7 @@ def nested() -> Scene:
 def agree(scene: Scene, dialect: str, *, lines: int, seed: int, tries: int, sizes: engine.Sizes = SIZES) -> None:
     """Random lines: the same states, outcomes and masks everywhere, and some of the masks tried out."""
     tables, rng = tables_of(scene, dialect), random.Random(f"{seed}")
-    flat = native.native_tables(tables)
+    flat = native_tables.native_tables(tables)
     episodes = []
     for _ in range(lines // BATCH):
         vector = tables.start.copy()
@@ -263,12 +263,12 @@ def check_goldens(dialect: str, *, every: int, misses: int) -> None:
 def is_other_place(tables: Tables, played: Played, index: int, after: np.ndarray) -> bool:
     """Whether a line took up a thing that lay at several places of one kind, and only the place that was noted is
     another of these: what SPEC.md section 4 lets an engine miss."""
-    flat, layout = native.native_tables(tables), tables.layout
+    flat, layout = native_tables.native_tables(tables), tables.layout
     verb, x, _ = played.lines[index]
     row = np.zeros(tables.words, np.uint32)
     places: set[int] = set()
     for relation in (ON, INSIDE, CLOSE):
-        native.targets(flat, played.before[index], relation, x, row)
+        native_edges.targets(flat, played.before[index], relation, x, row)
         places = places or set(members(row).tolist()) - set(members(tables.rooms).tolist())
     expected = played.after[index]
     noted = {int(vector[layout.memory + x] >> 2) for vector in (after, expected)}
@@ -323,7 +323,7 @@ def test_random_play_on_eight_devices_is_legal_and_needs_no_communication():
 
     seen = set()
     for index, tables in enumerate(chosen):
-        vector, flat = tables.start.copy(), native.native_tables(tables)
+        vector, flat = tables.start.copy(), native_tables.native_tables(tables)
         for line in zip(*(part[index].tolist() for part in actions), strict=True):
             assert native.advance(flat, vector, *line)
             seen.add(RULES[line[0]].verb)

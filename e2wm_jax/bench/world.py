@@ -10,7 +10,7 @@ import numpy as np
 
 from e2wm_jax.errors import check_at_least
 from e2wm_jax.progress import say
-from e2wm_jax.simulate import engine, native, native_legal, scenes
+from e2wm_jax.simulate import engine, native, native_legal, native_tables, scenes
 from e2wm_jax.simulate.actions import Action, Thing
 from e2wm_jax.simulate.array_world import ArrayWorld
 from e2wm_jax.simulate.compiled import jit
@@ -215,7 +215,7 @@ def _native(
 ) -> dict[tuple[str, int, bool], tuple[int, Callable[[], Any]]]:
     """One compiled environment on one core; the lines are repeated, for they would be over too soon."""
     tables = tables_of(scene, settings.dialect)
-    flat = native.native_tables(tables)
+    flat = native_tables.native_tables(tables)
     one = np.zeros((len(RULES), tables.words), np.uint32)
     two = np.zeros((len(engine.TWO_THINGS), 2, tables.words), np.uint32)
     times, total = 50, settings.episodes * settings.length

@@ -7,7 +7,7 @@ from itertools import permutations
 
 import numpy as np
 
-from e2wm_jax.simulate import native
+from e2wm_jax.simulate import native, native_edges, native_order, native_places, native_tables
 from e2wm_jax.simulate.actions import VERBS, Action, Thing
 from e2wm_jax.simulate.rules import RULES, VERB_INDEX, Check, Effect, Otherwise, Test
 from e2wm_jax.simulate.scenes import STATES, Scene
@@ -25,7 +25,7 @@ class Base:
 
     scene: Scene
     tables: Tables
-    native: native.NativeTables
+    native: native_tables.NativeTables
     number: dict[int, int]  # node id -> number
     constant: frozenset[Edge]  # of the relations that no action changes
 
@@ -120,7 +120,7 @@ class ArrayWorld:
         words |= {f"{key}NAME": str(thing) for key, thing in zip("XY", action.things, strict=False)}
         if check.test is Test.SAME_ROOM:
             for key, node in (("CROOM", tables.character), ("XROOM", x)):
-                words[key] = _name(state, native.room(state.base.native, vector, node))
+                words[key] = _name(state, native_places.room(state.base.native, vector, node))
         return check.message.format(**words)
 
     def legal_actions(self, state: ArrayState, verbs: Iterable[str], nodes: Iterable[int]) -> list[Action]:
@@ -151,10 +151,10 @@ class ArrayWorld:
             return tuple(b for a, r, b in state.base.constant if (a, r) == (node, relation))
         index = RELATIONS.index(relation)
         row, out = np.empty(tables.words, np.uint32), np.empty(tables.nodes, np.int64)
-        native.targets(state.base.native, state.vector, index, number, row)
+        native_edges.targets(state.base.native, state.vector, index, number, row)
         if index not in (ON, INSIDE, CLOSE):
             return tuple(ids[_members(row)].tolist())
-        count = native.in_set_order(state.base.native, state.vector, index, number, row, out)
+        count = native_order.in_set_order(state.base.native, state.vector, index, number, row, out)
         return tuple(ids[out[:count]].tolist())
 
     def sources(self, state: ArrayState, node: int, relation: str) -> frozenset[int]:
@@ -163,7 +163,7 @@ class ArrayWorld:
         if relation not in RELATIONS:
             return frozenset(a for a, r, b in self.edges(state) if (r, b) == (relation, node))
         row = np.empty(tables.words, np.uint32)
-        native.sources(state.base.native, state.vector, RELATIONS.index(relation), state.base.number[node], row)
+        native_edges.sources(state.base.native, state.vector, RELATIONS.index(relation), state.base.number[node], row)
         return frozenset(tables.ids[_members(row)].tolist())
 
     def edges(self, state: ArrayState) -> set[Edge]:
@@ -173,7 +173,7 @@ class ArrayWorld:
         found = set(state.base.constant)
         for number, source in enumerate(ids.tolist()):
             for relation, name in enumerate(RELATIONS):
-                native.targets(state.base.native, vector, relation, number, row)
+                native_edges.targets(state.base.native, vector, relation, number, row)
                 found.update((source, name, target) for target in ids[_members(row)].tolist())
         for hand, name in enumerate(HOLDING, start=tables.layout.hands):
             if vector[hand]:
@@ -206,7 +206,7 @@ def _base(scene: Scene, dialect: str) -> Base:
     tables = tables_of(scene, dialect)
     constant = frozenset(edge for edge in scene.edges if edge[1] not in RELATIONS and edge[1] not in HOLDING)
     number = {node: index for index, node in enumerate(scene.nodes)}
-    return Base(scene, tables, native.native_tables(tables), number, constant)
+    return Base(scene, tables, native_tables.native_tables(tables), number, constant)
 
 
 def _compile(
@@ -283,8 +283,11 @@ def _gained_states(old: ArrayState, new: ArrayState) -> tuple[NodeState, ...]:
 def _doors_message(state: ArrayState, x: int) -> str:
     """Why the doors do not let the character pass; "KeyError" is an exception's name."""
     tables, vector = state.base.tables, state.vector
-    reason = native.doors_open(state.base.native, vector, x)
-    here, there = native.room(state.base.native, vector, tables.character), native.room(state.base.native, vector, x)
+    reason = native_places.doors_open(state.base.native, vector, x)
+    here, there = (
+        native_places.room(state.base.native, vector, tables.character),
+        native_places.room(state.base.native, vector, x),
+    )
     if reason == 3:
         return "KeyError"
     if reason == 1:

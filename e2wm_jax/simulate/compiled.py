@@ -14,7 +14,8 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 # What compiled code is made of: its own modules and those whose constants it reads.
 _SOURCES = (
-    *("native", "native_best_first", "native_legal", "native_search"),
+    *("native", "native_best_first", "native_edges", "native_legal", "native_order", "native_places", "native_search"),
+    "native_tables",
     *("compiled", "macros", "planner", "rules", "tables"),
 )
 
@@ -30,7 +31,9 @@ _STAMP = _digest()
 class _Cache(FunctionCache):
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
-        self._cache_file = IndexDataCacheFile(self._cache_path, self._impl.filename_base, _STAMP)
+        # The stamp is in the name too: an index of other sources may name classes that are no longer there.
+        name = f"{self._impl.filename_base}-{_STAMP[:12]}"
+        self._cache_file = IndexDataCacheFile(self._cache_path, name, _STAMP)
 
 
 def jit(function: Callable[..., Any]) -> Any:

@@ -14,7 +14,6 @@ import numpy as np
 from e2wm_jax.simulate.array_world import ArrayWorld
 from e2wm_jax.simulate.compiled import jit
 from e2wm_jax.simulate.goals import Goal
-from e2wm_jax.simulate.native import AT_COUNT, AT_EDGES, AT_STATES, NODES, WORDS
 from e2wm_jax.simulate.native_search import (
     count_bits,
     first_moves,
@@ -25,6 +24,7 @@ from e2wm_jax.simulate.native_search import (
     shorten_best,
     task_of,
 )
+from e2wm_jax.simulate.native_tables import AT_COUNT, AT_EDGES, AT_STATES, NODES, WORDS
 from e2wm_jax.simulate.planner import Plan, Reward
 from e2wm_jax.simulate.scenes import Scene
 

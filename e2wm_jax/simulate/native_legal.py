@@ -3,7 +3,10 @@
 import numpy as np
 
 from e2wm_jax.simulate.compiled import jit
-from e2wm_jax.simulate.native import (
+from e2wm_jax.simulate.native import first_failing, passes
+from e2wm_jax.simulate.native_edges import bit, clear_bit, edge_relation, edge_source, edge_target, next_node, put_bit
+from e2wm_jax.simulate.native_places import doors_open, held_in
+from e2wm_jax.simulate.native_tables import (
     ACCESSIBLE,
     ARGUMENT,
     ARITIES,
@@ -84,19 +87,8 @@ from e2wm_jax.simulate.native import (
     WALKABLE,
     WORDS,
     WORN,
-    bit,
     check_of,
-    clear_bit,
-    doors_open,
-    edge_relation,
-    edge_source,
-    edge_target,
     effect_of,
-    first_failing,
-    held_in,
-    next_node,
-    passes,
-    put_bit,
 )
 
 

@@ -16,7 +16,11 @@ from e2wm_jax.simulate.array_world import ArrayState, ArrayWorld
 from e2wm_jax.simulate.compiled import jit
 from e2wm_jax.simulate.goals import Goal
 from e2wm_jax.simulate.macros import DOUBLE, SINGLE, Macro, Moves
-from e2wm_jax.simulate.native import (
+from e2wm_jax.simulate.native import advance
+from e2wm_jax.simulate.native_edges import bit, edge_relation, edge_source, edge_target, next_node, own_row, targets
+from e2wm_jax.simulate.native_order import first_in_set, in_set_order
+from e2wm_jax.simulate.native_places import has_state, is_held
+from e2wm_jax.simulate.native_tables import (
     AT_CLOSE,
     AT_COUNT,
     AT_EDGES,
@@ -33,18 +37,6 @@ from e2wm_jax.simulate.native import (
     SITTING,
     START,
     WORDS,
-    advance,
-    bit,
-    edge_relation,
-    edge_source,
-    edge_target,
-    first_in_set,
-    has_state,
-    in_set_order,
-    is_held,
-    next_node,
-    own_row,
-    targets,
     targets_at,
 )
 from e2wm_jax.simulate.planner import C_BASE, C_INIT, DISCOUNT, Plan, Reward
