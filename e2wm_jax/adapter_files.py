@@ -15,7 +15,7 @@ import numpy as np
 from e2wm_jax.config import ModelConfig
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json, write_json
-from e2wm_jax.lora import Adapters, AdapterSpec, TargetSpec, linear_modules
+from e2wm_jax.lora import Adapters, AdapterSpec, TargetSpec, ends_with, linear_modules
 from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.tensor_files import open_safetensors, write_safetensors
 
@@ -94,10 +94,10 @@ def _peft_config(spec: AdapterSpec, modules: dict[str, list[str]], base_model: s
         if rank
     ]
     rank, alpha = adapted[0][1], adapted[0][2]
-    if all(all(target.ranks) for target in spec):
-        target_modules: Any = sorted({module.rsplit(".", 1)[1] for module, _, _ in adapted})
-    else:
-        target_modules = "|".join(re.escape(module) for module, _, _ in adapted)
+    wanted = {module for module, _, _ in adapted}
+    ends = {module.rpartition(".")[2] for module in wanted}
+    by_end = {module for names in modules.values() for module in names if module.rpartition(".")[2] in ends}
+    target_modules = sorted(ends) if by_end == wanted else "|".join(re.escape(module) for module, _, _ in adapted)
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -156,7 +156,7 @@ def _read_factors(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def _pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
     """PEFT's rule: the first key that matches the end of the module's name."""
     for key, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({key})$", module):
+        if ends_with(key, module):
             return value
     return default
 

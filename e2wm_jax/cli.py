@@ -44,8 +44,19 @@ COMMANDS = {
     "fisher": Command("e2wm_jax.fisher.run", "FisherSettings", "run", "exact per-example diagonal Fisher of a model"),
     "train": Command("e2wm_jax.train.run", "TrainSettings", "run", "finetune LoRA adapters, held by a regularizer"),
     "eval qa": Command("e2wm_jax.evaluate.qa", "QaSettings", "run", "multiple-choice accuracy"),
+    "eval generate": Command(
+        "e2wm_jax.evaluate.generation", "GenerationSettings", "run", "ROUGE and path overlap of what a model writes"
+    ),
     "eval perplexity": Command(
         "e2wm_jax.evaluate.perplexity", "PerplexitySettings", "run", "perplexity on general text"
+    ),
+    "export": Command("e2wm_jax.export", "ExportSettings", "run", "a Hugging Face directory, with an adapter merged"),
+    "generate": Command("e2wm_jax.evaluate.continuations", "GenerateSettings", "run", "continue prompts"),
+    "bench generate": Command(
+        "e2wm_jax.bench.generate", "GenerateBenchSettings", "run", "generation and answer scoring, against transformers"
+    ),
+    "bench models": Command(
+        "e2wm_jax.bench.models", "ModelsBenchSettings", "run", "every family's passes, against transformers"
     ),
     "bench world": Command(
         "e2wm_jax.bench.world", "WorldBenchSettings", "run", "the engines of the world, against VirtualHome's executor"

@@ -9,6 +9,7 @@ s = alpha / R (Hu et al. 2021), or alpha / sqrt(R) (rsLoRA, Kalajdzievski 2023).
 
 import math
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ from e2wm_jax.config import LoraConfig, ModelConfig
 from e2wm_jax.errors import InputError
 from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.layers import Matrix, Params, matmul
+from e2wm_jax.models.quantized import dense
 from e2wm_jax.models.weights import flatten, unflatten
 
 Adapters = dict[str, dict[str, jax.Array]]
@@ -59,25 +61,99 @@ def adapter_spec(config: ModelConfig, lora: LoraConfig) -> AdapterSpec:
     """Which matrices `lora` adapts, with their ranks and scales.
 
     Raises:
-        InputError: if the pattern is no regular expression or matches no linear map of the model.
+        InputError: for a bad value, or if the targets, or a pattern, match no linear map of the model.
     """
-    pattern = ".*" if lora.targets == "all-linear" else lora.targets
-    try:
-        matcher = re.compile(pattern)
-    except re.error as error:
-        raise InputError(f"--lora.targets {pattern!r}: not a regular expression ({error})") from error
+    wanted, ranks_of, alphas_of = check(lora)
+    modules = linear_modules(config)
+    everything = [module for names in modules.values() for module in names]
+    for one in wanted:
+        if not any(one.matches(module) for module in everything):
+            examples = ", ".join(sorted({names[0] for names in modules.values()}))
+            rule = "the whole name must match" if one.regex else "give a module's name or the end of one"
+            raise InputError(f"--lora.targets {one.text!r} matches no linear map; {rule}, e.g. {examples}")
+    adapted = {module for module in everything if any(one.matches(module) for one in wanted)}
+    for flag, patterns in (("--lora.rank-pattern", ranks_of), ("--lora.alpha-pattern", alphas_of)):
+        for key, _ in patterns:
+            if not any(ends_with(key, module) for module in adapted):
+                raise InputError(f"{flag}: {key!r} matches the end of no adapted module, e.g. {min(adapted)}")
+    targets = []
+    for path, names in modules.items():
+        ranks = tuple(int(_first(ranks_of, name, lora.rank)) if name in adapted else 0 for name in names)
+        if any(ranks):
+            alphas = tuple(_first(alphas_of, name, lora.alpha) if name in adapted else 0.0 for name in names)
+            targets.append(TargetSpec(path, ranks, alphas, lora.rslora))
+    return tuple(targets)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """One name or regular expression of `LoraConfig.targets`."""
+
+    text: str
+    regex: bool
+
+    def matches(self, module: str) -> bool:
+        if self.regex:
+            return re.fullmatch(self.text, module) is not None
+        return module == self.text or module.endswith(f".{self.text}")
+
+
+_Patterns = list[tuple[str, float]]
+
+
+def check(lora: LoraConfig) -> tuple[list[_Wanted], _Patterns, _Patterns]:
+    """What can be judged without a model; returns targets, rank and alpha patterns.
+
+    Raises:
+        InputError: naming the flag, its value and the rule.
+    """
     if lora.rank < 1:
         raise InputError(f"--lora.rank {lora.rank}: must be at least 1")
-    targets = []
-    for path, modules in linear_modules(config).items():
-        ranks = tuple(lora.rank if matcher.fullmatch(module) else 0 for module in modules)
-        if any(ranks):
-            alphas = tuple(lora.alpha if rank else 0.0 for rank in ranks)
-            targets.append(TargetSpec(path, ranks, alphas, lora.rslora))
-    if not targets:
-        names = ", ".join(sorted({modules[0] for modules in linear_modules(config).values()}))
-        raise InputError(f"--lora.targets {pattern!r} matches no linear map; the whole name must match, e.g. {names}")
-    return tuple(targets)
+    ranks = _patterns("--lora.rank-pattern", lora.rank_pattern, "RANK", int, least=1)
+    alphas = _patterns("--lora.alpha-pattern", lora.alpha_pattern, "ALPHA", float, least=-math.inf)
+    if lora.targets == "all-linear":
+        return [_Wanted(".*", True)], ranks, alphas
+    # Letters, digits, "_", "." and "," only: as a regular expression on whole names that would match nothing more.
+    if re.fullmatch(r"[\w.]+(,[\w.]+)*", lora.targets):
+        return [_Wanted(name, False) for name in lora.targets.split(",")], ranks, alphas
+    _compiled("--lora.targets", lora.targets)
+    return [_Wanted(lora.targets, True)], ranks, alphas
+
+
+def _patterns(flag: str, text: str, unit: str, number: Callable[[str], float], *, least: float) -> _Patterns:
+    """[("q_proj", 4), ...] of "q_proj=4,..."; a pattern may itself hold "," and "="."""
+    found, at = [], 0
+    while at < len(text):
+        pair = re.compile(r"(.+?)=([^=,]+)(?:,|$)").match(text, at)
+        if pair is None:
+            raise InputError(f"{flag} {text!r}: {text[at:]!r} is not PATTERN={unit}, e.g. q_proj=4,layers.0.*=16")
+        _compiled(flag, pair[1])
+        try:
+            value = number(pair[2])
+        except ValueError:
+            value = math.nan
+        if not least <= value < math.inf:
+            rule = "a whole number, 1 or more" if number is int else "a finite number"
+            raise InputError(f"{flag} {pair[0]!r}: {unit} must be {rule}")
+        found.append((pair[1], value))
+        at = pair.end()
+    return found
+
+
+def _compiled(flag: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"{flag} {pattern!r}: not a regular expression ({error})") from error
+
+
+def ends_with(pattern: str, module: str) -> bool:
+    """PEFT's rule for keys of rank and alpha patterns: the expression matches the name, or its end from a dot on."""
+    return re.match(rf"(.*\.)?({pattern})$", module) is not None
+
+
+def _first(patterns: _Patterns, module: str, default: float) -> float:
+    return next((value for key, value in patterns if ends_with(key, module)), default)
 
 
 def linear_modules(config: ModelConfig) -> dict[str, list[str]]:
@@ -123,6 +199,11 @@ class LoraWeight:
             keep = jax.random.bernoulli(self.dropout_key, 1 - self.dropout, x.shape)
         update = _low_rank(x.astype(jnp.float32), self.a, self.b, self.scale, keep, self.dropout)
         return matmul(x, self.base) + update.astype(x.dtype)
+
+    def dense(self) -> jax.Array:
+        """W + s B A of one layer or a stack, in float32, without dropout."""
+        scale = self.scale[..., None, None]
+        return dense(self.base).astype(jnp.float32) + scale * jnp.einsum("...nr,...rd->...nd", self.b, self.a)
 
 
 def _drop(x: jax.Array, keep: jax.Array | None, rate: float) -> jax.Array:
@@ -172,7 +253,8 @@ def attach(
 ) -> Params:
     """The parameter tree with a `LoraWeight` in place of every adapted matrix.
 
-    With a `dropout_key`, each matrix and layer drops its own inputs.
+    With a `dropout_key`, each matrix and layer drops its own inputs.  Attaching to what already has an adapter adds
+    to it; `combine` makes one adapter of several, which costs less.
     """
     flat: dict[str, Any] = flatten(params)
     for index, target in enumerate(spec):
@@ -187,12 +269,54 @@ def attach(
 
 
 def merge(params: Params, adapters: Adapters, spec: AdapterSpec) -> Params:
-    """The parameter tree with W + s B A multiplied out in float32, in the dtype of W."""
+    """The parameter tree with W + s B A computed in float32, in the dtype of W; in float32 where W is no array, but
+    quantized or adapted already."""
+    return _shifted(params, adapters, spec, 1.0)
+
+
+def unmerge(params: Params, adapters: Adapters, spec: AdapterSpec) -> Params:
+    """Inverse of `merge` up to the rounding of its sums in the dtype of W; to have W exactly, keep it."""
+    return _shifted(params, adapters, spec, -1.0)
+
+
+def _shifted(params: Params, adapters: Adapters, spec: AdapterSpec, sign: float) -> Params:
     flat = flatten(params)
     for target in spec:
         path = f"{target.path}.weight"
-        flat[path] = (flat[path].astype(jnp.float32) + delta(adapters, target)).astype(flat[path].dtype)
+        base = dense(flat[path])
+        flat[path] = (base.astype(jnp.float32) + sign * delta(adapters, target)).astype(base.dtype)
     return unflatten(flat)
+
+
+def combine(
+    parts: Sequence[tuple[Adapters, AdapterSpec]], weights: Sequence[float] | None = None
+) -> tuple[Adapters, AdapterSpec]:
+    """One adapter whose change is the weighted sum of several: sum_k weight_k s_k B_k A_k.
+
+    Exact: the factors stand side by side, so ranks add up, and weights and scales go into A, so that s is 1 (PEFT's
+    combination type "cat").  Not for tracing.
+    """
+    weights = [1.0] * len(parts) if weights is None else weights
+    found: dict[str, list[tuple[dict[str, np.ndarray], TargetSpec, float]]] = {}
+    for (adapters, spec), weight in zip(parts, weights, strict=True):
+        for target in spec:
+            found.setdefault(target.path, []).append((jax.tree.map(np.asarray, adapters[target.path]), target, weight))
+    combined, targets = {}, []
+    for path, members in found.items():
+        ranks = tuple(sum(column) for column in zip(*(target.ranks for _, target, _ in members), strict=True))
+        layers, inputs = len(ranks), members[0][0]["a"].shape[2]
+        a = np.zeros((layers, max(ranks), inputs), np.float32)
+        b = np.zeros((layers, members[0][0]["b"].shape[1], max(ranks)), np.float32)
+        for layer in range(layers):
+            at = 0
+            for factors, target, weight in members:
+                rank = target.ranks[layer]
+                a[layer, at : at + rank] = weight * target.scales[layer] * factors["a"][layer, :rank]
+                b[layer, :, at : at + rank] = factors["b"][layer, :, :rank]
+                at += rank
+        combined[path] = {"a": jnp.asarray(a), "b": jnp.asarray(b)}
+        targets.append(TargetSpec(path, ranks, tuple(map(float, ranks))))
+    return combined, tuple(targets)
 
 
 def delta(adapters: Adapters, target: TargetSpec) -> jax.Array:

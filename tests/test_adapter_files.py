@@ -47,6 +47,12 @@ PEFTS: dict[str, dict[str, Any]] = {
         "target_modules": ["q_proj", "down_proj"],
         "alpha_pattern": {"1.self_attn.q_proj": 5, "down_proj": 9},
     },
+    "ranks and scales by name, rank-stabilized": {
+        "target_modules": ["q_proj", "v_proj"],
+        "use_rslora": True,
+        "rank_pattern": {"v_proj": 3, r"layers\.[02]\..*q_proj": 5},
+        "alpha_pattern": {"model.layers.1.self_attn.v_proj": 2.5},
+    },
     "gaussian": {"target_modules": ["v_proj"], "init_lora_weights": "gaussian", "lora_dropout": 0.1},
 }
 
@@ -115,6 +121,34 @@ def write(folder: Path, base: Model, spec: AdapterSpec) -> Adapters:
     return adapters
 
 
+def same_adapter(ours: Path, theirs: Path) -> None:
+    """The same tensors bit for bit, and the same rank and scale of every module by PEFT's own rules."""
+    from safetensors.numpy import load_file
+
+    mine, other = (load_file(folder / "adapter_model.safetensors") for folder in (ours, theirs))
+    assert mine.keys() == other.keys()
+    for name, value in other.items():
+        np.testing.assert_array_equal(mine[name], value, err_msg=name)
+    modules = {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in other}
+    assert peft_scales(peft.PeftConfig.from_pretrained(ours), modules) == peft_scales(
+        peft.PeftConfig.from_pretrained(theirs), modules
+    )
+
+
+def peft_scales(config: Any, modules: set[str]) -> dict[str, tuple[int, float]]:
+    """Rank and alpha of each module as PEFT itself finds them, and that it would adapt it."""
+    from peft.tuners.tuners_utils import check_target_module_exists
+    from peft.utils.other import get_pattern_key
+
+    found = {}
+    for module in modules:
+        assert config.target_modules == "all-linear" or check_target_module_exists(config, module)
+        rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern, module), config.r)
+        alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern, module), config.lora_alpha)
+        found[module] = rank, alpha / (rank**0.5 if config.use_rslora else rank)
+    return found
+
+
 # ----------------------------------------------------------------------------------------------------- both directions
 
 
@@ -140,6 +174,8 @@ def test_we_read_what_peft_writes(name: str, base: Model, theirs: Any, tmp_path:
     expected = torch_scores(adapted, ids)
     adapters, spec = read_adapter(tmp_path, base.config)
     assert relative_error(scores(base.config, base.params, adapters, spec, ids), expected) < TOLERANCE
+    write_adapter(tmp_path / "again", adapters, spec, base.config, base_model="base", dropout=0.1)
+    same_adapter(tmp_path, tmp_path / "again")
     merged = lora.merge(base.params, adapters, spec)
     assert relative_error(scores(base.config, merged, {}, (), ids), expected) < TOLERANCE
     assert relative_error(scores(base.config, base.params, {}, (), ids), expected) > 100 * TOLERANCE
@@ -157,6 +193,121 @@ def test_specifications_survive_the_round_trip(base: Model, tmp_path: Path) -> N
     spec = lora.adapter_spec(base.config, LoraConfig(rank=3, targets=r".*\.[02]\..*(q|down)_proj", rslora=True))
     write(tmp_path, base, spec)
     assert read_adapter(tmp_path, base.config)[1] == spec
+
+
+@pytest.mark.parametrize(
+    ("ours", "options"),
+    [
+        ({"targets": "q_proj,up_proj"}, {"target_modules": ["q_proj", "up_proj"]}),
+        (
+            {"targets": "self_attn.k_proj,layers.1.mlp.up_proj", "rslora": True},
+            {"target_modules": ["self_attn.k_proj", "layers.1.mlp.up_proj"], "use_rslora": True},
+        ),
+        (
+            {"targets": r".*\.[02]\..*(q|o)_proj", "rank_pattern": "layers.0.*=5,o_proj=2"},
+            {"target_modules": r".*\.[02]\..*(q|o)_proj", "rank_pattern": {"layers.0.*": 5, "o_proj": 2}},
+        ),
+        (
+            {
+                "targets": "all-linear",
+                "rank_pattern": "o_proj=3,up_proj|q_proj=6",
+                "alpha_pattern": "o_proj=2.5",
+            },
+            {
+                "target_modules": "all-linear",
+                "rank_pattern": {"o_proj": 3, "up_proj|q_proj": 6},
+                "alpha_pattern": {"o_proj": 2.5},
+            },
+        ),
+    ],
+)
+def test_targets_and_patterns_mean_what_they_mean_to_peft(
+    ours: dict[str, Any], options: dict[str, Any], base: Model, theirs: Any
+) -> None:
+    spec = lora.adapter_spec(base.config, LoraConfig(rank=4, alpha=8, **ours))
+    modules = lora.linear_modules(base.config)
+    found = {
+        modules[target.path][layer]: (rank, float(target.scales[layer]))
+        for target in spec
+        for layer, rank in enumerate(target.ranks)
+        if rank
+    }
+    adapted = peft.get_peft_model(theirs, peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, **options))
+    expected = {
+        name.removeprefix("base_model.model."): (
+            module.r["default"],
+            pytest.approx(module.scaling["default"], rel=1e-6),
+        )
+        for name, module in adapted.named_modules()
+        if isinstance(module, peft.tuners.lora.LoraLayer)
+    }
+    assert found == expected
+
+
+def test_combined_adapters_are_pefts(base: Model, theirs: Any, tmp_path: Path) -> None:
+    """PEFT's concatenation of two adapters we wrote, and its sum of both, active at once."""
+    names = ("ranks and scales of their own", "plain")
+    parts = [(write(tmp_path / name, base, OURS[name]), OURS[name]) for name in names]
+    combined, spec = lora.combine(parts, [0.5, 2.0])
+    ids = random_ids(320)
+    adapted = peft.PeftModel.from_pretrained(theirs, tmp_path / names[0], adapter_name="one")
+    adapted.load_adapter(tmp_path / names[1], adapter_name="two")
+    both, both_spec = lora.combine(parts)
+    adapted.base_model.set_adapter(["one", "two"])
+    expected = torch_scores(adapted, ids)
+    assert relative_error(scores(base.config, base.params, both, both_spec, ids), expected) < TOLERANCE
+    nested = lora.attach(lora.attach(base.params, *parts[0]), *parts[1])
+    assert relative_error(scores(base.config, nested, {}, (), ids), expected) < TOLERANCE
+    for module in adapted.modules():
+        for name, weight in (("one", 0.5), ("two", 2.0)):
+            if isinstance(module, peft.tuners.lora.LoraLayer) and name in module.scaling:
+                module.set_scale(name, weight)
+    expected = torch_scores(adapted, ids)
+    assert relative_error(scores(base.config, base.params, combined, spec, ids), expected) < TOLERANCE
+    write_adapter(tmp_path / "combined", combined, spec, base.config, base_model="base", dropout=0.0)
+    adapted.load_adapter(tmp_path / "combined", adapter_name="combined")
+    adapted.set_adapter("combined")
+    assert relative_error(torch_scores(adapted, ids), expected) < TOLERANCE
+
+
+FAMILIES: dict[str, tuple[str, dict[str, int], str, dict[str, Any]]] = {
+    "gpt_neox": (
+        "GPTNeoXForCausalLM",
+        {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48},
+        "layers.qkv",
+        {"target_modules": ["query_key_value", "dense"], "rank_pattern": {"layers.0.attention.dense": 2}},
+    ),
+    "gptj": (
+        "GPTJForCausalLM",
+        {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 64},
+        "layers.up",
+        {"target_modules": ["q_proj", "fc_in"], "alpha_pattern": {"h.1.mlp.fc_in": 3}, "use_rslora": True},
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_peft_and_back_for_other_families(family: str, tmp_path: Path) -> None:
+    import transformers
+
+    name, sizes, path, options = FAMILIES[family]
+    torch.manual_seed(0)
+    shape = transformers.AutoConfig.for_model(family, vocab_size=64, **sizes)
+    theirs = getattr(transformers, name)(shape).eval()
+    theirs.save_pretrained(tmp_path / "base")
+    adapted = peft.get_peft_model(theirs, peft.LoraConfig(task_type="CAUSAL_LM", r=3, **options))
+    with torch.no_grad():
+        for parameter_name, parameter in adapted.named_parameters():
+            if "lora_" in parameter_name:
+                parameter.normal_(0, 0.2)
+    adapted.save_pretrained(tmp_path / "peft")
+    base, ids = load(str(tmp_path / "base")), random_ids(64)
+    adapters, spec = read_adapter(tmp_path / "peft", base.config)
+    assert path in adapters
+    write_adapter(tmp_path / "ours", adapters, spec, base.config, base_model="base", dropout=0.0)
+    same_adapter(tmp_path / "ours", tmp_path / "peft")
+    ours = scores(base.config, base.params, adapters, spec, ids)
+    assert relative_error(ours, torch_scores(adapted, ids)) < TOLERANCE
 
 
 @pytest.mark.slow
@@ -199,6 +350,9 @@ def edit(folder: Path, **changes: Any) -> None:
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights 'pissa_niter_4' also changes"),
         ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication = .* is not supported"),
         ({"lora_bias": True}, "lora_bias = True is not supported"),
+        ({"trainable_token_indices": [3]}, r"trainable_token_indices = \[3\] is not supported"),
+        ({"target_parameters": ["mlp.experts.up"]}, "target_parameters = .* is not supported"),
+        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens = .* is not supported"),
         ({"something_new": 1}, "something_new = 1 is not supported"),
         ({"r": 5}, "says rank 5 for .*, but its A is"),
     ],

@@ -15,6 +15,7 @@ from e2wm_jax.config import MODELS, LoraConfig, ModelConfig
 from e2wm_jax.errors import InputError
 from e2wm_jax.lora import Adapters, AdapterSpec, LoraWeight, TargetSpec
 from e2wm_jax.models import decoder
+from e2wm_jax.models.quantized import dense
 from e2wm_jax.models.weights import flatten
 
 CONFIG = replace(MODELS["tiny"], num_layers=3)
@@ -34,11 +35,11 @@ def random_ids(vocab: int, length: int = 12) -> np.ndarray:
     return np.random.default_rng(0).integers(0, vocab, (2, length), dtype=np.int32)
 
 
-def random_adapters(config: ModelConfig, spec: AdapterSpec) -> Adapters:
+def random_adapters(config: ModelConfig, spec: AdapterSpec, seed: int = 1) -> Adapters:
     """Adapters whose B is not zero; padded ranks stay zero."""
-    adapters = lora.initialize(config, spec, jax.random.key(1))
+    adapters = lora.initialize(config, spec, jax.random.key(seed))
     for target in spec:
-        b = 0.1 * jax.random.normal(jax.random.key(2), adapters[target.path]["b"].shape)
+        b = 0.1 * jax.random.normal(jax.random.key(seed + 1), adapters[target.path]["b"].shape)
         used = np.arange(target.rank) < np.asarray(target.ranks)[:, None]
         adapters[target.path]["b"] = b * used[:, None, :]
     return adapters
@@ -75,6 +76,38 @@ def test_layers_can_be_chosen_by_the_pattern() -> None:
     np.testing.assert_array_equal(spec[0].scales, np.float32([2, 0, 2]))
 
 
+@pytest.mark.parametrize(
+    ("targets", "paths"),
+    [
+        ("q_proj,v_proj", ("layers.q", "layers.v")),
+        ("down_proj", ("layers.down",)),
+        ("self_attn.o_proj,mlp.up_proj", ("layers.o", "layers.up")),
+    ],
+)
+def test_targets_by_name(targets: str, paths: tuple[str, ...]) -> None:
+    spec = lora.adapter_spec(CONFIG, LoraConfig(rank=2, alpha=3, targets=targets))
+    assert spec == tuple(TargetSpec(path, (2, 2, 2), (3.0, 3.0, 3.0)) for path in paths)
+
+
+def test_one_layer_by_name() -> None:
+    spec = lora.adapter_spec(CONFIG, LoraConfig(rank=2, alpha=3, targets="layers.1.mlp.up_proj,v_proj"))
+    assert spec == (TargetSpec("layers.v", (2, 2, 2), (3.0,) * 3), TargetSpec("layers.up", (0, 2, 0), (0.0, 3.0, 0.0)))
+
+
+def test_ranks_and_alphas_of_their_own() -> None:
+    config = LoraConfig(
+        rank=4,
+        alpha=8,
+        targets="q_proj,k_proj",
+        rank_pattern="layers.0.self_attn.q_proj=2,layers.[1,2].*k_proj=6,k_proj=5",
+        alpha_pattern="(?=k)k_proj=1.5",
+    )
+    assert lora.adapter_spec(CONFIG, config) == (
+        TargetSpec("layers.q", (2, 4, 4), (8.0, 8.0, 8.0)),
+        TargetSpec("layers.k", (5, 6, 6), (1.5, 1.5, 1.5)),
+    )
+
+
 def test_rank_stabilized_scale() -> None:
     (target, _) = lora.adapter_spec(CONFIG, LoraConfig(rank=16, alpha=32, rslora=True))
     np.testing.assert_array_equal(target.scales, np.float32([8, 8, 8]))
@@ -84,10 +117,27 @@ def test_rank_stabilized_scale() -> None:
     ("settings", "message"),
     [
         ({"targets": "nothing"}, "--lora.targets 'nothing' matches no linear map"),
-        ({"targets": "q_proj"}, "the whole name must match"),
+        (
+            {"targets": "proj"},
+            "--lora.targets 'proj' matches no linear map; give a module's name or the end of one, e.g.",
+        ),
+        ({"targets": "q_proj,v_prj"}, "--lora.targets 'v_prj' matches no linear map"),
+        ({"targets": "lm_head"}, "matches no linear map"),
+        ({"targets": "q_proj|v_proj"}, "the whole name must match"),
         ({"targets": ".*(q"}, "not a regular expression"),
         ({"targets": ".*norm"}, "matches no linear map"),
         ({"rank": 0}, "--lora.rank 0: must be at least 1"),
+        ({"rank_pattern": "q_proj"}, "--lora.rank-pattern 'q_proj': 'q_proj' is not PATTERN=RANK"),
+        ({"rank_pattern": "q_proj=2,v_proj"}, "'v_proj' is not PATTERN=RANK"),
+        ({"rank_pattern": "q_proj=0"}, "--lora.rank-pattern 'q_proj=0': RANK must be a whole number, 1 or more"),
+        ({"rank_pattern": "q_proj=2.5"}, "RANK must be a whole number"),
+        ({"alpha_pattern": "q_proj=nan"}, "--lora.alpha-pattern 'q_proj=nan': ALPHA must be a finite number"),
+        ({"alpha_pattern": "(q=2"}, r"--lora.alpha-pattern '\(q': not a regular expression"),
+        (
+            {"rank_pattern": "up_proj=2"},
+            "'up_proj' matches the end of no adapted module, e.g. model.layers.0.self_attn",
+        ),
+        ({"rank_pattern": "proj=2"}, "'proj' matches the end of no adapted module"),
     ],
 )
 def test_bad_targets_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -127,6 +177,68 @@ def test_merged_weights_are_the_adapted_model(params: Any) -> None:
     merged = scores(CONFIG, lora.merge(params, adapters, spec), {}, (), ids)
     np.testing.assert_allclose(merged, attached, rtol=1e-5, atol=1e-6)
     assert float(jnp.abs(attached - scores(CONFIG, params, {}, (), ids)).max()) > 0.01
+
+
+def largest_error(ours: Any, expected: Any) -> float:
+    """Of the largest weight."""
+    found = flatten(ours)
+    return max(float(jnp.abs(found[path] - w).max() / jnp.abs(w).max()) for path, w in flatten(expected).items())
+
+
+def test_unmerging_restores_the_base(params: Any) -> None:
+    adapters = random_adapters(CONFIG, (LOW, FULL))
+    merged = lora.merge(params, adapters, (LOW, FULL))
+    assert largest_error(merged, params) > 0.1
+    # Two sums in float32, each rounded by at most half a unit in its last place.
+    assert largest_error(lora.unmerge(merged, adapters, (LOW, FULL)), params) < 2 * 2**-23
+
+
+def test_adapted_weights_written_out_are_merged_weights(params: Any) -> None:
+    adapters = random_adapters(CONFIG, (LOW, FULL))
+    written = jax.tree.map(
+        dense, lora.attach(params, adapters, (LOW, FULL)), is_leaf=lambda w: isinstance(w, LoraWeight)
+    )
+    assert largest_error(written, lora.merge(params, adapters, (LOW, FULL))) < 1e-6
+
+
+# ---------------------------------------------------------------------------------------------------- several adapters
+
+
+def test_several_adapters_add_up(params: Any) -> None:
+    """Attached one upon the other, combined to one, and merged one after the other: the same model."""
+    specs: list[AdapterSpec] = [
+        (LOW, FULL),
+        (TargetSpec("layers.q", (3, 1, 0), (2.0, 5.0, 0.0), rslora=True),),
+        (FULL,),
+    ]
+    parts = [(random_adapters(CONFIG, spec, seed), spec) for seed, spec in enumerate(specs)]
+    positions = jnp.arange(12)[None].repeat(2, 0)
+
+    @jax.jit
+    def run(params: Any) -> jax.Array:
+        ids, segments = random_ids(256), jnp.zeros((2, 12), jnp.int32)
+        return decoder.logits(CONFIG, params, decoder.hidden_states(CONFIG, params, ids, positions, segments))
+
+    nested = merged = params
+    for adapters, spec in parts:
+        nested, merged = lora.attach(nested, adapters, spec), lora.merge(merged, adapters, spec)
+    expected = run(merged)
+    tolerance = 1e-5 * float(jnp.abs(expected).max())
+    np.testing.assert_allclose(run(nested), expected, rtol=0, atol=tolerance)
+    combined, spec = lora.combine(parts)
+    assert spec == (
+        TargetSpec("layers.q", (5, 1, 5), (5.0, 1.0, 5.0)),
+        TargetSpec("layers.down", (6, 6, 6), (6.0, 6.0, 6.0)),
+    )
+    np.testing.assert_allclose(run(lora.attach(params, combined, spec)), expected, rtol=0, atol=tolerance)
+    assert float(jnp.abs(expected - run(lora.merge(params, *parts[0]))).max()) > 100 * tolerance
+
+
+def test_weights_of_combined_adapters() -> None:
+    parts = [(random_adapters(CONFIG, (spec,), seed), (spec,)) for seed, spec in enumerate((LOW, LOW))]
+    combined, (target,) = lora.combine(parts, [0.25, -3.0])
+    expected = 0.25 * lora.delta(parts[0][0], LOW) - 3.0 * lora.delta(parts[1][0], LOW)
+    np.testing.assert_allclose(lora.delta(combined, target), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_change_of_a_weight_by_hand(params: Any) -> None:

@@ -314,7 +314,7 @@ def test_run_directory_holds_what_it_should(held_run, options):
         "rank": 4,
         "alpha": 16.0,
         "dropout": 0.1,
-        "targets": r".*\.(q_proj|v_proj)",
+        "targets": r".*\.(q_proj|v_proj|query_key_value)",
         "rslora": False,
     }
     assert (config["model"], config["steps"], config["seed"]) == (options["model"], STEPS, 42)

@@ -3,15 +3,15 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
-from e2wm_jax.errors import check_at_least
+from e2wm_jax.errors import InputError, check_at_least
 from e2wm_jax.progress import progress_bar
 from e2wm_jax.simulate import goals, robothow, scenes
 from e2wm_jax.simulate.actions import Action
-from e2wm_jax.simulate.engines import compile_engine, open_world, search
+from e2wm_jax.simulate.engines import Method, compile_engine, open_world, search
 from e2wm_jax.simulate.goals import Goal
-from e2wm_jax.simulate.planner import Reward
+from e2wm_jax.simulate.planner import Plan, Reward
 from e2wm_jax.simulate.scenes import Scene
 
 
@@ -21,6 +21,10 @@ class SearchBenchSettings:
 
     goals: int = 12
     """How many of the 518, activities in turn."""
+    methods: tuple[Method, ...] = ("mcts", "best-first")
+    """Compiled searches; mcts-batched searches for the goals side by side on JAX's default device."""
+    search_batch: int = 64
+    """mcts-batched: goals side by side."""
     simulations: int = 20_000
     reference_simulations: int = 100
     """Of E2WM's search over the installed executor, which is what the others are compared with; 0 leaves it out."""
@@ -66,10 +70,13 @@ def run(settings: SearchBenchSettings) -> dict[str, Any]:
     """
     check_at_least(
         ("--goals", settings.goals, 1),
+        ("--search-batch", settings.search_batch, 1),
         ("--simulations", settings.simulations, 1),
         ("--reference-simulations", settings.reference_simulations, 0),
         ("--max-depth", settings.max_depth, 1),
     )
+    if unknown := set(settings.methods) - set(get_args(Method)):
+        raise InputError(f"--methods {' '.join(sorted(unknown))}: choose among {', '.join(get_args(Method))}")
     array = open_world("array", settings.dialect)
     options = {
         "max_depth": settings.max_depth,
@@ -82,8 +89,9 @@ def run(settings: SearchBenchSettings) -> dict[str, Any]:
         return lambda scene, goal: search(world, scene, goal, method=method, simulations=simulations, **options)  # type: ignore[arg-type]
 
     ways = {
-        "mcts, compiled": searching(array, settings.simulations, "mcts"),
-        "best-first, compiled": searching(array, settings.simulations, "best-first"),
+        f"{method}, compiled": searching(array, settings.simulations, method)
+        for method in settings.methods
+        if method != "mcts-batched"
     }
     if settings.dialect == "vh23" and settings.reference_simulations:
         executor = open_world("virtualhome", "vh23")
@@ -106,12 +114,39 @@ def run(settings: SearchBenchSettings) -> dict[str, Any]:
                 _score(tallies[name], array, scene, goal, plan.actions)
             _score(tallies["people's programs"], array, scene, goal, robothow.program(program).script)
             bar.update()
+    if "mcts-batched" in settings.methods:
+        tallies["mcts-batched, in JAX"] = _side_by_side(array, programs, settings, options)
     rows = {name: tally.to_json(len(programs), facts) for name, tally in tallies.items()}
     reference = rows.get("mcts on virtualhome's executor", {}).get("simulations_per_second")
     for row in rows.values():
         if reference and row["simulations_per_second"]:
             row["ratio"] = round(row["simulations_per_second"] / reference, 1)
     return {"goals": len(programs), "dialect": settings.dialect, "simulations": settings.simulations, "searches": rows}
+
+
+def _side_by_side(world: Any, programs: list[str], settings: SearchBenchSettings, options: dict[str, Any]) -> _Tally:
+    """E2WM's search for all goals on JAX's default device, once compiled."""
+    from e2wm_jax.simulate.engine_plans import Query, plans  # imports jax
+
+    wanted = [goals.robothow_goal(program) for program in programs]
+    seed, options = options["seed"], {**options, "batch": settings.search_batch}
+    del options["seed"]
+    queries = [Query(scenes.load(goal.scene), goal, seed) for goal in wanted]
+
+    def found(simulations: int) -> list[tuple[int, Plan]]:
+        return list(
+            plans(settings.dialect, queries, simulations=simulations, nodes=settings.simulations + 1, **options)
+        )
+
+    found(1)
+    tally, started = _Tally(), time.perf_counter()
+    planned = found(settings.simulations)
+    tally.seconds = time.perf_counter() - started
+    for index, plan in planned:
+        tally.simulations += plan.simulations
+        tally.rewards.append(plan.total_reward)
+        _score(tally, world, queries[index].scene, wanted[index], plan.actions)
+    return tally
 
 
 def _score(tally: _Tally, world: Any, scene: Scene, goal: Goal, actions: tuple[Action, ...]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from e2wm_jax.config import DType
+from e2wm_jax.config import BaseDType
 from e2wm_jax.data.batch import Row
 from e2wm_jax.data.loader import sorted_batches
 from e2wm_jax.data.source import TaskExample, read_documents
@@ -30,8 +30,8 @@ class PerplexitySettings:
     """Hugging Face directory, .gguf file, hub id, or smollm2-135m."""
     data: str
     """JSON lines with "text", .txt with blank lines between documents (either .gz), or pydoc:held-out."""
-    adapter: Path | None = None
-    """PEFT directory to put on the model."""
+    adapter: tuple[Path, ...] = ()
+    """PEFT directories to put on the model; several are added up."""
     max_length: int = 800
     """Documents are cut to this many tokens."""
     samples: int | None = None
@@ -40,8 +40,8 @@ class PerplexitySettings:
     """Documents per forward pass."""
     special_tokens: bool = False
     """Add the tokenizer's default special tokens (the official code does not)."""
-    base_dtype: DType = "float32"
-    """Weights and activations."""
+    base_dtype: BaseDType = "float32"
+    """Weights and activations; int8 and nf4 hold the matrices in 8 or 4 bits."""
 
 
 def run(settings: PerplexitySettings) -> dict[str, Any]:

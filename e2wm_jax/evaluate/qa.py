@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from e2wm_jax.config import DType
+from e2wm_jax.config import BaseDType
 from e2wm_jax.data.batch import Batch, padded_length
 from e2wm_jax.data.source import Question, read_questions
 from e2wm_jax.data.tokenize import encode
@@ -46,8 +46,8 @@ class QaSettings:
     """Hugging Face directory, .gguf file, hub id, or smollm2-135m."""
     data: Path
     """JSON lines {"input", "answer", "answer_list"}, possibly .gz."""
-    adapter: Path | None = None
-    """PEFT directory to put on the model."""
+    adapter: tuple[Path, ...] = ()
+    """PEFT directories to put on the model; several are added up."""
     task: str | None = None
     """Task name, which decides the scoring rule; by default the file's name."""
     samples: int | None = None
@@ -58,8 +58,8 @@ class QaSettings:
     """Questions per forward pass."""
     special_tokens: bool = False
     """Add the tokenizer's default special tokens (the official code does not)."""
-    base_dtype: DType = "float32"
-    """Weights and activations."""
+    base_dtype: BaseDType = "float32"
+    """Weights and activations; int8 and nf4 hold the matrices in 8 or 4 bits."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from e2wm_jax.config import BaseDType
 from e2wm_jax.data.loader import sorted_batches
 from e2wm_jax.data.source import PYDOC_SPLITS, read_documents
 from e2wm_jax.data.tokenize import document_rows
@@ -17,7 +18,7 @@ from e2wm_jax.fisher.files import write_fisher
 from e2wm_jax.lora import linear_modules
 from e2wm_jax.model_files import locate
 from e2wm_jax.models.decoder import weight_table
-from e2wm_jax.models.weights import load
+from e2wm_jax.models.quantized import dense_params, load_base
 from e2wm_jax.progress import progress_bar
 
 
@@ -47,6 +48,8 @@ class FisherSettings:
     """Examples per compiled step."""
     seed: int = 0
     """For --labels sampled."""
+    base_dtype: BaseDType = "float32"
+    """Weights and activations; with int8 and nf4, those that --params leaves out stay in 8 or 4 bits."""
     special_tokens: bool = True
     """Add the tokenizer's default special tokens, as the official code does."""
 
@@ -68,7 +71,7 @@ def run(settings: FisherSettings) -> dict[str, Any]:
         raise InputError(
             f"--data {' '.join(settings.data)}: no document of two tokens or more; nothing can be predicted"
         )
-    model = load(files)
+    model = load_base(files, settings.base_dtype)
     layers = range(model.config.num_layers)
     selected = {
         path
@@ -87,7 +90,8 @@ def run(settings: FisherSettings) -> dict[str, Any]:
     with progress_bar("fisher", len(rows), "example") as bar:
         result = fisher_diagonal(
             model.config,
-            model.params,
+            # F is of the weights that the base computes with: the selected ones are written out, the others stay.
+            dense_params(model.params, selected.__contains__),
             sorted_batches(rows, settings.batch_size, settings.max_length),
             select=selected.__contains__,
             method=method,

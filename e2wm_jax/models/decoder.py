@@ -8,14 +8,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from e2wm_jax.config import LlamaConfig, ModelConfig
-from e2wm_jax.models import llama
+from e2wm_jax.config import GPTJConfig, GPTNeoConfig, GPTNeoXConfig, LlamaConfig, ModelConfig, OPTConfig
+from e2wm_jax.models import gpt_neo, gpt_neox, gptj, llama, opt
 from e2wm_jax.models import weight_table as tables
 from e2wm_jax.models.family import Family
-from e2wm_jax.models.layers import Params, attention, linear
+from e2wm_jax.models.layers import Params, attention, cached_attention, linear
 from e2wm_jax.models.weight_table import WeightTable
 
-FAMILIES: dict[type[ModelConfig], Family] = {LlamaConfig: llama}
+FAMILIES: dict[type[ModelConfig], Family] = {
+    GPTNeoConfig: gpt_neo,
+    GPTJConfig: gptj,
+    OPTConfig: opt,
+    LlamaConfig: llama,
+    GPTNeoXConfig: gpt_neox,
+}
 
 
 def family_of(config: ModelConfig) -> Family:
@@ -38,18 +44,24 @@ def initialize(config: ModelConfig, key: jax.Array, dtype: jnp.dtype | str = jnp
 class Cache(NamedTuple):
     """Keys and values of the tokens read so far, the same number in all rows."""
 
-    keys: jax.Array  # [L, B, S, G, K]
-    values: jax.Array
+    layers: tuple[tuple[jax.Array, jax.Array], ...]  # of each layer: keys and values, [B, G, S, K] each
     positions: jax.Array  # [B, S] int32
     segments: jax.Array  # [B, S] int32
     length: jax.Array  # [] int32: places taken
 
 
-def empty_cache(config: ModelConfig, batch_size: int, places: int, dtype: jnp.dtype | str) -> Cache:
-    """A cache for ``places`` tokens of each row."""
-    shape = (config.num_layers, batch_size, places, config.num_kv_heads, config.head_dim)
-    nobody = jnp.full((batch_size, places), -1, jnp.int32)
-    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), nobody, nobody, jnp.int32(0))
+def unstack(params: Params) -> Params:
+    """The parameters with one tree per layer, in place of arrays with a leading layer axis; the cache needs them so.
+
+    A step that reads few tokens costs what it takes to read the weights.  A scan copies each layer's slice before it
+    multiplies, on a CPU in bfloat16 at a tenth of the speed of memory, so the slices are made once, here and not under
+    `jit`.  Parameters that are unstacked already are returned as they are.
+    """
+    layers = params["layers"]
+    if isinstance(layers, tuple):
+        return params
+    number = len(jax.tree.leaves(layers)[0])
+    return {**params, "layers": tuple(jax.tree.map(lambda leaf: leaf[i], layers) for i in range(number))}  # noqa: B023
 
 
 def hidden_states(
@@ -75,42 +87,94 @@ def hidden_states(
         mask = _within(visible, distance, window)
         return family.layer(config, x, p, context, lambda q, k, v, scale=None: (attention(q, k, v, mask, scale), None))
 
+    step = jax.checkpoint(body) if remat else body
     x = family.embed(config, params, ids, positions)
-    x, _ = jax.lax.scan(jax.checkpoint(body) if remat else body, x, (params["layers"], _windows(config)))
+    if isinstance(params["layers"], tuple):
+        for layer in zip(params["layers"], _windows_one_by_one(config), strict=True):
+            x, _ = step(x, layer)
+    else:
+        x, _ = jax.lax.scan(step, x, (params["layers"], _windows(config)))
     return family.finish(config, params, x)
 
 
+def activation_dtype(config: ModelConfig, params: Params) -> jnp.dtype:
+    """The dtype of hidden states."""
+    token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    return jax.eval_shape(lambda p, t: family_of(config).embed(config, p, t, t), params, token).dtype
+
+
+def prefill(
+    config: ModelConfig, params: Params, ids: jax.Array, positions: jax.Array, segments: jax.Array, *, places: int
+) -> tuple[jax.Array, Cache]:
+    """`hidden_states` [B, T, D] of unstacked parameters, and a cache that holds the T tokens and ``places`` more."""
+    family = family_of(config)
+    context = family.context(config, positions)
+    order = jnp.arange(ids.shape[1])
+    visible, distance = visibility(segments, segments, order, order), _distance(positions, positions)
+
+    def grown(array: jax.Array, axis: int, value: int = 0) -> jax.Array:
+        pads = [(0, places if axis == i else 0) for i in range(array.ndim)]
+        return jnp.pad(array, pads, constant_values=value)
+
+    x, layers = family.embed(config, params, ids, positions), []
+    for p, window in zip(params["layers"], _windows_one_by_one(config), strict=True):
+        mask = _within(visible, distance, window)
+
+        def attend(q: Any, k: Any, v: Any, scale: float | None = None, mask: Any = mask) -> tuple[jax.Array, Any]:
+            return attention(q, k, v, mask, scale), (k, v)
+
+        x, kept = family.layer(config, x, p, context, attend)
+        keys, values = (grown(_kept_in(part.swapaxes(1, 2)), axis=2) for part in kept)
+        layers.append((keys, values))
+    cache = Cache(tuple(layers), grown(positions, 1, -1), grown(segments, 1, -1), jnp.int32(ids.shape[1]))
+    return family.finish(config, params, x), cache
+
+
+def _kept_in(part: jax.Array) -> jax.Array:
+    """On a CPU bfloat16 is kept in float32: XLA there would convert a whole cache of it to and fro at every update."""
+    wide = part.dtype == jnp.bfloat16 and jax.default_backend() == "cpu"
+    return part.astype(jnp.float32) if wide else part
+
+
 def extend(
-    config: ModelConfig, params: Params, cache: Cache, ids: jax.Array, positions: jax.Array, segments: jax.Array
+    config: ModelConfig,
+    params: Params,
+    cache: Cache,
+    ids: jax.Array,
+    positions: jax.Array,
+    segments: jax.Array,
+    visible: jax.Array | None = None,
 ) -> tuple[jax.Array, Cache]:
     """`hidden_states` [B, T, D] of T more tokens behind those of the cache, and the cache with them in it.
 
-    The cache must have T places left: beyond its end tokens would overwrite each other.
+    Parameters are unstacked.  ``visible`` [B, T, S] says who sees which place of the cache, where it is not what the
+    segments say (`visibility`).  The cache must have T places left: beyond its end tokens would overwrite each other.
     """
     family, start = family_of(config), cache.length
     context = family.context(config, positions)
 
-    def put(whole: jax.Array, part: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(whole, part.astype(whole.dtype), start, axis=1)
+    def put(whole: jax.Array, part: jax.Array, axis: int) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(whole, part.astype(whole.dtype), start, axis)
 
-    all_positions, all_segments = put(cache.positions, positions), put(cache.segments, segments)
-    order = jnp.arange(all_segments.shape[1])
-    visible = visibility(segments, all_segments, start + jnp.arange(ids.shape[1]), order)
+    all_positions, all_segments = put(cache.positions, positions, 1), put(cache.segments, segments, 1)
+    if visible is None:
+        order = jnp.arange(all_segments.shape[1])
+        visible = visibility(segments, all_segments, start + jnp.arange(ids.shape[1]), order)
     distance = _distance(positions, all_positions)
 
-    def body(x: jax.Array, layer: tuple[Params, Any, jax.Array, jax.Array]) -> tuple[jax.Array, Any]:
-        p, window, keys, values = layer
+    x, layers = family.embed(config, params, ids, positions), []
+    for p, window, (keys, values) in zip(params["layers"], _windows_one_by_one(config), cache.layers, strict=True):
         mask = _within(visible, distance, window)
 
-        def attend(q: jax.Array, k: jax.Array, v: jax.Array, scale: float | None = None) -> tuple[jax.Array, Any]:
-            kept = put(keys, k), put(values, v)
-            return attention(q, *kept, mask, scale), kept
+        def attend(
+            q: Any, k: Any, v: Any, scale: float | None = None, mask: Any = mask, keys: Any = keys, values: Any = values
+        ) -> tuple[jax.Array, Any]:
+            kept = put(keys, k.swapaxes(1, 2), 2), put(values, v.swapaxes(1, 2), 2)
+            return cached_attention(q, *kept, mask, scale), kept
 
-        return family.layer(config, x, p, context, attend)
-
-    x = family.embed(config, params, ids, positions)
-    x, (keys, values) = jax.lax.scan(body, x, (params["layers"], _windows(config), cache.keys, cache.values))
-    cache = Cache(keys, values, all_positions, all_segments, start + ids.shape[1])
+        x, kept = family.layer(config, x, p, context, attend)
+        layers.append(kept)
+    cache = Cache(tuple(layers), all_positions, all_segments, start + ids.shape[1])
     return family.finish(config, params, x), cache
 
 
@@ -143,6 +207,11 @@ def _windows(config: ModelConfig) -> jax.Array | None:
     return jnp.array([window or jnp.iinfo(jnp.int32).max for window in config.windows], jnp.int32)
 
 
-def _within(visible: jax.Array, distance: jax.Array, window: jax.Array | None) -> jax.Array:
+def _windows_one_by_one(config: ModelConfig) -> list[int | None]:
+    """`_windows` for layers that are not scanned: None for those that see all."""
+    return [window or None for window in config.windows or (0,) * config.num_layers]
+
+
+def _within(visible: jax.Array, distance: jax.Array, window: jax.Array | int | None) -> jax.Array:
     """The mask [B, 1, T, S] of a layer."""
     return (visible if window is None else visible & (distance < window))[:, None]

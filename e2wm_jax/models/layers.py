@@ -7,13 +7,26 @@ Weights keep the layout of Hugging Face checkpoints ([outputs, inputs], [V, D]),
 files are plain key maps without transposes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
 Params = dict[str, Any]  # nested dicts; leaves are arrays, or a Matrix, Table or Vector in their place
+
+_tanh_gelu = partial(jax.nn.gelu, approximate=True)
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {  # by their names in Hugging Face configurations
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_new": _tanh_gelu,
+    "gelu_fast": _tanh_gelu,
+    "gelu_pytorch_tanh": _tanh_gelu,
+    "relu": jax.nn.relu,
+}
+
+
+_FEW_ROWS = 64  # at most so many are those of a decoding step
 
 
 class Matrix(Protocol):
@@ -50,7 +63,15 @@ class Vector(Protocol):
 
 def matmul(x: jax.Array, w: jax.Array | Matrix) -> jax.Array:
     """x [..., inputs], w [outputs, inputs] -> [..., outputs]."""
-    return jnp.einsum("...d,nd->...n", x, w) if isinstance(w, jax.Array) else w.matmul(x)
+    if not isinstance(w, jax.Array):
+        return w.matmul(x)
+    if x.dtype == w.dtype == jnp.bfloat16 and x.size <= _FEW_ROWS * x.shape[-1]:
+        # Reading w is what a few rows cost.  Only in this form XLA on a CPU reads it as it is; otherwise it makes a
+        # float32 copy of it first.  Not for many rows: the backward pass would mix float32 with bfloat16.
+        rows = x.reshape(-1, x.shape[-1])
+        y = jax.lax.dot_general(rows, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+        return y.astype(x.dtype).reshape(*x.shape[:-1], -1)
+    return jnp.einsum("...d,nd->...n", x, w)
 
 
 def lookup(ids: jax.Array, table: jax.Array | Table) -> jax.Array:
@@ -81,17 +102,15 @@ def rms_norm(x: jax.Array, w: jax.Array | Vector, eps: float) -> jax.Array:
     return multiply(normed.astype(x.dtype), w)
 
 
-def rotary(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines [B, T, 1, K/2] of the rotary position embedding (Su et al. 2021)."""
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = positions.astype(jnp.float32)[:, :, None, None] * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Apply `rotary` to x [B, T, heads, K]: dimension i is paired with i + K/2, as Hugging Face stores q and k."""
-    left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
+def layer_norm(x: jax.Array, p: Mapping[str, Any], eps: float) -> jax.Array:
+    """Layer norm (Ba et al. 2016) with parameters {optional "weight": [D], optional "bias": [D]}; statistics in
+    float32, scale and shift in the model's dtype."""
+    x32 = x.astype(jnp.float32)
+    centered = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+    normed = centered * jax.lax.rsqrt(jnp.mean(jnp.square(centered), axis=-1, keepdims=True) + eps)
+    y = normed.astype(x.dtype)
+    y = multiply(y, p["weight"]) if "weight" in p else y
+    return add(y, p["bias"]) if "bias" in p else y
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float | None = None) -> jax.Array:
@@ -100,6 +119,21 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: 
     q [B, T, H, K]; k, v [B, S, G, K], each shared by H / G query heads; mask [B, 1, T, S] -> [B, T, H, K].
     """
     return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale)
+
+
+def cached_attention(
+    q: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array, scale: float | None = None
+) -> jax.Array:
+    """`attention` to keys and values [B, G, S, K] in a cache's order, which are read once and not copied.
+
+    q [B, T, H, K], mask [B, 1, T, S] -> [B, T, H, K].  Padding queries that see nothing mix everything evenly.
+    """
+    batch, tokens, heads, size = q.shape
+    grouped = q.reshape(batch, tokens, keys.shape[1], -1, size).astype(keys.dtype)
+    scores = jnp.einsum("btgrk,bgsk->bgrts", grouped, keys, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask[:, :, None], scores * (size**-0.5 if scale is None else scale), -1e30)
+    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+    return jnp.einsum("bgrts,bgsk->btgrk", weights, values).reshape(batch, tokens, heads, size).astype(q.dtype)
 
 
 def negative_log_likelihood(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ class WeightSpec(NamedTuple):
     hf: str
     gguf: str  # "" where llama.cpp has no such model
     shape: tuple[int, ...]  # of one layer, in Hugging Face layout
-    axes: tuple[str, ...]  # names for sharding: "vocab", "embed", "heads", "mlp", "positions"
+    axes: tuple[str, ...]  # names for sharding: "vocab", "embed", "heads", "head", "mlp", "positions"
 
     @property
     def stacked(self) -> bool:
@@ -53,6 +53,14 @@ def linear_weights(prefix: str, linears: Iterable[LinearSpec]) -> WeightTable:
         if bias:
             table[f"layers.{name}.bias"] = WeightSpec(f"{prefix}{hf}.bias", at and f"{at}.bias", (outputs,), axes[:1])
     return table
+
+
+def layer_norm_weights(name: str, hf: str, width: int, gguf: str = "") -> WeightTable:
+    """The weights "<name>.weight" and ".bias" of a layer norm, in files ``hf`` and ``gguf`` with the same endings."""
+    return {
+        f"{name}.{part}": WeightSpec(f"{hf}.{part}", gguf and f"{gguf}.{part}", (width,), ("embed",))
+        for part in ("weight", "bias")
+    }
 
 
 def initialize(

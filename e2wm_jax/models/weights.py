@@ -1,13 +1,14 @@
 """Weights in: Hugging Face directories (safetensors, .bin) and GGUF files -> the parameter tree.
 
-Each source is a mapping from Hugging Face names to arrays read on demand, so that one tensor (one stack of layers) is
-in host memory at a time.
+Each source is a mapping from Hugging Face names to arrays read on demand.  A tensor of one layer is read, put into its
+place in the stack of layers on the device or the mesh, and forgotten, so that the host holds one at a time.
 """
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from e2wm_jax.config import DType, ModelConfig
 from e2wm_jax.errors import InputError
@@ -23,10 +25,12 @@ from e2wm_jax.model_files import ModelFiles, locate
 from e2wm_jax.models.decoder import FAMILIES, family_of, weight_table
 from e2wm_jax.models.gguf import open_gguf_model
 from e2wm_jax.models.layers import Params
-from e2wm_jax.models.weight_table import WeightSpec, WeightTable
-from e2wm_jax.tensor_files import TensorFiles, open_tensors
+from e2wm_jax.models.weight_table import WeightSpec
+from e2wm_jax.sharding import stacked, weight_sharding
+from e2wm_jax.tensor_files import Index, TensorFiles, open_tensors
 
 _FINGERPRINT_SAMPLES = 4096  # values hashed per parameter
+_READABLE = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -39,19 +43,38 @@ class Model:
     fingerprint: str
 
 
-def load(model: str | ModelFiles, dtype: DType = "float32") -> Model:
+def load(model: str | ModelFiles, dtype: DType = "float32", *, mesh: Mesh | None = None) -> Model:
     """Load a model's configuration and weights.
+
+    Args:
+        model: what `locate` finds, or what it has found.
+        dtype: of the parameters; the files' own is converted on the device.
+        mesh: where the parameters go (`shardings`); each device reads only its part of a matrix. Default: the default
+            device.
 
     Raises:
         InputError: if the files are missing, of another architecture, or do not fit their own configuration.
     """
     files = locate(model) if isinstance(model, str) else model
-    config, source = open_gguf_model(files.path) if files.format == "gguf" else _open_directory(files)
+    config, source = open_model(files)
     table = weight_table(config)
-    _check(files, config, table, source)
-    flat = {path: jnp.asarray(_gather(spec, config, source), dtype) for path, spec in table.items()}
-    params = flax.traverse_util.unflatten_dict(flat, sep=".")
+    homes = None if mesh is None else shardings(config, mesh)
+    flat = _empty_stacks(config, dtype, homes)
+    for path, spec in table.items():
+        home = None if mesh is None else weight_sharding(mesh, spec.shape, spec.axes)
+        for layer, name in enumerate(hf_names(spec, config)):
+            value = _read(source, name, home)
+            flat[path] = _put(flat[path], value, layer) if spec.stacked else jnp.asarray(value, dtype)
+            # Else the reading would run ahead of the copies, and many tensors wait on the host.
+            flat[path].block_until_ready()
+    params = unflatten(flat)
     return Model(files.name, config, params, fingerprint(config, params))
+
+
+def shardings(config: ModelConfig, mesh: Mesh) -> dict[str, NamedSharding]:
+    """Where each parameter lives on a mesh (`sharding.partition`): the keys of `weight_table`."""
+    homes = {path: weight_sharding(mesh, spec.shape, spec.axes) for path, spec in weight_table(config).items()}
+    return {path: stacked(home) if weight_table(config)[path].stacked else home for path, home in homes.items()}
 
 
 def flatten(params: Params) -> dict[str, jax.Array]:
@@ -71,29 +94,104 @@ def fingerprint(config: ModelConfig, params: Params) -> str:
     """
     digest = hashlib.sha256()
     table = weight_table(config)
-    for path, value in sorted(flatten(params).items()):
-        digest.update(f"{table[path].hf} {value.shape}\n".encode())
-        samples = min(_FINGERPRINT_SAMPLES, value.size)
-        where = np.unravel_index(np.linspace(0, value.size - 1, samples, dtype=np.int64), value.shape)
-        digest.update(np.asarray(value[where].astype(jnp.bfloat16)).tobytes())
+    flat = flatten(params)
+    places = {path: _evenly_spaced(value.shape) for path, value in flat.items()}
+    for path, samples in sorted(_samples(flat, places).items()):
+        digest.update(f"{table[path].hf} {flat[path].shape}\n".encode())
+        digest.update(np.asarray(samples).tobytes())
     return digest.hexdigest()
 
 
-def _gather(spec: WeightSpec, config: ModelConfig, source: TensorFiles) -> np.ndarray:
-    if not spec.stacked:
-        return source.read(spec.hf)
-    return np.stack([source.read(spec.hf.format(layer)) for layer in range(config.num_layers)])
+def _evenly_spaced(shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    size = int(np.prod(shape, dtype=np.int64))
+    at = np.linspace(0, size - 1, min(_FINGERPRINT_SAMPLES, size), dtype=np.int64)
+    return tuple(index.astype(np.int32) for index in np.unravel_index(at, shape))
 
 
-def _expected(config: ModelConfig, table: WeightTable) -> Iterable[tuple[str, tuple[int, ...]]]:
-    for spec in table.values():
-        for layer in range(config.num_layers) if spec.stacked else (0,):
-            yield spec.hf.format(layer), spec.shape
+@jax.jit  # one program for all parameters: compiling one per shape takes longer than reading a small model
+def _samples(flat: dict[str, jax.Array], places: dict[str, tuple[jax.Array, ...]]) -> dict[str, jax.Array]:
+    return {path: value[places[path]].astype(jnp.bfloat16) for path, value in flat.items()}
 
 
-def _check(files: ModelFiles, config: ModelConfig, table: WeightTable, source: TensorFiles) -> None:
+def hf_names(spec: WeightSpec, config: ModelConfig) -> list[str]:
+    """The Hugging Face names of a weight, one per layer if it is a stack."""
+    return [spec.hf.format(layer) for layer in range(config.num_layers if spec.stacked else 1)]
+
+
+def _empty_stacks(config: ModelConfig, dtype: DType, homes: dict[str, NamedSharding] | None) -> dict[str, jax.Array]:
+    stacks = {path: spec for path, spec in weight_table(config).items() if spec.stacked}
+
+    def zeros() -> dict[str, jax.Array]:
+        return {path: jnp.zeros((config.num_layers, *spec.shape), dtype) for path, spec in stacks.items()}
+
+    return jax.jit(zeros, out_shardings=homes and {path: homes[path] for path in stacks})()
+
+
+def _read(source: TensorFiles, name: str, home: NamedSharding | None) -> np.ndarray | jax.Array:
+    """One tensor in the dtype of its file, on the host or in its parts on a mesh."""
+    if home is None:
+        return source.read(name)
+    parts: dict[str, np.ndarray] = {}  # devices may hold the same part
+
+    def part(index: Index | None) -> np.ndarray:
+        if str(index) not in parts:
+            parts[str(index)] = source.read(name, index or ())
+        return parts[str(index)]
+
+    return jax.make_array_from_callback(source.shape(name), home, part)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _put(stack: jax.Array, value: np.ndarray | jax.Array, layer: int) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(stack, value.astype(stack.dtype), layer, axis=0)
+
+
+def open_model(files: ModelFiles) -> tuple[ModelConfig, TensorFiles]:
+    """A model's configuration and its weights under their Hugging Face names, all of them checked and none read.
+
+    Raises:
+        InputError: as `load`.
+    """
+    if files.format == "gguf":
+        config, source = open_gguf_model(files.path)
+    else:
+        path = files.path / "config.json"
+        raw = read_json(path)
+        config = config_from_hf(raw, path)
+        if quantized := raw.get("quantization_config"):
+            kind = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+            raise InputError(
+                f"{path}: quantized weights ({kind}) are not supported; give the original model "
+                "(--base-dtype int8 or nf4 quantizes it when it is loaded)"
+            )
+        source = _with_prefix(config, open_tensors(files.path))
+    _check(files, config, source)
+    return config, source
+
+
+def _with_prefix(config: ModelConfig, source: TensorFiles) -> TensorFiles:
+    """The same tensors under the names of a model with a head, where they were saved from one without.
+
+    As in transformers: "decoder.layers..." of such a file is "model.decoder.layers...".
+    """
+    expected = dict(_expected(config))
+    prefix = next(iter(expected)).split(".")[0] + "."
+    if any(name.startswith(prefix) for name in source.names):
+        return source
+    own = {name if name in expected else prefix + name: name for name in source.names}
+    headers = {name: source.headers[at] for name, at in own.items()}
+    return TensorFiles(headers, lambda name, index: source.read(own[name], index))
+
+
+def _expected(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for spec in weight_table(config).values():
+        for name in hf_names(spec, config):
+            yield name, spec.shape
+
+
+def _check(files: ModelFiles, config: ModelConfig, source: TensorFiles) -> None:
     """The tensors are exactly those that the configuration asks for."""
-    expected = dict(_expected(config, table))
+    expected = dict(_expected(config))
     if missing := sorted(expected.keys() - source.names):
         raise InputError(f"{files.path}: {len(missing)} weights are missing, the first is {missing[0]}")
     ignored = {name for name in source.names if re.fullmatch(family_of(config).IGNORED, name)}
@@ -104,15 +202,13 @@ def _check(files: ModelFiles, config: ModelConfig, table: WeightTable, source: T
             "its config.json does not describe these weights, or this variant is not supported"
         )
     for name, shape in expected.items():
-        if source.shape(name) != shape:
+        found, dtype = source.headers[name]
+        if found != shape:
+            raise InputError(f"{files.path}: {name} has shape {list(found)}, config.json says {list(shape)}")
+        if dtype not in _READABLE:
             raise InputError(
-                f"{files.path}: {name} has shape {list(source.shape(name))}, config.json says {list(shape)}"
+                f"{files.path}: {name} is of type {dtype}; supported: {', '.join(_READABLE)}; give the original model"
             )
-
-
-def _open_directory(files: ModelFiles) -> tuple[ModelConfig, TensorFiles]:
-    path = files.path / "config.json"
-    return config_from_hf(read_json(path), path), open_tensors(files.path)
 
 
 def config_from_hf(raw: dict[str, Any], path: Path) -> ModelConfig:
@@ -126,6 +222,8 @@ def config_from_hf(raw: dict[str, Any], path: Path) -> ModelConfig:
         raise InputError(f"{path}: model_type is {raw.get('model_type')!r}; supported: {', '.join(sorted(known))}")
     try:
         return cast(ModelConfig, known[raw["model_type"]].from_hf(raw, path))
+    except InputError:  # a ValueError too
+        raise
     except KeyError as error:
         raise InputError(f"{path}: the key {error.args[0]!r} is missing") from error
     except (TypeError, ValueError) as error:

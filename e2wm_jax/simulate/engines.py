@@ -13,7 +13,8 @@ from e2wm_jax.simulate.scenes import Scene
 from e2wm_jax.simulate.virtualhome import VirtualHome
 from e2wm_jax.simulate.world import World
 
-Method = Literal["mcts", "best-first"]  # E2WM's search; ours
+# E2WM's search; ours; E2WM's for many goals side by side on JAX's default device
+Method = Literal["mcts", "best-first", "mcts-batched"]
 Engine = Literal["array", "virtualhome"]  # ours, all dialects; the installed executor, vh23
 
 
@@ -58,15 +59,20 @@ def compile_engine() -> None:
 
 def search(world: World[Any], scene: Scene, goal: Goal, *, method: Method = "mcts", **options: Any) -> Plan:
     """A plan for a goal: `planner.search`, with its options and plans, compiled where the world is the array engine; or
-    `native_best_first.search`.
+    `native_best_first.search`; or `engine_plans.plans` of this one goal.
 
     Raises:
-        InputError: for best-first search in another world than the array engine's.
+        InputError: for another search than E2WM's in another world than the array engine's.
     """
     if isinstance(world, VirtualHome):
         if method != "mcts":
             raise InputError(f"--search {method} needs the array engine; leave out --engine virtualhome")
         return planner.search(world, scene, goal, **options)
+    if method == "mcts-batched":
+        from e2wm_jax.simulate import engine_plans  # imports jax
+
+        seed = options.pop("seed", 0)
+        return next(engine_plans.plans(world.dialect, [engine_plans.Query(scene, goal, seed)], **options))[1]
     from e2wm_jax.simulate import native_best_first, native_search
 
     module = native_search if method == "mcts" else native_best_first

@@ -2,10 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from e2wm_jax.errors import InputError
 from e2wm_jax.simulate import goals, scenes
@@ -13,18 +13,19 @@ from e2wm_jax.simulate.actions import parse_action
 from e2wm_jax.simulate.engines import Engine, Method, open_world, search
 from e2wm_jax.simulate.explorer import Style, explore
 from e2wm_jax.simulate.goals import Goal
-from e2wm_jax.simulate.planner import Reward
+from e2wm_jax.simulate.planner import Plan, Reward
 from e2wm_jax.simulate.replay import run
 from e2wm_jax.simulate.scenes import Scene
 from e2wm_jax.simulate.trajectory import Step, Trajectory
 
 ROBOTHOW = "robothow"  # as --goals: those of the RobotHow programs
 PROCEDURAL = "procedural"  # as --scene: a household of its own for each episode
+_PREPARED = 2  # goals per slot of a batched search that are taken up together, to follow each other in it
 
 
 @dataclass(frozen=True)
 class CollectSettings:
-    """What to collect. Everything but ``out`` and ``workers`` decides the content of the episodes."""
+    """What to collect. Everything but ``out``, ``workers`` and ``search_batch`` decides the content of the episodes."""
 
     out: Path
     policy: Literal["mcts", "random"]
@@ -33,7 +34,10 @@ class CollectSettings:
     scene: tuple[str, ...] = ()  # scenes in turn, or "procedural"; none: those of the RobotHow programs
     dialect: str = "vh23"
     engine: Engine = "array"
-    search: Method = "mcts"  # E2WM's, or "best-first", which finds more goals and shorter plans
+    search: Method = (
+        "mcts"  # E2WM's, or "best-first", which finds more goals and shorter plans; "mcts-batched": on a GPU
+    )
+    search_batch: int = 256  # mcts-batched: goals side by side; the episodes do not depend on it
     simulations: int = 20_000
     max_depth: int = 25
     reward: Reward = "official"
@@ -59,6 +63,11 @@ class Job:
         digest = hashlib.sha256(f"{self.settings.seed}:{self.episode}".encode()).digest()
         return int.from_bytes(digest[:6], "big")
 
+    @property
+    def name(self) -> str:
+        """The id of its trajectory."""
+        return f"{self.settings.policy}-{self.settings.seed}-{self.episode:06d}"
+
 
 def subjects(settings: CollectSettings) -> list[Goal | str]:
     """Goals or scenes, in turn; every scene named by the user is loaded once to see that it can be."""
@@ -83,17 +92,11 @@ def subjects(settings: CollectSettings) -> list[Goal | str]:
 
 def play(job: Job) -> Trajectory:
     """Play one episode. Depends on nothing but the job."""
-    settings = job.settings
-    name = f"{settings.policy}-{settings.seed}-{job.episode:06d}"
-    subject = job.subject
-    if isinstance(subject, Goal):
-        return plan_episode(subject, settings, seed=job.seed, name=name)
-    if subject == PROCEDURAL or subject.startswith(PROCEDURAL + scenes.PREPARED):
-        subject = f"{scenes.PROCEDURAL}{job.seed}{subject.removeprefix(PROCEDURAL)}"
+    settings, name = job.settings, job.name
     if settings.policy == "mcts":
-        goal, skipped = _goal(subject, settings.seed)
+        goal, skipped = _goal_of(job)
         return plan_episode(goal, settings, seed=job.seed, name=name, skipped=skipped)
-    scene = scenes.load(subject)
+    scene = scenes.load(_scene_of(job))
     world = open_world(settings.engine, settings.dialect)
     steps = explore(world, scene, length=settings.episode_length, seed=job.seed, style=settings.style)
     return Trajectory(
@@ -106,6 +109,48 @@ def play(job: Job) -> Trajectory:
         classes=_classes(scene, steps),
         search={"style": settings.style},
     )
+
+
+def play_side_by_side(jobs: Sequence[Job]) -> Iterator[tuple[Job, Trajectory]]:
+    """`play` of jobs of one run whose search is mcts-batched, as they are finished."""
+    from e2wm_jax.simulate import engine_plans  # imports jax
+
+    settings = jobs[0].settings
+    for start in range(0, len(jobs), _PREPARED * settings.search_batch):
+        some = jobs[start : start + _PREPARED * settings.search_batch]
+        goals_of = [_goal_of(job) for job in some]
+        queries = [
+            engine_plans.Query(scenes.load(goal.scene), goal, job.seed)
+            for job, (goal, _) in zip(some, goals_of, strict=True)
+        ]
+        found = engine_plans.plans(settings.dialect, queries, batch=settings.search_batch, **_search_options(settings))
+        for index, plan in found:
+            job, (goal, skipped) = some[index], goals_of[index]
+            yield job, plan_episode(goal, settings, seed=job.seed, name=job.name, skipped=skipped, plan=plan)
+
+
+def _search_options(settings: CollectSettings) -> dict[str, Any]:
+    return {
+        "simulations": settings.simulations,
+        "max_depth": settings.max_depth,
+        "reward": settings.reward,
+        "shorten": settings.shorten,
+    }
+
+
+def _scene_of(job: Job) -> str:
+    """The name of the scene of a job that is no goal of a file."""
+    assert isinstance(job.subject, str)
+    if job.subject == PROCEDURAL or job.subject.startswith(PROCEDURAL + scenes.PREPARED):
+        return f"{scenes.PROCEDURAL}{job.seed}{job.subject.removeprefix(PROCEDURAL)}"
+    return job.subject
+
+
+def _goal_of(job: Job) -> tuple[Goal, dict[str, str]]:
+    """What a job searches for, and what it had to skip: see `_goal`."""
+    if isinstance(job.subject, Goal):
+        return job.subject, {}
+    return _goal(_scene_of(job), job.settings.seed)
 
 
 def _goal(scene: str, seed: int) -> tuple[Goal, dict[str, str]]:
@@ -136,22 +181,20 @@ def _from(program: str, seed: int) -> Iterator[str]:
 
 
 def plan_episode(
-    goal: Goal, settings: CollectSettings, *, seed: int, name: str, skipped: Mapping[str, str] | None = None
+    goal: Goal,
+    settings: CollectSettings,
+    *,
+    seed: int,
+    name: str,
+    skipped: Mapping[str, str] | None = None,
+    plan: Plan | None = None,
 ) -> Trajectory:
-    """Search for a plan and carry it out. ``skipped``: RobotHow programs that the scene did not suit, and why."""
+    """Search for a plan, where there is none yet, and carry it out. ``skipped``: RobotHow programs that the scene did
+    not suit, and why."""
     scene = scenes.load(goal.scene)
     world = open_world(settings.engine, settings.dialect)
-    plan = search(
-        world,
-        scene,
-        goal,
-        method=settings.search,
-        simulations=settings.simulations,
-        max_depth=settings.max_depth,
-        reward=settings.reward,
-        seed=seed,
-        shorten=settings.shorten,
-    )
+    if plan is None:
+        plan = search(world, scene, goal, method=settings.search, seed=seed, **_search_options(settings))
     start = world.initial(scene)
     played = list(run(world, start, plan.actions))
     steps = [step for _, step in played]

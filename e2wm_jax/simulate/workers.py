@@ -1,7 +1,8 @@
 """`collect`: episodes over a process pool into a directory of shards, resumable at any moment.
 
 An episode depends on the settings and its number alone, so the bytes written do not depend on how many workers there
-are or how often the run was interrupted. Workers import the simulation only, never JAX.
+are or how often the run was interrupted. Workers import the simulation only, never JAX. With `--search mcts-batched`
+there are none: the main process searches, on JAX's default device.
 """
 
 import multiprocessing
@@ -13,17 +14,18 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import sha256
 from e2wm_jax.progress import progress_bar
 from e2wm_jax.simulate import planner
-from e2wm_jax.simulate.engines import compile_engine, open_world
-from e2wm_jax.simulate.jobs import ROBOTHOW, CollectSettings, Job, play, subjects
+from e2wm_jax.simulate.engines import Method, compile_engine, open_world
+from e2wm_jax.simulate.jobs import ROBOTHOW, CollectSettings, Job, play, play_side_by_side, subjects
 from e2wm_jax.simulate.shards import ShardWriter, load_trajectories, open_run, write_manifest
 from e2wm_jax.simulate.trajectory import Trajectory
 
+_HOW = {"out", "workers", "search_batch"}  # settings that do not decide what is collected
 _IN_FLIGHT = 2  # episodes per worker that are handed out at a time
 FORMAT = 1
 
@@ -70,13 +72,13 @@ def is_reached(trajectory: Trajectory) -> bool:
 
 
 def _check(settings: CollectSettings) -> None:
-    for name in ("episodes", "workers", "simulations", "max_depth", "episode_length"):
+    for name in ("episodes", "workers", "simulations", "search_batch", "max_depth", "episode_length"):
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} {value}: must be at least 1")
     choices = {
         "policy": ("mcts", "random"),
-        "search": ("mcts", "best-first"),
+        "search": get_args(Method),
         "reward": tuple(planner.REWARDS),
         "style": ("carry", "uniform", "track"),
     }
@@ -98,7 +100,7 @@ def _recorded_settings(settings: CollectSettings, episodes: int) -> dict[str, An
         "mcts": {"episode_length", "style"} | (set() if settings.scene else {"scene"}),
         "random": {"goals", "search", "simulations", "max_depth", "reward", "shorten"},
     }[settings.policy]
-    recorded = {key: value for key, value in asdict(settings).items() if key not in unused | {"out", "workers"}}
+    recorded = {key: value for key, value in asdict(settings).items() if key not in unused | _HOW}
     recorded["episodes"] = episodes
     if settings.policy == "mcts":
         recorded["goals"] = settings.goals or ROBOTHOW
@@ -126,6 +128,9 @@ def _save_manifest(writer: ShardWriter, recorded: dict[str, Any]) -> dict[str, A
 
 def _run(jobs: list[Job], workers: int) -> Iterator[tuple[Job, Trajectory]]:
     """The jobs with their episodes, as they are finished."""
+    if jobs and jobs[0].settings.policy == "mcts" and jobs[0].settings.search == "mcts-batched":
+        yield from play_side_by_side(jobs)
+        return
     if workers == 1 or len(jobs) < 2:
         yield from ((job, play(job)) for job in jobs)
         return

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from e2wm_jax.config import DType, LoraConfig
+from e2wm_jax import lora
+from e2wm_jax.config import BaseDType, LoraConfig
 from e2wm_jax.data.source import online_tasks, parse_mixture
 from e2wm_jax.errors import InputError, check_at_least
 from e2wm_jax.regularizers.quadratic import RegularizerName
@@ -53,8 +54,9 @@ class TrainSettings:
     weight_decay: float = 0.01
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """linear: lr * (1 - (step - 1) / steps)."""
-    base_dtype: DType = "float32"
-    """Frozen weights and activations; adapters and losses stay float32."""
+    base_dtype: BaseDType = "float32"
+    """Frozen weights and activations; int8 and nf4 hold the matrices in 8 or 4 bits and compute in float32 on CPU,
+    bfloat16 elsewhere. Adapters and losses stay float32."""
     remat: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
     checkpoint_every: int = 100
@@ -87,7 +89,6 @@ def check(settings: TrainSettings) -> None:
         ("--max-length", settings.max_length, 2),
         ("--checkpoint-every", settings.checkpoint_every, 1),
         ("--keep-checkpoints", settings.keep_checkpoints, 1),
-        ("--lora.rank", settings.lora.rank, 1),
     )
     for flag, number in (
         ("--lr", settings.lr),
@@ -96,6 +97,7 @@ def check(settings: TrainSettings) -> None:
     ):
         if not 0 <= number < float("inf"):
             raise InputError(f"{flag} {number}: must be a finite number, 0 or more")
+    lora.check(settings.lora)
     if not 0 <= settings.lora.dropout < 1:
         raise InputError(f"--lora.dropout {settings.lora.dropout}: must be at least 0 and below 1")
     if settings.regularizer == "ewc" and settings.fisher is None:

@@ -1,0 +1,158 @@
+"""`e2wm generate`: what a model says next, and the texts behind prompts that other commands ask for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from e2wm_jax.config import BaseDType
+from e2wm_jax.data.tokenize import encode
+from e2wm_jax.errors import InputError
+from e2wm_jax.evaluate.model import Evaluated, load_evaluated
+from e2wm_jax.files import read_json, read_json_lines, read_text
+from e2wm_jax.model_files import ModelFiles, locate
+from e2wm_jax.models import decoder
+from e2wm_jax.models.generate import Decoding, generate
+from e2wm_jax.models.sampling import Sampling
+from e2wm_jax.progress import progress_bar
+
+
+@dataclass(frozen=True)
+class GenerateSettings:
+    """Continue prompts; greedy unless beams or a temperature are given."""
+
+    model: str
+    """Hugging Face directory, .gguf file, hub id, or smollm2-135m."""
+    prompt: tuple[str, ...] = ()
+    """Text to continue; may be given several times."""
+    prompts: Path | None = None
+    """File of more prompts: JSON lines with "input", or .txt with one prompt per line (either .gz)."""
+    adapter: Path | None = None
+    """PEFT directory to put on the model."""
+    max_new_tokens: int = 64
+    beams: int = 1
+    """Width of the beam search, as transformers' num_beams."""
+    length_penalty: float = 1.0
+    """Of beams: log-likelihood / length ** penalty."""
+    temperature: float | None = None
+    """Draw tokens from the scores divided by this."""
+    top_k: int | None = None
+    """Draw from the k likeliest tokens only."""
+    top_p: float | None = None
+    """Draw from the likeliest tokens whose probability reaches p only."""
+    stop: str | None = None
+    """Cut the text before this string, e.g. $'\\n'."""
+    seed: int = 0
+    batch_size: int = 8
+    """Prompts at a time."""
+    special_tokens: bool = False
+    """Add the tokenizer's default special tokens."""
+    base_dtype: BaseDType = "float32"
+    """Weights and activations."""
+
+
+def run(settings: GenerateSettings) -> dict[str, Any]:
+    """Run the command; returns what `--json` prints.
+
+    Raises:
+        InputError: for bad settings or files, or a prompt that is too long for the model's positions.
+    """
+    texts = [*settings.prompt, *(read_prompts(settings.prompts) if settings.prompts else ())]
+    if not texts:
+        raise InputError("no prompt; give --prompt TEXT or --prompts FILE")
+    decoding = Decoding(
+        settings.max_new_tokens, settings.beams, settings.length_penalty, _sampling(settings), settings.seed
+    )
+    decoding.check()
+    found = continuations(
+        load_evaluated(settings.model, settings.adapter, settings.base_dtype),
+        texts,
+        decoding,
+        ends=ending_tokens(locate(settings.model)),
+        stop=settings.stop,
+        batch_size=settings.batch_size,
+        special_tokens=settings.special_tokens,
+    )
+    return {"outputs": [{"prompt": text, "text": new} for text, new in zip(texts, found, strict=True)]}
+
+
+def show(result: dict[str, Any]) -> None:
+    """Each prompt with its continuation."""
+    for output in result["outputs"]:
+        print(output["prompt"] + output["text"])
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Prompts of a file.
+
+    Raises:
+        InputError: naming file:line where "input" is missing or no text.
+    """
+    if path.name.removesuffix(".gz").endswith(".txt"):
+        return [line for line in read_text(path).split("\n") if line.strip()]
+    texts = []
+    for number, record in read_json_lines(path):
+        if not isinstance(record.get("input"), str):
+            raise InputError(f"{path}:{number}: no text under 'input'; write {{\"input\": ...}}, or .txt with lines")
+        texts.append(record["input"])
+    return texts
+
+
+def continuations(
+    evaluated: Evaluated,
+    texts: Sequence[str],
+    decoding: Decoding,
+    *,
+    ends: Sequence[int] = (),
+    stop: str | None = None,
+    batch_size: int = 8,
+    special_tokens: bool = False,
+    names: Sequence[str] | None = None,
+) -> list[str]:
+    """The text behind each prompt, without special tokens and cut before the first ``stop``.
+
+    Args:
+        ends: tokens that end a text beside the tokenizer's own.
+        names: of the prompts, for messages.
+
+    Raises:
+        InputError: before anything is compiled, for a prompt that is too long for the model's positions.
+    """
+    config, params, tokenizer = evaluated
+    own = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    with progress_bar("generate", len(texts), "prompt") as bar:
+        found = generate(
+            config,
+            decoder.unstack(params),
+            encode(tokenizer, texts, special_tokens=special_tokens),
+            decoding,
+            ends={*ends, *own},
+            cuts=tokens_with(tokenizer, stop) if stop else (),
+            batch_size=batch_size,
+            names=names,
+            on_batch=bar.update,
+        )
+    new = tokenizer.batch_decode(found, skip_special_tokens=True) if found else []
+    return [text.split(stop)[0] if stop else text for text in new]
+
+
+def tokens_with(tokenizer: Any, text: str) -> list[int]:
+    """The tokens that hold ``text`` whole; one that is spread over several tokens is cut without stopping early."""
+    return [i for i, own in enumerate(tokenizer.batch_decode([[i] for i in range(len(tokenizer))])) if text in own]
+
+
+def ending_tokens(files: ModelFiles) -> list[int]:
+    """The eos_token_id, one or several, of a Hugging Face directory's generation_config.json or config.json."""
+    for name in ("generation_config.json", "config.json") if files.format == "hf" else ():
+        if (files.path / name).is_file():
+            ends = read_json(files.path / name).get("eos_token_id")
+            if ends is not None:
+                return [int(end) for end in (ends if isinstance(ends, list) else [ends])]
+    return []
+
+
+def _sampling(settings: GenerateSettings) -> Sampling | None:
+    if settings.temperature is settings.top_k is settings.top_p is None:
+        return None
+    temperature = 1.0 if settings.temperature is None else settings.temperature
+    return Sampling(temperature, settings.top_k, settings.top_p)

@@ -1,0 +1,114 @@
+"""`e2wm export`: a base model, with an adapter merged into it or as it is, as a Hugging Face directory."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from e2wm_jax import lora
+from e2wm_jax.adapter_files import read_adapter
+from e2wm_jax.config import DType, ModelConfig
+from e2wm_jax.data.tokenizer import load_tokenizer
+from e2wm_jax.errors import InputError
+from e2wm_jax.files import read_json
+from e2wm_jax.model_files import ModelFiles, locate, open_gguf
+from e2wm_jax.models.saving import CONFIG_FILE, FileDType, check_new, new_folder, parameter_sizes, write_model
+from e2wm_jax.models.weights import config_to_hf, load, open_model
+
+# What a model directory holds beside weights and config.json, as far as transformers reads it.
+_COMPANIONS = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """Write a model as a Hugging Face directory, with an adapter merged into its weights."""
+
+    model: str
+    """Hugging Face directory, .gguf file, hub id, or smollm2-135m."""
+    out: Path
+    """Directory to write; it must not exist yet, or be empty."""
+    adapter: Path | None = None
+    """PEFT directory to merge, as `e2wm train` or PEFT wrote it; default: the base as it is."""
+    format: Literal["merged"] = "merged"
+    """merged: W + s B A in the place of W, computed in float32."""
+    dtype: FileDType | None = None
+    """Of the files; default: what each weight of the model is stored in, for quantized ones float32."""
+
+
+def run(settings: ExportSettings) -> dict[str, Any]:
+    """Run the command; returns what `--json` prints.
+
+    Raises:
+        InputError: for files that are missing or do not fit each other, or a directory that cannot be written.
+    """
+    check_new(settings.out)
+    if settings.adapter is not None and not settings.adapter.is_dir():
+        raise InputError(f"--adapter {settings.adapter}: no such directory; give one that `e2wm train` or PEFT wrote")
+    files = locate(settings.model)
+    tokenizer = _gguf_tokenizer(files) if files.format == "gguf" else None
+    config, source = open_model(files)
+    adapter = None if settings.adapter is None else read_adapter(settings.adapter, config)
+    sizes = parameter_sizes(config)
+    dtypes = {name: settings.dtype or source.headers[name].dtype for name in sizes}
+    _check_space(settings.out, sum(size * _BYTES[dtypes[name]] for name, size in sizes.items()))
+
+    params = load(files, _exact({source.headers[name].dtype for name in sizes} | {*dtypes.values()})).params
+    if adapter is not None:
+        params = lora.merge(params, *adapter)
+    with new_folder(settings.out) as folder:
+        total = write_model(folder, config, params, dtypes=dtypes, hf_config=_hf_config(files, config, tokenizer))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        else:
+            _copy_companions(files.path, folder)
+    return {"out": str(settings.out), "bytes": total, "parameters": sum(sizes.values())}
+
+
+def _exact(dtypes: set[str]) -> DType:
+    """A dtype to load in that loses nothing, so that a merged weight is rounded once, to its own dtype."""
+    return "bfloat16" if dtypes == {"bfloat16"} else "float32"
+
+
+def _check_space(out: Path, needed: int) -> None:
+    above = next(path for path in (out.resolve(), *out.resolve().parents) if path.is_dir())
+    free = shutil.disk_usage(above).free
+    if free < needed:
+        raise InputError(
+            f"--out {out}: the weights take {needed / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free in {above}; "
+            "make room, or give another directory or --dtype bfloat16"
+        )
+
+
+def _gguf_tokenizer(files: ModelFiles) -> Any:
+    tokenizer = load_tokenizer(files)
+    if (template := open_gguf(files.path).fields.get("tokenizer.chat_template")) is not None:
+        tokenizer.chat_template = template.contents()
+    return tokenizer
+
+
+def _hf_config(files: ModelFiles, config: ModelConfig, tokenizer: Any) -> dict[str, Any]:
+    """The model's own configuration, or for a GGUF file one with the ids at which generation begins and ends."""
+    if tokenizer is None:
+        return read_json(files.path / CONFIG_FILE)
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return {**config_to_hf(config), **ids}
+
+
+def _copy_companions(source: Path, folder: Path) -> None:
+    for name in _COMPANIONS:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)

@@ -1,0 +1,92 @@
+"""The mesh of devices, and where a weight lives on it.
+
+    data     rows of a batch; weights are copied
+    fsdp     rows of a batch, and a share of every matrix along the model's width, gathered when a layer needs it
+    tensor   heads, the feed-forward's width and the vocabulary
+
+A weight names its own dimensions (`models.weight_table.WeightSpec.axes`); `_MESH_AXIS` says where each name goes, and
+everything else is copied.  A dimension that its mesh axis does not divide is copied too: GPT-Neo's 50257 rows of
+vocabulary divide by no even number, and its other weights are worth splitting all the same.
+"""
+
+import math
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from e2wm_jax.errors import InputError
+
+AXES = ("data", "fsdp", "tensor")
+_MESH_AXIS = {"vocab": "tensor", "heads": "tensor", "mlp": "tensor", "embed": "fsdp"}
+
+
+def mesh_shape(text: str) -> dict[str, int]:
+    """The size of every axis from "data=2,fsdp=2,tensor=2"; an axis that is not named has size 1.
+
+    Raises:
+        InputError: for an unknown axis, one named twice, or a size that is no number of devices.
+    """
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, size = (word.strip() for word in part.partition("="))
+        if name not in AXES:
+            raise InputError(f"--mesh {text}: unknown axis {name!r}; axes: {', '.join(AXES)}, e.g. data=2,fsdp=4")
+        if name in sizes:
+            raise InputError(f"--mesh {text}: {name} is given twice")
+        if not (size.isascii() and size.isdigit() and int(size) > 0):
+            raise InputError(
+                f"--mesh {text}: the size of {name} is {size!r}; it must be a number from 1, e.g. {name}=2"
+            )
+        sizes[name] = int(size)
+    return {name: sizes.get(name, 1) for name in AXES}
+
+
+def make_mesh(text: str, devices: list[jax.Device] | None = None) -> Mesh:
+    """The mesh that ``text`` describes (`mesh_shape`), over all devices of the run.
+
+    Args:
+        text: such as "data=2,fsdp=2,tensor=2".
+        devices: those to use instead.
+
+    Raises:
+        InputError: if the text is wrong or the product of its sizes is not the number of devices.
+    """
+    shape = mesh_shape(text)
+    devices = jax.devices() if devices is None else devices
+    needed = math.prod(shape.values())
+    if needed != len(devices):
+        product = " x ".join(map(str, shape.values()))
+        raise InputError(
+            f"--mesh {text}: {product} = {needed} devices, but there are {len(devices)}; "
+            "the product of the sizes must be the number of devices"
+        )
+    return jax.make_mesh(tuple(shape.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def partition(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str, ...]) -> PartitionSpec:
+    """Which mesh axis splits each dimension of a weight of this shape, whose dimensions are named ``axes``.
+
+    A mesh axis splits one dimension, the first that asks for it.  Vectors along the model's width (norms, biases) are
+    copied: gathering one takes longer than it is worth.
+    """
+    taken: list[str | None] = []
+    for size, name in zip(shape, axes, strict=True):
+        axis = _MESH_AXIS.get(name)
+        copied = axis is None or axis in taken or size % mesh.shape[axis] or (axis == "fsdp" and len(shape) == 1)
+        taken.append(None if copied else axis)
+    return PartitionSpec(*taken)
+
+
+def weight_sharding(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str, ...]) -> NamedSharding:
+    """Where a weight lives (`partition`)."""
+    return NamedSharding(mesh, partition(mesh, shape, axes))
+
+
+def stacked(sharding: NamedSharding) -> NamedSharding:
+    """Of a stack of such weights over layers: every device holds its part of all layers."""
+    return NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Where a batch lives, [B, ...]: its rows are split over data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
