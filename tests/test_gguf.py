@@ -483,6 +483,16 @@ def test_variants_are_refused(fields: dict[str, Any], message: str, tiny_llama: 
         load(str(tmp_path / "model.gguf"))
 
 
+def test_variants_of_other_architectures_are_refused(random_model: Callable[..., Model], tmp_path: Path) -> None:
+    path, neox = tmp_path / "model.gguf", random_model("gpt_neox", rotary_pct=0.5)
+    write_gguf(path, neox, **{"rope.dimension_count": 5})
+    with pytest.raises(InputError, match=r"model\.gguf: 5 of 8 dimensions of a head are rotated; it must be an even"):
+        load(str(path))
+    write_gguf(path, neox, tensors={"rope_freqs.weight": np.ones(2, np.float32)})
+    with pytest.raises(InputError, match=r"model\.gguf: unexpected tensor rope_freqs\.weight"):
+        load(str(path))
+
+
 @pytest.mark.parametrize(
     ("at", "value", "message"),
     [

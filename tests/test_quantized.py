@@ -30,7 +30,7 @@ from e2wm_jax.models.quantized import (
     Nf4Matrix,
     dense,
     dense_params,
-    load_base,
+    load,
     quantize,
     quantize_params,
 )
@@ -309,7 +309,7 @@ def test_sizes_without_blocks_are_refused() -> None:
 
 
 def test_fingerprint_is_of_the_files_weights(base_folder: Path) -> None:
-    assert len({load_base(str(base_folder), kind).fingerprint for kind in ("float32", "bfloat16", "int8", "nf4")}) == 1
+    assert len({load(str(base_folder), kind).fingerprint for kind in ("float32", "bfloat16", "int8", "nf4")}) == 1
 
 
 # ----------------------------------------------------------------------------------------------------- the real model

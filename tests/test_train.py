@@ -600,7 +600,7 @@ def test_resume_after_the_data_changed_is_refused(options, tmp_path):
         ({"accumulate": 0}, "--accumulate 0: must be at least 1"),
         ({"lora": LoraConfig(dropout=1.0)}, "--lora.dropout 1.0: must be at least 0 and below 1"),
         ({"lora": LoraConfig(rank=0)}, "--lora.rank 0: must be at least 1"),
-        ({"lora": LoraConfig(targets="q_proj")}, "matches no linear map; the whole name must match"),
+        ({"lora": LoraConfig(targets="q_proj|v_proj")}, "matches no linear map; the whole name must match"),
         ({"lora": LoraConfig(targets="(")}, "not a regular expression"),
         ({"regularizer": "ewc"}, "--regularizer ewc needs --fisher DIR"),
         ({"fisher": Path("somewhere")}, "--fisher is given but --regularizer is none"),

@@ -115,7 +115,9 @@ def run(settings: SearchBenchSettings) -> dict[str, Any]:
             _score(tallies["people's programs"], array, scene, goal, robothow.program(program).script)
             bar.update()
     if "mcts-batched" in settings.methods:
+        people = tallies.pop("people's programs")
         tallies["mcts-batched, in JAX"] = _side_by_side(array, programs, settings, options)
+        tallies["people's programs"] = people
     rows = {name: tally.to_json(len(programs), facts) for name, tally in tallies.items()}
     reference = rows.get("mcts on virtualhome's executor", {}).get("simulations_per_second")
     for row in rows.values():

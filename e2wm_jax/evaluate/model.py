@@ -14,7 +14,7 @@ from e2wm_jax.errors import InputError
 from e2wm_jax.model_files import locate
 from e2wm_jax.models.layers import Params
 from e2wm_jax.models.likelihood import target_nll
-from e2wm_jax.models.quantized import load_base
+from e2wm_jax.models.quantized import load
 
 # (config, params, batch) -> [B, M]; one cache for all models and data of a process.
 batch_nll = jax.jit(target_nll, static_argnums=0)
@@ -46,7 +46,7 @@ def load_evaluated(
         if not folder.is_dir():
             raise InputError(f"--adapter {folder}: no such directory; give one that `e2wm train` or PEFT wrote")
     tokenizer = load_tokenizer(files)
-    loaded = load_base(files, dtype)
+    loaded = load(files, dtype)
     params = loaded.params
     if folders:
         read = [read_adapter(folder, loaded.config) for folder in folders]

@@ -18,7 +18,7 @@ from e2wm_jax.fisher.files import write_fisher
 from e2wm_jax.lora import linear_modules
 from e2wm_jax.model_files import locate
 from e2wm_jax.models.decoder import weight_table
-from e2wm_jax.models.quantized import dense_params, load_base
+from e2wm_jax.models.quantized import dense_params, load
 from e2wm_jax.progress import progress_bar
 
 
@@ -71,7 +71,7 @@ def run(settings: FisherSettings) -> dict[str, Any]:
         raise InputError(
             f"--data {' '.join(settings.data)}: no document of two tokens or more; nothing can be predicted"
         )
-    model = load_base(files, settings.base_dtype)
+    model = load(files, settings.base_dtype)
     layers = range(model.config.num_layers)
     selected = {
         path

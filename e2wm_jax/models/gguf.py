@@ -44,7 +44,8 @@ def open_gguf_model(path: Path) -> tuple[ModelConfig, TensorFiles]:
     file = open_gguf(path)
     config = _config(file)
     names = {hf: name for hf, name in _names(config).items() if name in file.tensors}
-    if unknown := sorted(file.tensors.keys() - {*names.values(), _ROPE_FACTORS}):
+    known = {*names.values()} | ({_ROPE_FACTORS} if isinstance(config, LlamaConfig) else set())
+    if unknown := sorted(file.tensors.keys() - known):
         raise InputError(f"{path}: unexpected tensor {unknown[0]}; this variant is not supported")
     kinds = {int(kind): kind.name for kind in gguf.GGMLQuantizationType}
     for name, tensor in file.tensors.items():
@@ -176,16 +177,21 @@ def _llama(own: dict[str, Any], sizes: dict[str, Any], file: GgufFile, architect
         model_type=cast(Any, architecture),
         head_dim=head_dim,
         norm_eps=float(own["attention.layer_norm_rms_epsilon"]),
-        attention_bias="blk.0.attn_q.bias" in file.tensors,
-        mlp_bias="blk.0.ffn_gate.bias" in file.tensors,
+        attention_bias=architecture == "qwen2" or "blk.0.attn_q.bias" in file.tensors,
+        mlp_bias=architecture == "llama" and "blk.0.ffn_gate.bias" in file.tensors,
     )
 
 
 def _neox(own: dict[str, Any], sizes: dict[str, Any], file: GgufFile) -> GPTNeoXConfig:
+    head_dim, rotary_dim = sizes["hidden_size"] // sizes["num_heads"], int(own["rope.dimension_count"])
+    if rotary_dim % 2 or not 2 <= rotary_dim <= head_dim:
+        raise InputError(
+            f"{file.path}: {rotary_dim} of {head_dim} dimensions of a head are rotated; it must be an even number"
+        )
     return GPTNeoXConfig(
         **sizes,
-        head_dim=sizes["hidden_size"] // sizes["num_heads"],
-        rotary_dim=int(own["rope.dimension_count"]),
+        head_dim=head_dim,
+        rotary_dim=rotary_dim,
         parallel=bool(own.get("use_parallel_residual", True)),
         attention_bias="blk.0.attn_qkv.bias" in file.tensors,
         norm_eps=float(own["attention.layer_norm_epsilon"]),

@@ -23,10 +23,11 @@ from flax import struct
 from e2wm_jax.config import BaseDType, DType, ModelConfig
 from e2wm_jax.errors import InputError
 from e2wm_jax.model_files import ModelFiles
+from e2wm_jax.models import weights
 from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.layers import Matrix, Params
 from e2wm_jax.models.weight_table import WeightSpec
-from e2wm_jax.models.weights import Model, flatten, load, unflatten
+from e2wm_jax.models.weights import Model, flatten, unflatten
 
 Kind = Literal["int8", "nf4"]
 _BLOCK, _SMALLEST_BLOCK = 32, 8
@@ -170,13 +171,13 @@ def compute_dtype(base: BaseDType) -> DType:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def load_base(model: str | ModelFiles, base: BaseDType) -> Model:
+def load(model: str | ModelFiles, base: BaseDType) -> Model:
     """`weights.load` as a base of this kind; the fingerprint is that of the weights before they are quantized.
 
     Raises:
         InputError: as `weights.load` and `quantize`.
     """
-    loaded = load(model, compute_dtype(base))
+    loaded = weights.load(model, compute_dtype(base))
     if base not in get_args(Kind):
         return loaded
     return replace(loaded, params=quantize_params(loaded.params, loaded.config, base))

@@ -20,7 +20,7 @@ from e2wm_jax.files import read_json, sha256, write_json
 from e2wm_jax.fisher.files import read_fisher
 from e2wm_jax.metrics import append, metrics_log, read_metrics
 from e2wm_jax.model_files import ModelFiles, locate
-from e2wm_jax.models.quantized import load_base
+from e2wm_jax.models.quantized import load
 from e2wm_jax.models.weights import Model
 from e2wm_jax.progress import progress_bar, say
 from e2wm_jax.regularizers.quadratic import Fisher, rowmax127
@@ -52,7 +52,7 @@ def run(settings: TrainSettings) -> dict[str, Any]:
 
 
 def _train(settings: TrainSettings, files: ModelFiles, loader: Loader, kept: list[int]) -> dict[str, Any]:
-    model = load_base(files, settings.base_dtype)
+    model = load(files, settings.base_dtype)
     adapters, spec = _start(settings, model)
     fisher = _fisher(settings, model, spec)
     config = _step_config(settings, model, spec, loader)
