@@ -20,7 +20,6 @@ from e2wm_jax.config import LlamaConfig, ModelConfig
 from e2wm_jax.data.batch import Batch, Row, collate
 from e2wm_jax.data.loader import sorted_batches
 from e2wm_jax.errors import InputError
-from e2wm_jax.fisher import files as fisher_files
 from e2wm_jax.fisher.diagonal import Estimator, FisherResult, fisher_diagonal
 from e2wm_jax.fisher.files import read_fisher, write_fisher
 from e2wm_jax.fisher.run import FisherSettings, run
@@ -436,21 +435,20 @@ def test_special_tokens_are_the_tokenizers_own_default(save_llama, tmp_path, tex
     assert without["tokens"] == plain["tokens"]
 
 
+ABOUT = {
+    "keep": None,
+    "estimator": Estimator(),
+    "method": "vmap",
+    "base_dtype": "float32",
+    "max_length": 64,
+    "data": [],
+}
+
+
 @pytest.mark.parametrize("shard_bytes", [None, 4096])
-def test_what_is_written_is_read_back(tiny, made_up, tmp_path, monkeypatch, shard_bytes):
+def test_what_is_written_is_read_back(tiny, made_up, tmp_path, shard_bytes):
     result = made_up
-    if shard_bytes:
-        monkeypatch.setattr(fisher_files, "_SHARD_BYTES", shard_bytes)
-    write_fisher(
-        tmp_path / "f",
-        tiny,
-        result,
-        keep=None,
-        estimator=Estimator(),
-        method="vmap",
-        max_length=64,
-        data=[],
-    )
+    write_fisher(tmp_path / "f", tiny, result, **ABOUT, **({"max_shard_bytes": shard_bytes} if shard_bytes else {}))
     shards = sorted(path.name for path in (tmp_path / "f").glob("*.safetensors"))
     if shard_bytes:
         assert len(shards) > 3
@@ -467,11 +465,10 @@ def test_what_is_written_is_read_back(tiny, made_up, tmp_path, monkeypatch, shar
         np.testing.assert_array_equal(value, result.values[path])
 
 
-def test_sharded_fisher_loads_with_transformers(tiny, made_up, tmp_path, monkeypatch):
+def test_sharded_fisher_loads_with_transformers(tiny, made_up, tmp_path):
     transformers = pytest.importorskip("transformers")
-    monkeypatch.setattr(fisher_files, "_SHARD_BYTES", 4096)
     result = made_up
-    write_fisher(tmp_path, tiny, result, keep=None, estimator=Estimator(), method="vmap", max_length=64, data=[])
+    write_fisher(tmp_path, tiny, result, **ABOUT, max_shard_bytes=4096)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     expected = by_hf_name(tiny.config, result.values)
     for name, parameter in loaded.named_parameters():

@@ -12,17 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 import e2wm_jax
-from e2wm_jax.config import ModelConfig
+from e2wm_jax.config import BaseDType, ModelConfig
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json, write_json
 from e2wm_jax.fisher.diagonal import Estimator, FisherResult, Flat
 from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.weights import Model, config_to_hf
-from e2wm_jax.tensor_files import TensorFiles, open_tensors, write_safetensors
+from e2wm_jax.tensor_files import MAX_SHARD_BYTES, TensorFiles, open_tensors, write_shards
 
 METADATA_FILE, CONFIG_FILE = "fisher.json", "config.json"
-WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
-_SHARD_BYTES = 5 * 2**30
 
 
 def write_fisher(
@@ -33,15 +31,18 @@ def write_fisher(
     keep: re.Pattern[str] | None,
     estimator: Estimator,
     method: str,
+    base_dtype: BaseDType,
     max_length: int,
     data: list[dict[str, str]],
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write F of every parameter whose Hugging Face name matches `keep` (None: all).
 
     `fisher.json` comes last: a directory that has one is complete.
     """
     tensors = _by_hf_name(model.config, result.values, keep)
-    _write_shards(folder, tensors)
+    sizes = {name: value.nbytes for name, value in tensors.items()}
+    write_shards(folder, sizes, tensors.__getitem__, max_shard_bytes=max_shard_bytes)
     write_json(folder / CONFIG_FILE, config_to_hf(model.config))  # for transformers' from_pretrained
     write_json(
         folder / METADATA_FILE,
@@ -54,6 +55,7 @@ def write_fisher(
             "max_length": max_length,
             "data": data,
             "dtype": "float32",
+            "base_dtype": base_dtype,
             "method": method,
             "version": e2wm_jax.__version__,
         },
@@ -97,26 +99,6 @@ def _by_hf_name(config: ModelConfig, values: Flat, keep: re.Pattern[str] | None)
             if keep is None or keep.fullmatch(name):
                 tensors[name] = np.ascontiguousarray(host[layer] if spec.stacked else host)
     return tensors
-
-
-def _write_shards(folder: Path, tensors: dict[str, np.ndarray]) -> None:
-    """One file, or several of at most 5 GiB with an index, as transformers names and reads them."""
-    shards: list[dict[str, np.ndarray]] = [{}]
-    for name, value in tensors.items():
-        if shards[-1] and sum(v.nbytes for v in shards[-1].values()) + value.nbytes > _SHARD_BYTES:
-            shards.append({})
-        shards[-1][name] = value
-    files = (
-        [WEIGHTS_FILE]
-        if len(shards) == 1
-        else [f"model-{index:05d}-of-{len(shards):05d}.safetensors" for index in range(1, len(shards) + 1)]
-    )
-    for file, shard in zip(files, shards, strict=True):
-        write_safetensors(folder / file, shard)
-    if len(shards) > 1:
-        total = sum(value.nbytes for value in tensors.values())
-        weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
-        write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _read(tensors: TensorFiles, name: str, shape: tuple[int, ...], folder: Path) -> np.ndarray:

@@ -106,6 +106,7 @@ def run(settings: FisherSettings) -> dict[str, Any]:
         keep=keep,
         estimator=estimator,
         method=method,
+        base_dtype=settings.base_dtype,
         max_length=settings.max_length,
         data=[describe(path) for path in settings.data],
     )

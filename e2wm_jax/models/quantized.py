@@ -12,7 +12,6 @@ Letters as in `layers`; E inputs per scale (32, or the largest power of two that
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, Protocol, cast, get_args
 
@@ -177,10 +176,7 @@ def load(model: str | ModelFiles, base: BaseDType) -> Model:
     Raises:
         InputError: as `weights.load` and `quantize`.
     """
-    loaded = weights.load(model, compute_dtype(base))
-    if base not in get_args(Kind):
-        return loaded
-    return replace(loaded, params=quantize_params(loaded.params, loaded.config, base))
+    return weights.load(model, compute_dtype(base), transform=quantizer(base))
 
 
 def quantizer(base: BaseDType) -> Callable[[str, WeightSpec, Any], Any]:

@@ -6,7 +6,7 @@ place in the stack of layers on the device or the mesh, and forgotten, so that t
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,7 +43,13 @@ class Model:
     fingerprint: str
 
 
-def load(model: str | ModelFiles, dtype: DType = "float32", *, mesh: Mesh | None = None) -> Model:
+def load(
+    model: str | ModelFiles,
+    dtype: DType = "float32",
+    *,
+    mesh: Mesh | None = None,
+    transform: Callable[[str, WeightSpec, jax.Array], Any] = lambda path, spec, value: value,
+) -> Model:
     """Load a model's configuration and weights.
 
     Args:
@@ -51,24 +57,34 @@ def load(model: str | ModelFiles, dtype: DType = "float32", *, mesh: Mesh | None
         dtype: of the parameters; the files' own is converted on the device.
         mesh: where the parameters go (`shardings`); each device reads only its part of a matrix. Default: the default
             device.
+        transform: (path, specification, array) -> what is to stand for the array, which is then forgotten
+            (`quantized.quantizer`). The fingerprint is that of the arrays.
 
     Raises:
         InputError: if the files are missing, of another architecture, or do not fit their own configuration.
     """
     files = locate(model) if isinstance(model, str) else model
     config, source = open_model(files)
-    table = weight_table(config)
-    homes = None if mesh is None else shardings(config, mesh)
-    flat = _empty_stacks(config, dtype, homes)
-    for path, spec in table.items():
-        home = None if mesh is None else weight_sharding(mesh, spec.shape, spec.axes)
-        for layer, name in enumerate(hf_names(spec, config)):
-            value = _read(source, name, home)
-            flat[path] = _put(flat[path], value, layer) if spec.stacked else jnp.asarray(value, dtype)
-            # Else the reading would run ahead of the copies, and many tensors wait on the host.
-            flat[path].block_until_ready()
-    params = unflatten(flat)
-    return Model(files.name, config, params, fingerprint(config, params))
+    flat, samples = {}, {}
+    for path, spec in weight_table(config).items():
+        value = _load_one(source, config, spec, dtype, mesh)
+        samples[path] = (value.shape, _sampled(value))
+        flat[path] = transform(path, spec, value)
+    return Model(files.name, config, unflatten(flat), _digest(config, samples))
+
+
+def _load_one(source: TensorFiles, config: ModelConfig, spec: WeightSpec, dtype: DType, mesh: Mesh | None) -> jax.Array:
+    """One parameter, read layer by layer."""
+    home = None if mesh is None else weight_sharding(mesh, spec.shape, spec.axes)
+    if not spec.stacked:
+        return jnp.asarray(_read(source, spec.hf, home), dtype)
+    shape = (config.num_layers, *spec.shape)
+    stack = jnp.zeros(shape, dtype, device=None if home is None else stacked(home))
+    for layer, name in enumerate(hf_names(spec, config)):
+        stack = _put(stack, _read(source, name, home), layer)
+        # Else the reading would run ahead of the copies, and many tensors wait on the host.
+        stack.block_until_ready()
+    return stack
 
 
 def shardings(config: ModelConfig, mesh: Mesh) -> dict[str, NamedSharding]:
@@ -92,39 +108,33 @@ def fingerprint(config: ModelConfig, params: Params) -> str:
 
     The values are rounded to bfloat16 first, so that a model loaded in float32 and in bfloat16 is the same model.
     """
+    return _digest(config, {path: (value.shape, _sampled(value)) for path, value in flatten(params).items()})
+
+
+def _digest(config: ModelConfig, samples: dict[str, tuple[tuple[int, ...], jax.Array]]) -> str:
     digest = hashlib.sha256()
     table = weight_table(config)
-    flat = flatten(params)
-    places = {path: _evenly_spaced(value.shape) for path, value in flat.items()}
-    for path, samples in sorted(_samples(flat, places).items()):
-        digest.update(f"{table[path].hf} {flat[path].shape}\n".encode())
-        digest.update(np.asarray(samples).tobytes())
+    for path, (shape, values) in sorted(samples.items()):
+        digest.update(f"{table[path].hf} {shape}\n".encode())
+        digest.update(np.asarray(values).tobytes())
     return digest.hexdigest()
 
 
-def _evenly_spaced(shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
-    size = int(np.prod(shape, dtype=np.int64))
-    at = np.linspace(0, size - 1, min(_FINGERPRINT_SAMPLES, size), dtype=np.int64)
-    return tuple(index.astype(np.int32) for index in np.unravel_index(at, shape))
+def _sampled(value: jax.Array) -> jax.Array:
+    """Evenly spaced values, in bfloat16."""
+    at = np.linspace(0, value.size - 1, min(_FINGERPRINT_SAMPLES, value.size), dtype=np.int64)
+    places = tuple(index.astype(np.int32) for index in np.unravel_index(at, value.shape))
+    return _pick(value, places)
 
 
-@jax.jit  # one program for all parameters: compiling one per shape takes longer than reading a small model
-def _samples(flat: dict[str, jax.Array], places: dict[str, tuple[jax.Array, ...]]) -> dict[str, jax.Array]:
-    return {path: value[places[path]].astype(jnp.bfloat16) for path, value in flat.items()}
+@jax.jit
+def _pick(value: jax.Array, places: tuple[jax.Array, ...]) -> jax.Array:
+    return value[places].astype(jnp.bfloat16)
 
 
 def hf_names(spec: WeightSpec, config: ModelConfig) -> list[str]:
     """The Hugging Face names of a weight, one per layer if it is a stack."""
     return [spec.hf.format(layer) for layer in range(config.num_layers if spec.stacked else 1)]
-
-
-def _empty_stacks(config: ModelConfig, dtype: DType, homes: dict[str, NamedSharding] | None) -> dict[str, jax.Array]:
-    stacks = {path: spec for path, spec in weight_table(config).items() if spec.stacked}
-
-    def zeros() -> dict[str, jax.Array]:
-        return {path: jnp.zeros((config.num_layers, *spec.shape), dtype) for path, spec in stacks.items()}
-
-    return jax.jit(zeros, out_shardings=homes and {path: homes[path] for path in stacks})()
 
 
 def _read(source: TensorFiles, name: str, home: NamedSharding | None) -> np.ndarray | jax.Array:

@@ -20,6 +20,7 @@ from e2wm_jax.simulate.goals import Goal
 from e2wm_jax.simulate.native_tables import NODES, WORDS, NativeTables
 from e2wm_jax.simulate.planner import Plan, Reward
 from e2wm_jax.simulate.scenes import Scene
+from e2wm_jax.simulate.tables import INSIDE, Tables
 
 TICKS = 256  # between two looks at what is finished; a simulation takes about thirty
 SPARE_SLOTS = 24  # for edges that come into being: random play of 40 lines has 16 at most
@@ -122,8 +123,14 @@ def _shapes(prepared: Sequence[_Prepared], nodes: int, max_depth: int) -> _Shape
     exact = sizes_of(*every, slots=32 * -(-(worn + SPARE_SLOTS) // 32))
     sizes = exact._replace(rooms=_up(exact.rooms, 4), doors=_up(exact.doors, 4))
     tasks = task_sizes([one.task for one in prepared])
-    tidy = all(device_tables(tables, sizes).tidy for tables in every)
+    tidy = all(map(_is_tidy, every))
     return _Shapes(sizes, tasks._replace(classes=_up(tasks.classes, 4)), tidy, nodes, max_depth)
+
+
+def _is_tidy(tables: Tables) -> bool:
+    """`DeviceTables.tidy`, without making these."""
+    directly = np.any(tables.targets[INSIDE] & tables.rooms, axis=-1) | (tables.room_number >= 0)
+    return bool(directly.all())
 
 
 def _up(number: int, to: int) -> int:
