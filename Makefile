@@ -1,10 +1,12 @@
 # Two commands on a fresh machine: `make demo` and `make test`.
 #   PYTHON=python3.12 make ...      another interpreter (3.11 or newer)
 #   make setup ACCEL=cuda12         cpu (default), cuda12, cuda13 or tpu
+#   make test JOBS=4                so many test processes at a time (2 unless told otherwise)
 PYTHON ?= python3
 ACCEL ?= cpu
 VENV ?= .venv
 OUT ?= demo-run
+JOBS ?= 2
 
 BIN := $(VENV)/bin
 comma := ,
@@ -24,7 +26,7 @@ demo: setup
 setup: $(VENV)/.ready-$(ACCEL)
 
 test: $(VENV)/.ready-test lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/.ready-test
 	$(BIN)/ruff check .

@@ -27,6 +27,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {  # by their names i
 
 
 _FEW_ROWS = 64  # at most so many are those of a decoding step
+_TALL = 16  # times as many outputs as inputs
 
 
 class Matrix(Protocol):
@@ -71,6 +72,9 @@ def matmul(x: jax.Array, w: jax.Array | Matrix) -> jax.Array:
         rows = x.reshape(-1, x.shape[-1])
         y = jax.lax.dot_general(rows, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
         return y.astype(x.dtype).reshape(*x.shape[:-1], -1)
+    if x.size <= _FEW_ROWS * x.shape[-1] and w.shape[0] >= _TALL * w.shape[1]:
+        # A tall matrix, an output head, is read twice as fast from the left by XLA on a CPU.
+        return jnp.einsum("nd,...d->n...", w, x).reshape(w.shape[0], -1).T.reshape(*x.shape[:-1], -1)
     return jnp.einsum("...d,nd->...n", x, w)
 
 

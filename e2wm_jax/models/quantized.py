@@ -55,14 +55,18 @@ def dense(w: jax.Array | Matrix) -> jax.Array:
 
 
 class _Quantized(Protocol):
+    def matmul_inference(self, x: jax.Array) -> jax.Array: ...
     def matmul_forward(self, x: jax.Array) -> jax.Array: ...
     def matmul_backward(self, g: jax.Array) -> jax.Array: ...
 
 
 @jax.custom_vjp
 def _product(x: jax.Array, w: _Quantized) -> jax.Array:
-    """x W^T.  Autodiff would keep every layer's float matrix for the backward pass; here it is made again."""
-    return w.matmul_forward(x)
+    """x W^T.  Autodiff would keep every layer's float matrix for the backward pass; here it is made again.
+
+    Where nothing is differentiated, a product may round x (`matmul_inference`); gradients are those of exact products.
+    """
+    return w.matmul_inference(x)
 
 
 def _product_forward(x: jax.Array, w: _Quantized) -> tuple[jax.Array, _Quantized]:
@@ -106,17 +110,17 @@ class Int8Matrix:
         """W in float32."""
         return self.codes * self.scales[..., None]
 
-    def matmul_forward(self, x: jax.Array) -> jax.Array:
+    def matmul_inference(self, x: jax.Array) -> jax.Array:
         if x.size <= _FEW_ROWS * x.shape[-1]:
-            return jax.lax.platform_dependent(x, cpu=self._few_rows, default=self._many_rows)
-        return self._many_rows(x)
+            return jax.lax.platform_dependent(x, cpu=self._few_rows, default=self.matmul_forward)
+        return self.matmul_forward(x)
+
+    def matmul_forward(self, x: jax.Array) -> jax.Array:
+        y = jnp.einsum("...d,nd->...n", x, self.codes.astype(x.dtype), preferred_element_type=jnp.float32)
+        return (y * self.scales).astype(x.dtype)
 
     def matmul_backward(self, g: jax.Array) -> jax.Array:
         return jnp.einsum("...n,nd->...d", g * self.scales.astype(g.dtype), self.codes.astype(g.dtype))
-
-    def _many_rows(self, x: jax.Array) -> jax.Array:
-        y = jnp.einsum("...d,nd->...n", x, self.codes.astype(x.dtype), preferred_element_type=jnp.float32)
-        return (y * self.scales).astype(x.dtype)
 
     def _few_rows(self, x: jax.Array) -> jax.Array:
         """The same in integers, with 16 bits for each number of x: two int8 parts, the second 254 times finer.
@@ -154,6 +158,9 @@ class Nf4Matrix:
         codes = jnp.stack([self.codes & 15, self.codes >> 4], axis=-1)
         levels = jnp.asarray(NF4_LEVELS, jnp.float32)[codes.astype(jnp.int32)]
         return (levels.reshape(*self.scales.shape, -1) * self.scales[..., None]).reshape(self.shape)
+
+    def matmul_inference(self, x: jax.Array) -> jax.Array:
+        return self.matmul_forward(x)
 
     def matmul_forward(self, x: jax.Array) -> jax.Array:
         return jnp.einsum("...d,nd->...n", x, self.dense().astype(x.dtype))
