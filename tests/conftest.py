@@ -66,6 +66,17 @@ def smollm2_torch(smollm2_gguf: Path, torch_oracle: Any) -> Any:
     ).eval()
 
 
+@pytest.fixture
+def double_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers computes a norm's statistics in float32 whatever the dtype; here they are to be float64."""
+    modeling = pytest.importorskip("transformers.models.llama.modeling_llama")
+
+    def forward(self: Any, x: Any) -> Any:
+        return self.weight * x * (x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon).rsqrt()
+
+    monkeypatch.setattr(modeling.LlamaRMSNorm, "forward", forward)
+
+
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> Any:
     """A byte-level BPE tokenizer trained on `SENTENCES`: 256 bytes, some merges, <|begin|> = 0 and <|end|> = 1."""

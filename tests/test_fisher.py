@@ -77,17 +77,6 @@ def torch_fisher(model: Any, rows: Sequence[Row], reduction: str, names: set[str
     return {name: (value / len(rows)).numpy() for name, value in total.items()}
 
 
-@pytest.fixture
-def double_norms(monkeypatch):
-    """transformers computes a norm's statistics in float32 whatever the dtype; here they are to be float64."""
-    modeling = pytest.importorskip("transformers.models.llama.modeling_llama")
-
-    def forward(self: Any, x: Any) -> Any:
-        return self.weight * x * (x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon).rsqrt()
-
-    monkeypatch.setattr(modeling.LlamaRMSNorm, "forward", forward)
-
-
 @pytest.fixture(scope="module")
 def variants(save_llama, tmp_path_factory) -> dict[str, tuple[Model, Any]]:
     """Name -> our model and the torch model."""

@@ -27,8 +27,8 @@ class GenerateSettings:
     """Text to continue; may be given several times."""
     prompts: Path | None = None
     """File of more prompts: JSON lines with "input", or .txt with one prompt per line (either .gz)."""
-    adapter: Path | None = None
-    """PEFT directory to put on the model."""
+    adapter: tuple[Path, ...] = ()
+    """PEFT directories to put on the model, one or more; several add up."""
     max_new_tokens: int = 64
     beams: int = 1
     """Width of the beam search, as transformers' num_beams."""

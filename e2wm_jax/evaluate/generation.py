@@ -30,8 +30,8 @@ class GenerationSettings:
     """Hugging Face directory, .gguf file, hub id, or smollm2-135m."""
     data: Path
     """JSON lines {"input", "ref"}, possibly .gz."""
-    adapter: Path | None = None
-    """PEFT directory to put on the model."""
+    adapter: tuple[Path, ...] = ()
+    """PEFT directories to put on the model, one or more; several add up."""
     task: str | None = None
     """Task name, by default the file's name; obj_move_path is scored by its list of places, others by ROUGE."""
     samples: int | None = None
