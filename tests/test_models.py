@@ -168,8 +168,8 @@ def test_smollm2_scores_as_in_transformers(smollm2: Any, smollm2_torch: Any) -> 
 def test_smollm2_padded_on_either_side_has_transformers_gradient_and_bfloat16_error(
     smollm2: Any, smollm2_torch: Any, smollm2_gguf: Path, double_norms: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Against transformers in float64. In float32 a norm's gradient, a sum over massive activations, is off by more than
-    the tolerance, in transformers more than here: ours must not be further from the truth than theirs."""
+    """Against transformers in float64. In float32 a norm's gradient, a sum over massive activations, is off by more
+    than the tolerance, in transformers more than here: ours must not be further from the truth than theirs."""
     from e2wm_jax.data.tokenizer import load_tokenizer
     from e2wm_jax.model_files import locate
 
