@@ -84,7 +84,8 @@ def fisher(tiny, tmp_path_factory) -> Path:
     }
     folder = tmp_path_factory.mktemp("fisher") / "f"
     result = FisherResult(values, samples=1, tokens=1, peak_bytes=0)
-    write_fisher(folder, tiny, result, keep=None, estimator=Estimator(), method="vmap", max_length=8, data=[])
+    about = {"estimator": Estimator(), "method": "vmap", "base_dtype": "float32", "max_length": 8, "data": []}
+    write_fisher(folder, tiny, result, keep=None, **about)
     return folder
 
 
