@@ -317,6 +317,8 @@ def test_run_directory_holds_what_it_should(held_run, options):
         "dropout": 0.1,
         "targets": r".*\.(q_proj|v_proj|query_key_value)",
         "rslora": False,
+        "rank_pattern": "",
+        "alpha_pattern": "",
     }
     assert (config["model"], config["steps"], config["seed"]) == (options["model"], STEPS, 42)
     assert result.keys() >= {"steps", "loss", "task_loss", "penalty", "tokens_per_second", "adapter"}
