@@ -45,7 +45,10 @@ def test_generation_report_without_transformers(tiny_llama, monkeypatch, capsys)
 
 def test_the_best_of_rounds_counts_after_one_that_compiles():
     seconds = iter([9.0, 1.0, 3.0, 2.0, 0.5, 4.0])  # a and b in turn; the first of each compiles
-    measure = lambda: {"seconds": next(seconds)}  # noqa: E731
+
+    def measure() -> dict[str, float]:
+        return {"seconds": next(seconds)}
+
     assert [answer["seconds"] for answer in best_of(2, measure, measure)] == [0.5, 2.0]
 
 

@@ -3,6 +3,7 @@
 Letters as in `layers`; S places of a cache.
 """
 
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -61,7 +62,7 @@ def unstack(params: Params) -> Params:
     if isinstance(layers, tuple):
         return params
     number = len(jax.tree.leaves(layers)[0])
-    return {**params, "layers": tuple(jax.tree.map(lambda leaf: leaf[i], layers) for i in range(number))}  # noqa: B023
+    return {**params, "layers": tuple(jax.tree.map(itemgetter(i), layers) for i in range(number))}
 
 
 def hidden_states(
