@@ -1,5 +1,6 @@
 """PEFT reads what we write, we read what PEFT writes, and what is not plain LoRA is refused by name."""
 
+import copy
 import json
 from collections.abc import Callable
 from functools import partial
