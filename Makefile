@@ -26,7 +26,7 @@ demo: setup
 setup: $(VENV)/.ready-$(ACCEL)
 
 test: $(VENV)/.ready-test lint
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.ready-test
 	$(BIN)/ruff check .

@@ -67,6 +67,12 @@ COMMANDS = {
     "bench loader": Command(
         "e2wm_jax.bench.loader", "LoaderBenchSettings", "run", "the data loader, against a plain loop and training"
     ),
+    "bench fisher": Command(
+        "e2wm_jax.bench.fisher", "FisherBenchSettings", "run", "Fisher passes, against ordinary gradients and peers"
+    ),
+    "bench penalty": Command(
+        "e2wm_jax.bench.penalty", "PenaltyBenchSettings", "run", "the EWC penalty, against the official expression"
+    ),
 }
 
 

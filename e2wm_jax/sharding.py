@@ -10,6 +10,7 @@ vocabulary divide by no even number, and its other weights are worth splitting a
 """
 
 import math
+import os
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -90,3 +91,27 @@ def stacked(sharding: NamedSharding) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Where a batch lives, [B, ...]: its rows are split over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def join_hosts() -> None:
+    """Make this process one of several, before anything runs on a device (`jax.distributed`).
+
+    Address, number and index of the processes come from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID;
+    what is not set, from the cluster's scheduler where there is one.
+
+    Raises:
+        InputError: if they are not to be had, or the others do not answer.
+    """
+    names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    given = {name: os.environ.get(name) for name in names}
+    if wrong := [name for name, value in given.items() if value is not None and not value.isdecimal()]:
+        raise InputError(f"--distributed: {wrong[0]} is {given[wrong[0]]!r}, not a number")
+    number, index = (None if value is None else int(value) for value in given.values())
+    try:
+        jax.distributed.initialize(os.environ.get("JAX_COORDINATOR_ADDRESS"), number, index)
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"--distributed: {reason}; where no scheduler says it, set JAX_COORDINATOR_ADDRESS=host:port, "
+            "JAX_NUM_PROCESSES and JAX_PROCESS_ID (from 0) on every host"
+        ) from error

@@ -12,6 +12,7 @@ from e2wm_jax.data.source import read_documents
 from e2wm_jax.data.tokenize import document_rows
 from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.fisher.diagonal import fisher_diagonal
+from e2wm_jax.fisher.documents import document_batches
 from e2wm_jax.model_files import EMBEDDED_MODEL, embedded_gguf, locate
 from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.likelihood import target_logits
@@ -37,7 +38,7 @@ def main() -> None:
         worst = max(worst, float(np.abs(mine[: len(expected)] - expected).max() / np.abs(expected).max()))
     print(f"logits, max |difference| / max |logit|, float32:           {worst:.1e}")
 
-    result = fisher_diagonal(ours.config, ours.params, [(batch, TEXTS)])
+    result = fisher_diagonal(ours.config, ours.params, document_batches(rows, TEXTS, LENGTH))
     expected_fisher = _loop(theirs.double(), rows)
     errors = {}
     for path, spec in weight_table(ours.config).items():

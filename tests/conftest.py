@@ -5,11 +5,15 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
+from helpers import randomize, unaltered
 
 from e2wm_jax.errors import InputError
 from e2wm_jax.model_files import embedded_gguf
@@ -22,6 +26,56 @@ SENTENCES = (
     "Given a plan: 1. Walk to the bedroom 2. Lie on the bed. What is this activity? Answer: go to sleep",
     "The quick brown fox jumps over 13 lazy dogs, 27 cats and the fridge; where is the plate?",
 )
+
+
+# Compiling a small model takes seconds, running it milliseconds; without XLA's optimizations, a tenth of these seconds.
+QUICK = {"xla_backend_optimization_level": 0}
+if jax.__version_info__ < (0, 11):  # later ones know no such option
+    QUICK["xla_cpu_use_fusion_emitters"] = False
+
+
+@pytest.fixture(scope="module")
+def quick_compilation() -> Iterator[None]:
+    """XLA compiles without its optimizations, here and in processes that a test starts.
+
+    For modules whose tests are about numbers (``pytestmark``); a test about the program itself, such as the memory it
+    takes, asks for `full_compilation` as well. bfloat16 is rounded after each operation here, hence more often.
+    """
+    from jax._src import compiler  # there is no public switch; `jax_disable_most_optimizations` leaves half of the time
+
+    jax.devices()  # from here on this process does not look at XLA_FLAGS again
+    original = compiler.get_compile_options
+
+    @wraps(original)
+    def quick(*args: Any, **options: Any) -> Any:
+        options["env_options_overrides"] = {**QUICK, **(options.get("env_options_overrides") or {})}
+        return original(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "get_compile_options", quick)
+        flags = (f"--{name}={str(value).lower()}" for name, value in QUICK.items())
+        patch.setenv("XLA_FLAGS", " ".join([os.environ["XLA_FLAGS"], *flags]))
+        yield
+    jax.clear_caches()  # other modules are to run what they compile
+
+
+@pytest.fixture
+def full_compilation(quick_compilation: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """In a module of `quick_compilation`: a test for which XLA optimizes as it does for users."""
+    from jax._src import compiler
+
+    monkeypatch.setattr(compiler, "get_compile_options", compiler.get_compile_options.__wrapped__)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, as their marks say, so that no process is left alone with one at the end."""
+    cost: Counter[Path] = Counter()
+    for item in items:
+        cost[item.path] += 100 if item.get_closest_marker("slow") else 1
+    items.sort(key=lambda item: (-cost[item.path], item.path))  # stable: files keep the order of their tests
 
 
 @pytest.fixture(scope="session")
@@ -57,13 +111,20 @@ def torch_oracle() -> Any:
 
 
 @pytest.fixture(scope="session")
-def smollm2_torch(smollm2_gguf: Path, torch_oracle: Any) -> Any:
-    """SmolLM2-135M as transformers loads it from the same file (about 20 s); leave it as it is."""
+def smollm2_torch_once(smollm2_gguf: Path, torch_oracle: Any) -> Any:
+    """SmolLM2-135M as transformers loads it from the same file (about 20 s); `smollm2_torch` is what tests ask for."""
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(
         smollm2_gguf.parent, gguf_file=smollm2_gguf.name, dtype=torch_oracle.float32
     ).eval()
+
+
+@pytest.fixture(scope="module")
+def smollm2_torch(smollm2_torch_once: Any) -> Iterator[Any]:
+    """SmolLM2-135M in transformers, in float32; leave it as it is."""
+    with unaltered(smollm2_torch_once) as model:
+        yield model
 
 
 @pytest.fixture
@@ -98,10 +159,7 @@ def tiny_tokenizer() -> Any:
 
 @pytest.fixture(scope="session")
 def save_llama(tiny_tokenizer: Any, torch_oracle: Any) -> Callable[..., Any]:
-    """save_llama(folder, seed=0, **config) writes a random LLaMA with its tokenizer and returns the torch model.
-
-    Every weight is random, norms and biases too, so that one left out or swapped shows in the output.
-    """
+    """save_llama(folder, seed=0, **config) writes a random LLaMA with its tokenizer and returns the torch model."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     def save(folder: Path, *, seed: int = 0, save_options: dict[str, Any] | None = None, **config: Any) -> Any:
@@ -118,10 +176,7 @@ def save_llama(tiny_tokenizer: Any, torch_oracle: Any) -> Callable[..., Any]:
         }
         torch_oracle.manual_seed(seed)
         model = LlamaForCausalLM(LlamaConfig(**{**small, **config})).eval()
-        with torch_oracle.no_grad():
-            for name, parameter in model.named_parameters():
-                center = 1.0 if "norm" in name else 0.0
-                parameter.normal_(center, 0.3 if parameter.ndim == 1 else parameter.shape[1] ** -0.5)
+        randomize(model)
         model.save_pretrained(folder, **(save_options or {}))
         tiny_tokenizer.save_pretrained(folder)
         return model

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import relative_error
 
 from e2wm_jax import lora
 from e2wm_jax.adapter_files import read_adapter, write_adapter
@@ -22,6 +23,8 @@ from e2wm_jax.models.weights import Model, load
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 TOLERANCE = 1e-4  # of the largest value
 SHAPE = {"num_hidden_layers": 3, "attention_bias": True, "head_dim": 12}
@@ -64,11 +67,6 @@ def scores(config: ModelConfig, params: Any, adapters: Adapters, spec: AdapterSp
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
     params = lora.attach(params, adapters, spec)
     return decoder.logits(config, params, decoder.hidden_states(config, params, ids, positions, jnp.zeros_like(ids)))
-
-
-def relative_error(ours: Any, theirs: Any) -> float:
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    return float(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs)))
 
 
 def torch_scores(model: Any, ids: np.ndarray) -> np.ndarray:
@@ -311,6 +309,7 @@ def test_peft_and_back_for_other_families(family: str, tmp_path: Path) -> None:
     assert relative_error(ours, torch_scores(adapted, ids)) < TOLERANCE
 
 
+@pytest.mark.usefixtures("full_compilation")
 @pytest.mark.slow
 def test_peft_reads_what_we_write_for_smollm2(smollm2: Model, smollm2_torch: Any, tmp_path: Path) -> None:
     spec = lora.adapter_spec(smollm2.config, LoraConfig(rank=4, targets=r".*\.(q_proj|v_proj|down_proj)"))

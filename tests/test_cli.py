@@ -17,6 +17,8 @@ from e2wm_jax import cli
 from e2wm_jax.cli import COMMANDS, main
 from e2wm_jax.simulate import scenes, virtualhome
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROOT = Path(__file__).parents[1]
 needs_world = pytest.mark.skipif(
     not (virtualhome.is_installed() and scenes.has_robothow()),

@@ -16,6 +16,8 @@ from e2wm_jax.evaluate.model import Evaluated, load_evaluated
 from e2wm_jax.evaluate.perplexity import PerplexitySettings, perplexity
 from e2wm_jax.evaluate.qa import QaSettings, accuracy, answer_scores, task_name
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 # Options of different lengths, with a common first token, one the beginning of another, one a single character, twice
 # the same question with others, and inputs whose last token changes when an answer follows.
 QUESTIONS = [
@@ -135,6 +137,7 @@ def test_an_empty_input_is_scored_from_the_second_token(tiny, tiny_torch):
     np.testing.assert_allclose(answer_scores(tiny, [question], "normalized")[0], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("full_compilation")
 @pytest.mark.slow
 def test_scores_of_smollm2_equal_pytorch_on_fifty_official_questions(shared_data, smollm2, smollm2_torch):
     from e2wm_jax.data.tokenizer import load_tokenizer

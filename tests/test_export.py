@@ -13,6 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import random_torch_model
 
 from e2wm_jax import lora
 from e2wm_jax.adapter_files import read_adapter, write_adapter
@@ -26,6 +27,8 @@ from e2wm_jax.models.weights import Model, flatten, load, unflatten
 from e2wm_jax.sharding import make_mesh
 
 torch = pytest.importorskip("torch")
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 WIDTH = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -46,16 +49,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def theirs(torch_oracle: Any) -> Callable[[str], Any]:
     """theirs(name) is a fresh random model in torch."""
-    from transformers import AutoConfig, AutoModelForCausalLM
 
     def make(name: str) -> Any:
         options = {"vocab_size": 60, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, **FAMILIES[name]}
-        torch_oracle.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name.split("-")[0], **options)).eval()
-        with torch_oracle.no_grad():
-            for parameter in model.parameters():
-                parameter.normal_(0, 0.3)
-        return model
+        return random_torch_model(name.split("-")[0], None, **options)
 
     return make
 

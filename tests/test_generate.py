@@ -20,6 +20,8 @@ from e2wm_jax.models.generate import Decoding, generate
 from e2wm_jax.models.sampling import Sampling, cut, next_token
 from e2wm_jax.models.weights import Model, load
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 PAD = 0
 
 
@@ -142,7 +144,7 @@ def test_one_compilation_per_bucket_and_none_per_prompt(pairs):
     assert generation.decode._cache_size() == before[0] + 3
 
 
-def test_a_step_copies_no_cache(pairs):
+def test_a_step_copies_no_cache(pairs, full_compilation):
     """The loop's temporary memory is the caches it starts from, whatever it writes to them."""
     model, _ = pairs[0]
     params = decoder.unstack(model.params)
@@ -326,6 +328,7 @@ def test_generate_command_cuts_at_the_stop_and_reads_prompts(tiny_llama, tmp_pat
         generate_command.run(GenerateSettings(**common, prompts=tmp_path / "bad.json"))
 
 
+@pytest.mark.usefixtures("full_compilation")
 @pytest.mark.slow
 @pytest.mark.parametrize(("num_beams", "new"), [(1, 24), (4, 16)])
 def test_smollm2_writes_what_transformers_writes(smollm2, smollm2_torch, num_beams, new):

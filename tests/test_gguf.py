@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import random_torch_model
 
 from e2wm_jax.config import MODELS, GPTNeoXConfig, LlamaConfig
 from e2wm_jax.data.tokenizer import load_tokenizer
@@ -19,6 +20,8 @@ from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.gguf import open_gguf_model
 from e2wm_jax.models.weights import Model, flatten, load
 from e2wm_jax.sharding import make_mesh
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 WIDTH = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 NEOX_NAMES = {
@@ -134,15 +137,9 @@ def test_gguf(shape: dict[str, Any], save_llama: Callable[..., Any], tmp_path: P
 @pytest.fixture
 def random_model(torch_oracle: Any, tmp_path: Path) -> Callable[..., Model]:
     """random_model("qwen2", **config): a model that transformers made, as we load it."""
-    from transformers import AutoConfig, AutoModelForCausalLM
 
     def make(model_type: str, **options: Any) -> Model:
-        torch_oracle.manual_seed(0)
-        config = AutoConfig.for_model(model_type, **{"vocab_size": 60, **WIDTH, **options})
-        model = AutoModelForCausalLM.from_config(config)
-        with torch_oracle.no_grad():
-            for parameter in model.parameters():
-                parameter.normal_()
+        model = random_torch_model(model_type, **{"vocab_size": 60, **WIDTH, **options})
         model.save_pretrained(tmp_path / "theirs")
         return load(str(tmp_path / "theirs"))
 

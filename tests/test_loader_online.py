@@ -29,6 +29,8 @@ from e2wm_jax.processes import ATTEMPTS, WorkerDiedError, Workers
 from e2wm_jax.simulate import robothow, scenes, virtualhome
 from e2wm_jax.tasks import leakage
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROOT = Path(__file__).parents[1]
 MAX_LENGTH = 4096
 # Smallest searches: what is tested is the loader, not the plans.

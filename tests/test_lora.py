@@ -18,6 +18,8 @@ from e2wm_jax.models import decoder
 from e2wm_jax.models.quantized import dense
 from e2wm_jax.models.weights import flatten
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CONFIG = replace(MODELS["tiny"], num_layers=3)
 LOW = TargetSpec("layers.q", ranks=(2, 0, 5), alphas=(4.0, 0.0, 3.0))
 FULL = TargetSpec("layers.down", ranks=(3, 3, 3), alphas=(6.0, 6.0, 6.0))

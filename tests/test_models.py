@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import relative_error
 
 from e2wm_jax.config import MODELS, ModelConfig
 from e2wm_jax.data.batch import Row, collate
@@ -19,6 +20,8 @@ from e2wm_jax.models.likelihood import target_labels, target_logits, target_nll
 from e2wm_jax.models.weights import flatten, load
 
 torch = pytest.importorskip("torch")
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 TOLERANCE = 1e-4  # of the largest value, in float32 (DESIGN.md, section "Numerics")
 
@@ -51,12 +54,6 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
 }
 PROMPTS = ("The capital of France is", "To make coffee, you first need to", "Mary puts the plate on the table. Then")
-
-
-def relative_error(ours: Any, theirs: Any) -> float:
-    """Largest difference by the largest value."""
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    return float(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs)))
 
 
 @partial(jax.jit, static_argnames=("config", "remat"))
@@ -159,12 +156,14 @@ def test_gradient_of_the_loss_is_torchs(name: str, save_llama: Any, tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("full_compilation")
 def test_smollm2_scores_as_in_transformers(smollm2: Any, smollm2_torch: Any) -> None:
     ids = random_ids(2, 48, vocab=smollm2.config.vocab_size)
     assert relative_error(row_scores(smollm2.config, smollm2.params, ids), torch_scores(smollm2_torch, ids)) < TOLERANCE
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("full_compilation")
 def test_smollm2_padded_on_either_side_has_transformers_gradient_and_bfloat16_error(
     smollm2: Any, smollm2_torch: Any, smollm2_gguf: Path, double_norms: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +225,7 @@ def test_smollm2_padded_on_either_side_has_transformers_gradient_and_bfloat16_er
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("full_compilation")
 def test_smollm2_continues_as_in_transformers(smollm2: Any, smollm2_torch: Any, smollm2_gguf: Path) -> None:
     from e2wm_jax.data.tokenizer import load_tokenizer
     from e2wm_jax.model_files import locate
@@ -332,7 +332,7 @@ def test_layers_are_one_scan_however_many_there_are() -> None:
     assert len(two.splitlines()) == len(five.splitlines())
 
 
-def test_bfloat16_runs_and_is_close(tiny_llama: Path) -> None:
+def test_bfloat16_runs_and_is_close(tiny_llama: Path, full_compilation: None) -> None:
     exact, rounded = load(str(tiny_llama)), load(str(tiny_llama), "bfloat16")
     assert {value.dtype for value in flatten(rounded.params).values()} == {jnp.dtype("bfloat16")}
     ids = random_ids(2, 20)

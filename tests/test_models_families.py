@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import Counted, random_torch_model, relative_error
 
 from e2wm_jax import lora
 from e2wm_jax.config import MODELS, LoraConfig, ModelConfig
@@ -21,6 +22,7 @@ from e2wm_jax.models import decoder, layers
 from e2wm_jax.models.weights import Model, config_from_hf, config_to_hf, flatten, load, unflatten
 
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 TOLERANCE = 1e-4  # of the largest value, in float32 (DESIGN.md, section "Numerics")
 SIZES = {
@@ -98,12 +100,6 @@ POSITIONS = np.maximum(np.cumsum(REAL, axis=1) - 1, 0).astype(np.int32)
 SEGMENTS = (REAL - 1).astype(np.int32)
 
 
-def relative_error(ours: Any, theirs: Any) -> float:
-    """Largest difference by the largest value."""
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    return float(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs)))
-
-
 def random_ids(*shape: int) -> np.ndarray:
     """Ids from 2 on: torch gives OPT's padding token, 1, no gradient even where it is text."""
     return np.random.default_rng(0).integers(2, VOCAB, shape, dtype=np.int32)
@@ -119,24 +115,13 @@ class Case(NamedTuple):
 
 @pytest.fixture(scope="module")
 def case(torch_oracle: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
-    """case(name) is the model of that name in `CASES`, made once.
-
-    Every weight is random, norms and biases too, so that one left out or swapped shows in the output.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    """case(name) is the model of that name in `CASES`, made once."""
 
     @cache
     def make(name: str) -> Case:
         model_type, options = CASES[name]
         tokens = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
-        config = AutoConfig.for_model(model_type, **{**tokens, **SIZES[model_type], **options})
-        torch_oracle.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-        with torch_oracle.no_grad():
-            for path, parameter in model.named_parameters():
-                norm = parameter.ndim == 1 and ("norm" in path or ".ln_" in path)
-                center = 1.0 if norm and path.endswith("weight") else 0.0
-                parameter.normal_(center, 0.3 if parameter.ndim == 1 else parameter.shape[1] ** -0.5)
+        model = random_torch_model(model_type, **{**tokens, **SIZES[model_type], **options})
         folder = tmp_path_factory.mktemp(model_type)
         model.save_pretrained(folder)
         return Case(model, folder, load(str(folder)))
@@ -150,26 +135,22 @@ def torch_scores(model: Any, ids: np.ndarray) -> Any:
     return model(torch.tensor(ids, dtype=torch.long), attention_mask=torch.tensor(REAL), **own).logits
 
 
-# Compiling is most of what these tests cost, and half of it is LLVM optimizing code that runs once.
-quickly_compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def plain_scores(config: ModelConfig, params: Any, ids: Any, positions: Any, segments: Any) -> jax.Array:
     """Output scores [B, T, V] of every token."""
     return decoder.logits(config, params, decoder.hidden_states(config, params, ids, positions, segments))
 
 
-scores = quickly_compiled(plain_scores, static_argnames="config")
+scores = jax.jit(plain_scores, static_argnames="config")
 
 
-@partial(quickly_compiled, static_argnames=("config", "places"))
+@partial(jax.jit, static_argnames=("config", "places"))
 def prefill(config: ModelConfig, params: Any, *tokens: Any, places: int) -> tuple[jax.Array, decoder.Cache]:
     """Scores of the first tokens, and a cache for `places` more."""
     hidden, cache = decoder.prefill(config, params, *tokens, places=places)
     return decoder.logits(config, params, hidden), cache
 
 
-@partial(quickly_compiled, static_argnames="config")
+@partial(jax.jit, static_argnames="config")
 def extend(config: ModelConfig, params: Any, cache: Any, *tokens: Any) -> tuple[jax.Array, decoder.Cache]:
     """Scores of the next tokens, and the cache with them in it."""
     hidden, cache = decoder.extend(config, params, cache, *tokens)
@@ -189,7 +170,7 @@ def test_scores_and_gradients_are_those_of_transformers(name: str, case: Callabl
         nll = layers.negative_log_likelihood(logits[:, :-1], jnp.asarray(ids[:, 1:]))
         return jnp.sum(jnp.where(predicted, nll, 0)) / predicted.sum(), logits
 
-    (value, logits), gradient = jax.device_get(quickly_compiled(jax.value_and_grad(loss, has_aux=True))(ours.params))
+    (value, logits), gradient = jax.device_get(jax.jit(jax.value_and_grad(loss, has_aux=True))(ours.params))
     expected = torch_scores(theirs, ids)
     assert relative_error(logits[REAL == 1], expected.detach().numpy()[REAL == 1]) < TOLERANCE
 
@@ -364,26 +345,6 @@ def test_presets_are_the_defaults_of_transformers(model_type: str, preset: str) 
 
 
 # -------------------------------------------------------------------------------------------------------- the program
-
-
-class Counted:
-    """A weight that counts how often a layer reads it."""
-
-    def __init__(self, value: jax.Array) -> None:
-        self.value, self.reads = value, 0
-
-    def _read(self) -> jax.Array:
-        self.reads += 1
-        return self.value
-
-    def matmul(self, x: jax.Array) -> jax.Array:
-        return x @ self._read().T
-
-    def multiply(self, x: jax.Array) -> jax.Array:
-        return x * self._read()
-
-    def add(self, x: jax.Array) -> jax.Array:
-        return x + self._read()
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import Counted, random_torch_model, relative_error
 
 from e2wm_jax import lora
 from e2wm_jax.adapter_files import read_adapter, write_adapter
@@ -21,6 +22,7 @@ from e2wm_jax.models import decoder, layers, rope
 from e2wm_jax.models.weights import Model, config_from_hf, config_to_hf, flatten, load, unflatten
 
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 TOLERANCE = 1e-4  # of the largest value, in float32 (DESIGN.md, section "Numerics")
 VOCAB, LENGTH = 61, 12  # longer than the windows below, and than the trained length of the dynamic cases, 8
@@ -133,18 +135,11 @@ WITHOUT_GRADIENTS = {
     "neox: dynamic, tied, three layers",
     "neox: llama3, one head, relu",
 }
-QUICK = {"xla_backend_optimization_level": 0}  # compiling takes seconds, running such models milliseconds
 
 # Three rows of 12 places: padded on the left, padded on the right, whole.
 REAL = np.array([[0] * 4 + [1] * 8, [1] * 7 + [0] * 5, [1] * 12])
 POSITIONS = np.maximum(np.cumsum(REAL, axis=1) - 1, 0).astype(np.int32)
 SEGMENTS = (REAL - 1).astype(np.int32)
-
-
-def relative_error(ours: Any, theirs: Any) -> float:
-    """Largest difference by the largest value."""
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    return float(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs)))
 
 
 def random_ids(*shape: int) -> np.ndarray:
@@ -153,24 +148,12 @@ def random_ids(*shape: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def save_model(torch_oracle: Any) -> Callable[..., Any]:
-    """save_model(folder, name of a case) writes a random model and returns it in torch.
-
-    Every weight is random, norms and biases too, so that one left out or swapped shows in the output.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    """save_model(folder, name of a case) writes a random model and returns it in torch."""
 
     def save(folder: Path, name: str) -> Any:
         model_type, options = CASES[name]
         tokens = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
-        # transformers writes into the dictionaries it is given
-        options = json.loads(json.dumps({**tokens, **SIZES[model_type], **options}))
-        torch_oracle.manual_seed(0)
-        config = AutoConfig.for_model(model_type, **options)
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-        with torch_oracle.no_grad():
-            for key, parameter in model.named_parameters():
-                scale = 0.3 if parameter.ndim == 1 else parameter.shape[1] ** -0.5
-                parameter.normal_(1.0 if "norm" in key and key.endswith("weight") else 0.0, scale)
+        model = random_torch_model(model_type, **{**tokens, **SIZES[model_type], **options})
         model.save_pretrained(folder)
         return model
 
@@ -188,9 +171,9 @@ def forward(config: ModelConfig, params: Any, ids: Any, positions: Any, segments
     return decoder.logits(config, params, decoder.hidden_states(config, params, ids, positions, segments))
 
 
-scores = jax.jit(forward, static_argnames="config", compiler_options=QUICK)
-prefill = jax.jit(decoder.prefill, static_argnames=("config", "places"), compiler_options=QUICK)
-extend = jax.jit(decoder.extend, static_argnames="config", compiler_options=QUICK)
+scores = jax.jit(forward, static_argnames="config")
+prefill = jax.jit(decoder.prefill, static_argnames=("config", "places"))
+extend = jax.jit(decoder.extend, static_argnames="config")
 
 
 # ------------------------------------------------------------------------------------------- the same as transformers
@@ -210,7 +193,7 @@ def test_scores_and_gradients_are_those_of_transformers(name: str, save_model: A
     if name in WITHOUT_GRADIENTS:
         logits = scores(ours.config, ours.params, ids, POSITIONS, SEGMENTS)
     else:
-        differentiated = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICK)
+        differentiated = jax.jit(jax.value_and_grad(loss, has_aux=True))
         (value, logits), gradient = differentiated(ours.params)
     assert relative_error(logits[REAL == 1], expected.detach().numpy()[REAL == 1]) < TOLERANCE
     if name in WITHOUT_GRADIENTS:
@@ -469,26 +452,6 @@ def test_presets_have_the_published_sizes(preset: str) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------- the program
-
-
-class Counted:
-    """A weight that counts how often a layer reads it."""
-
-    def __init__(self, value: jax.Array) -> None:
-        self.value, self.reads = value, 0
-
-    def _read(self) -> jax.Array:
-        self.reads += 1
-        return self.value
-
-    def matmul(self, x: jax.Array) -> jax.Array:
-        return x @ self._read().T
-
-    def multiply(self, x: jax.Array) -> jax.Array:
-        return x * self._read()
-
-    def add(self, x: jax.Array) -> jax.Array:
-        return x + self._read()
 
 
 @pytest.mark.parametrize("name", CASES)

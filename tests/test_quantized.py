@@ -11,16 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import relative_error
 
 from e2wm_jax import cli, lora
 from e2wm_jax.config import BaseDType, LlamaConfig, LoraConfig, ModelConfig
-from e2wm_jax.data.batch import Batch
+from e2wm_jax.data.batch import Batch, Row
 from e2wm_jax.data.loader import sorted_batches
 from e2wm_jax.data.source import read_documents
 from e2wm_jax.data.tokenize import document_rows
 from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError
-from e2wm_jax.fisher.diagonal import fisher_diagonal
+from e2wm_jax.fisher.diagonal import Computation, fisher_diagonal
+from e2wm_jax.fisher.documents import document_batches
 from e2wm_jax.model_files import locate
 from e2wm_jax.models import decoder
 from e2wm_jax.models.layers import Params, lookup, matmul
@@ -29,15 +31,16 @@ from e2wm_jax.models.quantized import (
     Int8Matrix,
     Nf4Matrix,
     dense,
-    dense_params,
     load,
     quantize,
     quantize_params,
 )
-from e2wm_jax.models.weights import Model, flatten
+from e2wm_jax.models.weights import Model, flatten, unflatten
 from e2wm_jax.train.step import StepConfig, initial_state, train_step
 
 qwix = pytest.importorskip("qwix")
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 KINDS = ("int8", "nf4")
 # Twelve layers, so that a float copy of a stack would be far larger than everything else.
@@ -65,6 +68,11 @@ def quantized(kind: BaseDType) -> Params:
     return quantize_params(random_params(), CONFIG, kind)
 
 
+def written_out(params: Params) -> Params:
+    """Every quantized weight in float32."""
+    return unflatten({path: dense(w) for path, w in flatten(params).items()})
+
+
 def random_batch(rows: int = 2, length: int = 10, targets: int = 4) -> Batch:
     generator = np.random.default_rng(0)
     ids = generator.integers(0, CONFIG.vocab_size, (rows, length), dtype=np.int32)
@@ -76,12 +84,6 @@ def random_batch(rows: int = 2, length: int = 10, targets: int = 4) -> Batch:
 @partial(jax.jit, static_argnums=0)
 def losses(config: ModelConfig, params: Params, batch: Batch) -> jax.Array:
     return target_nll(config, params, batch)
-
-
-def relative(ours: Any, expected: Any) -> float:
-    """Largest error, of the largest value."""
-    ours, expected = np.asarray(ours, np.float64), np.asarray(expected, np.float64)
-    return float(np.abs(ours - expected).max() / np.abs(expected).max())
 
 
 # --------------------------------------------------------------------------------------------------------------- codes
@@ -123,8 +125,8 @@ def test_products_are_those_of_the_written_out_matrix(kind: Any, dtype: str) -> 
     expected = jax.vjp(lambda x: x @ w.dense().T, x.astype(jnp.float32))
     tolerance = 1e-6 if dtype == "float32" else 2**-7
     assert y.dtype == pull(g)[0].dtype == jnp.dtype(dtype)
-    assert relative(y, expected[0]) < tolerance
-    assert relative(pull(g)[0], expected[1](g.astype(jnp.float32))[0]) < tolerance
+    assert relative_error(y, expected[0]) < tolerance
+    assert relative_error(pull(g)[0], expected[1](g.astype(jnp.float32))[0]) < tolerance
 
 
 def test_rows_are_looked_up() -> None:
@@ -164,8 +166,7 @@ def test_loss_of_a_small_model(kind: BaseDType, tolerance: float) -> None:
     batch, params = random_batch(rows=4, length=20, targets=18), quantized(kind)
     loss, expected = (float(losses(CONFIG, p, batch).mean()) for p in (params, random_params()))
     assert 0 < abs(loss / expected - 1) < tolerance
-    written_out = losses(CONFIG, dense_params(params, lambda path: True), batch)
-    np.testing.assert_allclose(losses(CONFIG, params, batch), written_out, rtol=1e-5)
+    np.testing.assert_allclose(losses(CONFIG, params, batch), losses(CONFIG, written_out(params), batch), rtol=1e-5)
 
 
 def test_quantizing_takes_the_float_weights_away() -> None:
@@ -187,7 +188,7 @@ def test_gradients_through_a_quantized_base(kind: BaseDType) -> None:
 
         return jax.value_and_grad(loss)(adapters)
 
-    ours, expected = gradient(params), gradient(dense_params(params, lambda path: True))
+    ours, expected = gradient(params), gradient(written_out(params))
     largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected[1]))
     assert largest > 1e-3
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5 * largest), ours, expected)
@@ -212,7 +213,7 @@ def step_memory(params: Params) -> Any:
     return train_step.lower(step, state, params, {}, batch).compile().memory_analysis()
 
 
-def test_a_training_step_holds_codes_and_no_float_copy_of_a_stack() -> None:
+def test_a_training_step_holds_codes_and_no_float_copy_of_a_stack(full_compilation: None) -> None:
     matrices = [w for path, w in flatten(random_params()).items() if w.ndim == 3]
     numbers, embedding = sum(w.size for w in matrices), CONFIG.vocab_size * CONFIG.hidden_size
     smallest_stack, one_layer = min(w.nbytes for w in matrices), sum(w.nbytes for w in matrices) / CONFIG.num_layers
@@ -231,18 +232,23 @@ def test_a_training_step_holds_codes_and_no_float_copy_of_a_stack() -> None:
 # -------------------------------------------------------------------------------------------------------------- Fisher
 
 
-def test_fisher_of_a_quantized_base_is_that_of_its_written_out_weights() -> None:
-    params, batch = quantized("int8"), random_batch()
-    selected = {"layers.q.weight", "embed.weight"}
+@pytest.mark.parametrize("method", ["fused", "scan"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_fisher_of_a_quantized_base_is_that_of_its_written_out_weights(kind: BaseDType, method: Any) -> None:
+    """Every weight's, those that are codes too: the derivative is by the weight that the codes stand for."""
+    params, generator = quantized(kind), np.random.default_rng(0)
+    rows = [Row(generator.integers(0, CONFIG.vocab_size, n, dtype=np.int32), 1) for n in (12, 5, 9)]
 
-    def fisher(params: Params) -> Any:
-        return fisher_diagonal(CONFIG, params, [(batch, 2)], select=selected.__contains__, method="scan").values
+    def fisher(params: Params, method: Any) -> Any:
+        batches = document_batches(rows, 2, 16, layout="packed")
+        return fisher_diagonal(CONFIG, params, batches, computation=Computation(method=method)).values
 
-    ours = fisher(dense_params(params, selected.__contains__))
-    expected = fisher(dense_params(params, lambda path: True))
-    assert {path: x.shape for path, x in ours.items()} == {"layers.q.weight": (12, 64, 64), "embed.weight": (128, 64)}
+    found, expected = fisher(params, method), fisher(written_out(params), "fused")
+    assert found.keys() == expected.keys() == decoder.weight_table(CONFIG).keys()
     for path, value in expected.items():
-        assert relative(ours[path], value) < 1e-4
+        assert found[path].dtype == jnp.float32
+        assert found[path].shape == value.shape
+        assert relative_error(found[path], value) < 2e-5, path
 
 
 # ------------------------------------------------------------------------------------------------------------ commands
@@ -315,6 +321,7 @@ def test_fingerprint_is_of_the_files_weights(base_folder: Path) -> None:
 # ----------------------------------------------------------------------------------------------------- the real model
 
 
+@pytest.mark.usefixtures("full_compilation")
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "tolerance", "bytes_per_weight"), [("int8", 0.01, 1.0), ("nf4", 0.1, 0.5 + 2 / 32)])
 def test_loss_and_memory_of_smollm2(kind: BaseDType, tolerance: float, bytes_per_weight: float, smollm2: Model) -> None:

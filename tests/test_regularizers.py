@@ -1,6 +1,7 @@
 """The quadratic penalties against sums written out in float64, and what they cost in memory."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,22 @@ import numpy as np
 import pytest
 
 from e2wm_jax.config import MODELS, LlamaConfig, LoraConfig, ModelConfig
+from e2wm_jax.fisher.storage import encode
+from e2wm_jax.kernels.weighted_square import weighted_square
 from e2wm_jax.lora import Adapters, AdapterSpec, TargetSpec, adapter_spec, delta, initialize
 from e2wm_jax.models.decoder import weight_table
-from e2wm_jax.regularizers.quadratic import PENALTIES, Fisher, ewc_penalty, l2_penalty, no_penalty, rowmax127
+from e2wm_jax.regularizers.quadratic import (
+    PENALTIES,
+    Fisher,
+    ewc_penalty,
+    fisher_partition,
+    l2_penalty,
+    no_penalty,
+    place_fisher,
+    rowmax127,
+    sharded_ewc_penalty,
+)
+from e2wm_jax.sharding import make_mesh
 
 TINY = MODELS["tiny"]
 PLAIN = adapter_spec(TINY, LoraConfig(rank=3, alpha=12.0))
@@ -144,6 +158,16 @@ def test_rowmax127_by_hand():
     assert codes.dtype == jnp.float32
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "uint8"])
+def test_rowmax127_of_a_stored_fisher(dtype):
+    """The codes of what the format has kept; for the official run's strengths, store F in float32."""
+    fisher = random_fisher(TINY, PLAIN)["layers.q.weight"]
+    codes, exact = rowmax127(encode(fisher, dtype)), rowmax127(fisher)
+    assert codes.dtype == jnp.float32
+    assert float(jnp.max(jnp.abs(codes - exact))) <= 1
+    assert np.any(codes)
+
+
 def test_ewc_never_holds_the_weight_change_of_all_layers():
     layers, width = 12, 256
     config = LlamaConfig(
@@ -164,3 +188,142 @@ def test_ewc_never_holds_the_weight_change_of_all_layers():
     one_stack = 4 * layers * width * width
     assert memory.argument_size_in_bytes > one_stack  # F itself
     assert memory.temp_size_in_bytes < one_stack / 2
+
+
+# -------------------------------------------------------------------------------------------------------------- storage
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "uint8"])
+def test_ewc_reads_stored_fishers_and_differentiates(dtype):
+    spec = UNEVEN
+    adapters, fisher = moved(spec), random_fisher(TINY, spec)
+    stored = {path: encode(value, dtype) for path, value in fisher.items()}
+    value, gradient = jax.jit(jax.value_and_grad(lambda adapters, f: ewc_penalty(adapters, spec, f)))(adapters, stored)
+    exact, exact_gradient = jax.value_and_grad(ewc_penalty)(adapters, spec, fisher)
+    np.testing.assert_allclose(value, exact, rtol=1e-3)
+    for found, wanted in zip(jax.tree.leaves(gradient), jax.tree.leaves(exact_gradient), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=0.02 * np.abs(wanted).max())
+
+
+Factors = tuple[jax.Array, jax.Array]
+
+
+def trained(fisher: jax.Array, strength: float) -> tuple[Factors, float]:
+    """A and B of rank 4 fitted to a random matrix against the penalty; and sum F change^2 / (mean F sum change^2),
+    which is 1 for a change that does not care about F."""
+    rng = np.random.default_rng(3)
+    _, outputs, inputs = fisher.shape
+    goal = jnp.asarray(rng.normal(0, 0.05, (outputs, inputs)), jnp.float32)
+    factors = (
+        jnp.asarray(rng.uniform(-1, 1, (1, 4, inputs)) / np.sqrt(inputs), jnp.float32),
+        jnp.asarray(rng.normal(0, 0.02, (1, outputs, 4)), jnp.float32),
+    )
+
+    def loss(factors: Factors) -> jax.Array:
+        return jnp.sum((factors[1][0] @ factors[0][0] - goal) ** 2)
+
+    def step(factors: Factors, _: None) -> tuple[Factors, None]:
+        _, *pull = weighted_square(*factors, fisher, jnp.ones(1))
+        total = jax.tree.map(lambda g, p: g + strength * p, jax.grad(loss)(factors), tuple(pull))
+        return jax.tree.map(lambda x, g: x - 0.02 * g, factors, total), None
+
+    factors = jax.jit(lambda start: jax.lax.scan(step, start, None, length=400)[0])(factors)
+    square = np.asarray(factors[1] @ factors[0]) ** 2
+    return factors, float(np.mean(fisher * square) / (np.mean(fisher) * np.mean(square)))
+
+
+@pytest.mark.parametrize(
+    ("strength", "avoids", "bounds"),
+    [
+        (0.0, (0.7, 1.5), {"bfloat16": 1.5e-3, "uint8": 3e-3}),
+        (30.0, (0.0, 0.2), {"bfloat16": 1.5e-3, "uint8": 1e-2}),
+    ],
+    ids=["free", "held"],
+)
+def test_error_of_the_gradient_by_storage_type(strength, avoids, bounds):
+    """Adapters trained under the penalty avoid large F, so that small entries, which 8 bits know less well, count."""
+    fisher = jnp.asarray(np.random.default_rng(0).gamma(0.2, 1, (1, 96, 128)), jnp.float32)
+    (a, b), avoided = trained(fisher, strength)
+    assert avoids[0] < avoided < avoids[1]
+    exact = weighted_square(a, b, fisher, jnp.ones(1))
+    for dtype, bound in bounds.items():
+        found = weighted_square(a, b, encode(fisher, dtype), jnp.ones(1))
+        errors = [float(jnp.linalg.norm(x - y) / jnp.linalg.norm(y)) for x, y in zip(found, exact, strict=True)]
+        print(
+            f"{dtype}, F-weighted change {avoided:.3f}: value {errors[0]:.1e}, dA {errors[1]:.1e}, dB {errors[2]:.1e}"
+        )
+        assert 0 < max(errors) < bound
+
+
+# ------------------------------------------------------------------------------------------------------------- sharding
+
+WIDE = LlamaConfig(
+    vocab_size=16,
+    hidden_size=256,
+    intermediate_size=512,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=64,
+    max_positions=16,
+)
+WIDE_SPEC = adapter_spec(WIDE, LoraConfig(rank=4, targets="q_proj,v_proj,down_proj"))
+
+
+def wide_adapters() -> Adapters:
+    adapters = initialize(WIDE, WIDE_SPEC, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    for factors in adapters.values():
+        factors["b"] = jnp.asarray(rng.normal(0, 0.1, factors["b"].shape), jnp.float32)
+    return adapters
+
+
+def largest_results(compiled: jax.stages.Compiled) -> dict[str, int]:
+    """Elements of the largest array that each kind of collective makes on a device."""
+    found: dict[str, int] = {}
+    kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+    for result, kind in re.findall(rf"= (.*?) ({kinds})(?:-start)?\(", compiled.as_text()):
+        shapes = re.findall(r"\w\d+\[([\d,]*)\]", result)
+        sizes = [math.prod(int(size) for size in shape.split(",") if size) for shape in shapes]
+        found[kind] = max([found.get(kind, 0), *sizes])
+    return found
+
+
+@pytest.mark.parametrize(("mesh_text", "dtype"), [("data=2,fsdp=2,tensor=2", "uint8"), ("data=8", "float32")])
+def test_on_a_mesh_every_device_reads_its_part_of_f_and_little_travels(mesh_text, dtype):
+    mesh, adapters = make_mesh(mesh_text), wide_adapters()
+    exact = random_fisher(WIDE, WIDE_SPEC)
+    fisher = place_fisher(mesh, WIDE, {path: encode(value, dtype) for path, value in exact.items()})
+    for path, value in fisher.items():
+        for leaf in jax.tree.leaves(value):
+            assert leaf.addressable_shards[0].data.size == leaf.size / 8, path
+
+    def on_mesh(adapters: Adapters, fisher: Fisher) -> jax.Array:
+        return sharded_ewc_penalty(mesh, WIDE, adapters, WIDE_SPEC, fisher)
+
+    compiled = jax.jit(jax.value_and_grad(on_mesh)).lower(adapters, fisher).compile()
+    here = {path: encode(value, dtype) for path, value in exact.items()}
+    expected = jax.jit(jax.value_and_grad(lambda adapters, f: ewc_penalty(adapters, WIDE_SPEC, f)))(adapters, here)
+    for found, wanted in zip(jax.tree.leaves(compiled(adapters, fisher)), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(np.asarray(found), wanted, rtol=1e-5, atol=2e-6 * np.abs(wanted).max())
+
+    travels = largest_results(compiled)
+    print(mesh_text, dtype, travels)
+    factors = max(leaf.size for leaf in jax.tree.leaves(adapters))
+    smallest_part = min(math.prod(value.shape) for value in fisher.values()) // 8
+    assert factors < smallest_part
+    assert travels["all-reduce"] <= factors
+    assert max(travels.values()) <= factors
+
+
+def test_f_is_split_over_as_many_axes_as_divide_it():
+    mesh = make_mesh("data=2,fsdp=2,tensor=2")
+
+    def partition(outputs: int, inputs: int, dtype: str) -> tuple:
+        value = encode(np.ones((1, outputs, inputs), np.float32), dtype)
+        return tuple(fisher_partition(mesh, WIDE, "layers.q.weight", value))
+
+    assert partition(64, 128, "float32") == (None, ("data", "tensor"), "fsdp")
+    assert partition(66, 128, "float32") == (None, "tensor", "fsdp")
+    assert partition(64, 130, "float32") == (None, ("data", "tensor"), "fsdp")
+    assert partition(64, 192, "uint8") == (None, ("data", "tensor"), None)  # three blocks of codes

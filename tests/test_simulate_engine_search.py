@@ -18,7 +18,9 @@ from e2wm_jax.simulate import (
     engine_plans,
     engine_tasks,
     jobs,
+    native_moves,
     native_search,
+    native_tasks,
     planner,
     scenes,
     shards,
@@ -66,7 +68,7 @@ def some_goal(scene: Scene, rng: random.Random) -> Goal:
     return Goal(scene.name, "test", tuple(states + edges + mine + others), (*names, *rooms), ())
 
 
-def scratch(state: ArrayState, task: native_search.Task) -> tuple[np.ndarray, ...]:
+def scratch(state: ArrayState, task: native_tasks.Task) -> tuple[np.ndarray, ...]:
     n = state.base.native.n
     return (
         np.empty(64 * len(task.class_start) + 40, np.int64),
@@ -75,20 +77,20 @@ def scratch(state: ArrayState, task: native_search.Task) -> tuple[np.ndarray, ..
     )
 
 
-def legal_moves(state: ArrayState, task: native_search.Task, vector: np.ndarray) -> list[int]:
+def legal_moves(state: ArrayState, task: native_tasks.Task, vector: np.ndarray) -> list[int]:
     moves, row, order = scratch(state, task)
-    count = native_search.legal_moves(state.base.native, task, vector, moves, row, order)
+    count = native_moves.legal_moves(state.base.native, task, vector, moves, row, order)
     return moves[:count].tolist()
 
 
-def random_states(state: ArrayState, task: native_search.Task, rng: random.Random, count: int) -> np.ndarray:
+def random_states(state: ArrayState, task: native_tasks.Task, rng: random.Random, count: int) -> np.ndarray:
     """[count, size] states on the way of random moves, a dozen in a row."""
     vectors, vector = [], task.start.copy()
     while len(vectors) < count:
         if len(vectors) % 12 == 0:
             vector = task.start.copy()
         trial, move = vector.copy(), rng.choice(legal_moves(state, task, vector))
-        if native_search.carry_out(state.base.native, trial, move):
+        if native_moves.carry_out(state.base.native, trial, move):
             vector = trial
             vectors.append(vector)
     return np.stack(vectors)
@@ -127,7 +129,7 @@ def carrying_out() -> Any:
 
 
 def parts_of(moves: np.ndarray) -> engine_moves.Move:
-    """Moves as `native_search.pack` describes them."""
+    """Moves as `native_moves.pack` describes them."""
     parts = (moves & 0x3F, moves >> 6 & 0xFFF, moves >> 18 & 0xFFF, moves >> 30 & 1)
     opens = ((moves >> 31 & 0x1FFF) - 1, (moves >> 44 & 0x1FFF) - 1)
     return engine_moves.Move(*(jnp.asarray(part, jnp.int32) for part in (*parts, *opens)))
@@ -144,7 +146,7 @@ def test_moves_and_facts_are_those_of_the_compiled_search(dialect):
     for seed in range(3):
         rng, scene = random.Random(f"{dialect} {seed}"), scenes.household(seed)
         goal, state = some_goal(scene, rng), world.initial(scene)
-        task, tables = native_search.task_of(world, state, goal), state.base.tables
+        task, tables = native_tasks.task_of(world, state, goal), state.base.tables
         assert len(task.facts) > 32
         on_device = (
             device_tables(tables, SIZES),
@@ -166,11 +168,11 @@ def test_moves_and_facts_are_those_of_the_compiled_search(dialect):
         last = vector_of(last, tables.layout)
         for index, vector in enumerate(vectors):
             assert members(facts[index]).tolist() == [
-                f for f in range(62) if native_search.holding(state.base.native, task, vector) >> f & 1
+                f for f in range(62) if native_tasks.holding(state.base.native, task, vector) >> f & 1
             ]
             held |= set(members(facts[index]))
             move, after = tried[index], vector.copy()
-            assert works[index] == native_search.carry_out(state.base.native, after, move)
+            assert works[index] == native_moves.carry_out(state.base.native, after, move)
             if works[index]:
                 np.testing.assert_array_equal(last[index], after)
                 verbs.add(move & 0x3F)

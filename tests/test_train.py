@@ -39,6 +39,8 @@ from e2wm_jax.train.run import run
 from e2wm_jax.train.settings import TrainSettings
 from e2wm_jax.train.step import StepConfig, initial_state, learning_rate, train_step
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROOT = Path(__file__).parents[1]
 # A step is compiled for its settings; the runs here share theirs where they can.
 STEPS = 20

@@ -18,6 +18,8 @@ from e2wm_jax.tensor_files import Index, TensorFiles
 
 torch = pytest.importorskip("torch")
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 Tensors = dict[str, np.ndarray]
 
 

@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -21,11 +21,12 @@ Answer = dict[str, Any]
 class Peer:
     """A process with one model in it.
 
-    ``model`` is {"model": name, "dtype": ...} or, for random weights, {"config": a Hugging Face configuration, ...}.
+    ``model`` is {"model": name, "dtype": ...} or, for random weights, {"config": a Hugging Face configuration, ...};
+    another ``module`` than this, whose `main` calls `serve`, has its own sides and its own way to say it.
     """
 
-    def __init__(self, side: Side, model: dict[str, Any]) -> None:
-        words = [sys.executable, "-m", "e2wm_jax.bench.peers", side, json.dumps(model)]
+    def __init__(self, side: str, model: dict[str, Any], *, module: str = "e2wm_jax.bench.peers") -> None:
+        words = [sys.executable, "-m", module, side, json.dumps(model)]
         self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._side = side
 
@@ -162,7 +163,11 @@ def _transformers(model: dict[str, Any]) -> dict[str, Callable[..., Answer]]:
 def main() -> None:
     """The process of a `Peer`."""
     side, model = sys.argv[1], json.loads(sys.argv[2])
-    operations = {"ours": _ours, "transformers": _transformers}[side](model)
+    serve({"ours": _ours, "transformers": _transformers}[side](model))
+
+
+def serve(operations: Mapping[str, Callable[..., Answer]]) -> None:
+    """Answer a `Peer`'s requests until it is closed."""
     for line in sys.stdin:
         request = json.loads(line)
         operation = operations[request.pop("operation")]

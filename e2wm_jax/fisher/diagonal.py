@@ -1,30 +1,33 @@
-"""The diagonal Fisher information of a language model, exactly per example.
+"""The diagonal Fisher information of a language model, exactly per document.
 
-    F_i = 1/N sum_j (d L_j / d theta_i)^2,   L_j = mean (or sum) over the predicted tokens of sequence j of -log p
+    F_i = 1/N sum_j (d L_j / d theta_i)^2,   L_j = mean (or sum) over the predicted tokens of document j of -log p
 
-(Kirkpatrick et al. 2017; Xiang et al. 2023, equation of section 3.3).  One sequence is one example: gradients are
+(Kirkpatrick et al. 2017; Xiang et al. 2023, equation of section 3.3).  One document is one example: gradients are
 squared before they are summed over a batch, never after.  With labels "data" this is the empirical Fisher; with
 "sampled" the labels are drawn from the model, an unbiased estimate of the true Fisher (Kunstner et al. 2019).
 
-Letters: B examples of a batch, M predicted tokens, V vocabulary.
+Three methods give the same numbers: `fused` (module of that name), and `vmap` and `scan` (`textbook`).
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
 from e2wm_jax.config import ModelConfig
-from e2wm_jax.data.batch import Batch
-from e2wm_jax.models.layers import Params, negative_log_likelihood
-from e2wm_jax.models.likelihood import target_labels, target_logits
-from e2wm_jax.models.weights import flatten, unflatten
+from e2wm_jax.fisher import fused, sharded, textbook
+from e2wm_jax.fisher.documents import DocumentBatch
+from e2wm_jax.fisher.fused import Options
+from e2wm_jax.models.decoder import weight_table
+from e2wm_jax.models.layers import Params
 
 Flat = dict[str, jax.Array]  # path in the parameter tree -> array
-Method = Literal["vmap", "scan"]
+Method = Literal["fused", "vmap", "scan"]
 Labels = Literal["data", "sampled"]
 Reduction = Literal["mean", "sum"]
 
@@ -36,9 +39,23 @@ class Estimator:
     labels: Labels = "data"
     """The tokens of the text, or tokens drawn from the model's own distribution."""
     reduction: Reduction = "mean"
-    """Whether an example's loss is the mean or the sum over its predicted tokens."""
+    """Whether a document's loss is the mean or the sum over its predicted tokens."""
     seed: int = 0
     """For sampled labels."""
+
+
+@dataclass(frozen=True)
+class Computation:
+    """How it is computed; the numbers are the same up to rounding."""
+
+    method: Method = "fused"
+    group: int = 1
+    """Documents whose products are squared at once: 1 suits a CPU, several an accelerator (`kernels.square_sum`)."""
+    kernel: str = "xla"
+    keep: float = 0.1
+    """Memory for products of the forward pass that the backward pass would make again, as a share of the weights'."""
+    mesh: Mesh | None = None
+    """Rows of batches are split over "data" and "fsdp", weights as `sharding.partition` says."""
 
 
 @dataclass(frozen=True)
@@ -48,66 +65,138 @@ class FisherResult:
     values: Flat  # float32, in the shape of the parameters
     samples: int
     tokens: int  # predicted tokens
-    peak_bytes: int  # arguments, results and temporaries of the largest compiled step
-    compilations: int = field(default=0)
+    peak_bytes: int  # arguments, results and temporaries of the largest compiled step, on one device
+    compilations: int = 0
+    nats: float = 0.0  # mean over documents of L_j
 
 
-def example_loss(
-    config: ModelConfig, params: Params, example: Batch, index: jax.Array, estimator: Estimator
-) -> jax.Array:
-    """L_j in nats of one example: a `Batch` without the leading axis B.  An example without targets has loss 0."""
-    row = jax.tree.map(lambda x: x[None], example)
-    scores = target_logits(config, params, row)
-    if estimator.labels == "sampled":
-        key = jax.random.fold_in(jax.random.key(estimator.seed), index)  # by example: the batch size plays no role
-        labels = jax.random.categorical(key, jax.lax.stop_gradient(scores.astype(jnp.float32)))
-    else:
-        labels = target_labels(row)
-    counted = (row.weights > 0).astype(jnp.float32)
-    total = jnp.sum(counted * negative_log_likelihood(scores, labels))
-    return total / jnp.maximum(jnp.sum(counted), 1) if estimator.reduction == "mean" else total
+class Progress(NamedTuple):
+    """A pass so far."""
+
+    totals: Flat  # sums of squares; with a mesh, of each device's documents (`sharded`)
+    batches: int
+    samples: int
+    tokens: int
+    nats: float  # sum over documents of L_j
+    peak_bytes: int = 0
+    compilations: int = 0
+
+
+class NonFiniteError(ArithmeticError):
+    """Loss or gradients of some documents are not finite numbers."""
+
+    def __init__(self, numbers: list[int]) -> None:
+        super().__init__(f"loss or gradient is not finite for documents {numbers}")
+        self.numbers = numbers  # their places in the corpus
 
 
 def fisher_diagonal(
     config: ModelConfig,
     params: Params,
-    batches: Iterable[tuple[Batch, int]],
+    batches: Iterable[DocumentBatch],
     *,
     select: Callable[[str], bool] = lambda path: True,
-    method: Method = "vmap",
     estimator: Estimator = Estimator(),
-    progress: Callable[[int], None] = lambda examples: None,
+    computation: Computation = Computation(),
+    progress: Callable[[int], None] = lambda documents: None,
 ) -> FisherResult:
-    """Diagonal Fisher of the selected parameters over all examples.
+    """Diagonal Fisher of the selected parameters over all documents.
 
     Args:
-        batches: (batch, number of real examples in it); rows beyond that number must be all padding.
+        batches: `documents.document_batches`.
         select: which parameter paths ("layers.q.weight") to compute F for; the others are held constant.
-        method: "vmap" keeps one gradient per example of a batch in memory, "scan" one in all.
-        progress: called with the number of examples done after each batch.
+        progress: called with the number of documents done after each batch.
 
     Returns:
-        F in float32, independent of batch size, padding and method up to rounding.
+        F in float32, independent of batch size, layout, padding, devices and method up to rounding.
+
+    Raises:
+        NonFiniteError: for documents whose loss or gradient is no finite number, and those packed in a row with them.
     """
-    flat = flatten(params)
-    chosen = {path: value for path, value in flat.items() if select(path)}
-    constant = {path: value for path, value in flat.items() if path not in chosen}
-    total = {path: jnp.zeros(value.shape, jnp.float32) for path, value in chosen.items()}
-    compiled: dict[tuple[tuple[int, ...], ...], jax.stages.Compiled] = {}
-    samples = tokens = peak = 0
-    for batch, examples in batches:
-        arguments = (total, chosen, constant, batch, jnp.int32(samples))
-        shapes = tuple(x.shape for x in batch)
+    done = start(config, params, select, computation.mesh)
+    for now in accumulate(config, params, batches, done, estimator, computation):
+        progress(now.samples - done.samples)
+        done = now
+    return result(config, done, computation.mesh)
+
+
+def start(config: ModelConfig, params: Params, select: Callable[[str], bool], mesh: Mesh | None = None) -> Progress:
+    """Nothing done yet."""
+    table = weight_table(config)
+    shapes = {
+        path: (config.num_layers, *spec.shape) if spec.stacked else spec.shape
+        for path, spec in table.items()
+        if select(path)
+    }
+    if mesh is None:
+        totals = {path: jnp.zeros(shape, jnp.float32) for path, shape in shapes.items()}
+    else:
+        totals = sharded.zeros(config, params, shapes, mesh)
+    return Progress(totals, 0, 0, 0, 0.0)
+
+
+def accumulate(
+    config: ModelConfig,
+    params: Params,
+    batches: Iterable[DocumentBatch],
+    now: Progress,
+    estimator: Estimator = Estimator(),
+    computation: Computation = Computation(),
+) -> Iterator[Progress]:
+    """The pass after each further batch; the totals of one are given away to the next, so copy what shall stay.
+
+    Raises:
+        NonFiniteError: see `fisher_diagonal`; totals then hold what is no number.
+    """
+    step = _step(config, params, _options(params, estimator, computation), computation)
+    compiled: dict[Any, jax.stages.Compiled] = {}
+    for batch in batches:
+        arguments = (now.totals, params, batch if computation.mesh is None else sharded.put(batch, computation.mesh))
+        shapes = (jax.tree.structure(batch), tuple(leaf.shape for leaf in jax.tree.leaves(batch)))
+        peak = now.peak_bytes
         if shapes not in compiled:
-            compiled[shapes] = _accumulate.lower(config, method, estimator, *arguments).compile()
+            compiled[shapes] = step.lower(*arguments).compile()
             peak = max(peak, peak_bytes(compiled[shapes]))
-        total = compiled[shapes](*arguments)
-        samples += examples
-        tokens += int((batch.weights > 0).sum())
-        jax.block_until_ready(total)
-        progress(examples)
-    values = {path: value / max(samples, 1) for path, value in total.items()}
-    return FisherResult(values, samples, tokens, peak, len(compiled))
+        totals, losses = compiled[shapes](*arguments)
+        nats, finite = (sharded.on_host(array) for array in losses)
+        numbers = sharded.on_host(arguments[2].numbers)
+        if bad := sorted(numbers[~finite & (numbers >= 0)].tolist()):
+            raise NonFiniteError(bad)
+        now = Progress(
+            totals,
+            now.batches + 1,
+            now.samples + int((numbers >= 0).sum()),
+            now.tokens + int(sharded.on_host(jnp.sum(arguments[2].predicted))),
+            now.nats + float(nats.sum(dtype=np.float64)),
+            peak,
+            len(compiled),
+        )
+        yield now
+
+
+def not_finite(
+    config: ModelConfig,
+    params: Params,
+    batches: Iterable[DocumentBatch],
+    estimator: Estimator = Estimator(),
+    computation: Computation = Computation(),
+) -> list[int]:
+    """Numbers of the documents whose loss or gradient is no finite number; nothing is squared on the way."""
+    step = _step(config, params, _options(params, estimator, computation), replace(computation, method="fused"))
+    found: list[int] = []
+    for batch in batches:
+        placed = batch if computation.mesh is None else sharded.put(batch, computation.mesh)
+        finite, numbers = (sharded.on_host(array) for array in (step({}, params, placed)[1].finite, placed.numbers))
+        found += numbers[~finite & (numbers >= 0)].tolist()
+    return sorted(found)
+
+
+def result(config: ModelConfig, now: Progress, mesh: Mesh | None = None) -> FisherResult:
+    """F of a finished pass."""
+    totals = now.totals if mesh is None else sharded.summed(config, now.totals, mesh)
+    samples = max(now.samples, 1)
+    values = {path: total / samples for path, total in totals.items()}
+    return FisherResult(values, now.samples, now.tokens, now.peak_bytes, now.compilations, now.nats / samples)
 
 
 def peak_bytes(compiled: jax.stages.Compiled) -> int:
@@ -119,32 +208,16 @@ def peak_bytes(compiled: jax.stages.Compiled) -> int:
     return int(total - memory.alias_size_in_bytes)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
-def _accumulate(
-    config: ModelConfig,
-    method: Method,
-    estimator: Estimator,
-    total: Flat,
-    chosen: Flat,
-    constant: Flat,
-    batch: Batch,
-    first_index: jax.Array,
-) -> Flat:
-    """total + sum over the batch's examples of the squared gradient of each."""
+def _options(params: Params, estimator: Estimator, computation: Computation) -> Options:
+    seed = estimator.seed if estimator.labels == "sampled" else None
+    keep = int(computation.keep * sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
+    return Options(estimator.reduction, seed, computation.group, computation.kernel, keep)
 
-    def loss(chosen: Flat, example: Batch, index: jax.Array) -> jax.Array:
-        return example_loss(config, unflatten({**constant, **chosen}), example, index, estimator)
 
-    gradient = jax.grad(loss)
-    indices = first_index + jnp.arange(batch.ids.shape[0], dtype=jnp.int32)
-
-    def add_square(total: jax.Array, g: jax.Array) -> jax.Array:
-        return total + jnp.sum(jnp.square(g.astype(jnp.float32)), axis=0)
-
-    if method == "vmap":
-        return jax.tree.map(add_square, total, jax.vmap(gradient, in_axes=(None, 0, 0))(chosen, batch, indices))
-
-    def body(total: Flat, example: tuple[Batch, jax.Array]) -> tuple[Flat, None]:
-        return jax.tree.map(lambda t, g: add_square(t, g[None]), total, gradient(chosen, *example)), None
-
-    return jax.lax.scan(body, total, (batch, indices))[0]
+def _step(config: ModelConfig, params: Params, options: Options, computation: Computation) -> Any:
+    """(totals, params, batch) -> (totals, losses), compiled by the caller."""
+    if computation.method != "fused":
+        return jax.jit(partial(textbook.add_squares, config, options, computation.method), donate_argnums=0)
+    if computation.mesh is not None:
+        return sharded.add_squares(config, options, params, computation.mesh)
+    return jax.jit(partial(fused.add_squares, config, options), donate_argnums=0)

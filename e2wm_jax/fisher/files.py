@@ -1,13 +1,23 @@
 """The Fisher on disk: F under Hugging Face names, shapes and layouts, and `fisher.json` about it.
 
-The directory is also a Hugging Face model whose weights are F: the form in which the official code reads it.
+    float32, bfloat16   the directory is also a Hugging Face model whose weights are F: the form in which the official
+                        code publishes and reads one
+    uint8               codes under the parameters' names and their scales under "<name>.scale" (`fisher.storage`);
+                        without `config.json`, for a program that took the codes for F would go wrong without a word
+
+A directory without `fisher.json` is a Fisher in the official form: any float type, safetensors or pytorch_model.bin,
+checked by names and shapes.
 """
 
+import math
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, cast, get_args
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,12 +25,15 @@ import e2wm_jax
 from e2wm_jax.config import BaseDType, ModelConfig
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json, write_json
-from e2wm_jax.fisher.diagonal import Estimator, FisherResult, Flat
+from e2wm_jax.fisher.diagonal import Estimator, FisherResult
+from e2wm_jax.fisher.storage import BLOCK, Bfloat16Bits, FisherDType, SquareRootCodes, StoredFisher, decode, encode
 from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.weights import Model, config_to_hf
 from e2wm_jax.tensor_files import MAX_SHARD_BYTES, TensorFiles, open_tensors, write_shards
 
 METADATA_FILE, CONFIG_FILE = "fisher.json", "config.json"
+SCALE = ".scale"  # behind a parameter's name: the scales of its codes
+_FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
 def write_fisher(
@@ -34,16 +47,18 @@ def write_fisher(
     base_dtype: BaseDType,
     max_length: int,
     data: list[dict[str, str]],
+    dtype: FisherDType = "float32",
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Write F of every parameter whose Hugging Face name matches `keep` (None: all).
+    """Write F of every parameter whose Hugging Face name matches `keep` (None: all), in the type `dtype`.
 
     `fisher.json` comes last: a directory that has one is complete.
     """
-    tensors = _by_hf_name(model.config, result.values, keep)
+    tensors = _by_hf_name(model.config, result.values, keep, dtype)
     sizes = {name: value.nbytes for name, value in tensors.items()}
     write_shards(folder, sizes, tensors.__getitem__, max_shard_bytes=max_shard_bytes)
-    write_json(folder / CONFIG_FILE, config_to_hf(model.config))  # for transformers' from_pretrained
+    if dtype != "uint8":
+        write_json(folder / CONFIG_FILE, config_to_hf(model.config))  # for transformers' from_pretrained
     write_json(
         folder / METADATA_FILE,
         {
@@ -54,7 +69,7 @@ def write_fisher(
             "tokens": result.tokens,
             "max_length": max_length,
             "data": data,
-            "dtype": "float32",
+            "dtype": dtype,
             "base_dtype": base_dtype,
             "method": method,
             "version": e2wm_jax.__version__,
@@ -62,52 +77,117 @@ def write_fisher(
     )
 
 
-def read_fisher(folder: Path, model: Model, needed: list[str]) -> Flat:
-    """F of the parameters `needed` (paths such as "layers.q.weight"), stacked over layers, float32.
+def read_fisher(folder: Path, model: Model, needed: Sequence[str]) -> dict[str, StoredFisher]:
+    """F of the parameters `needed` (paths such as "layers.q.weight"), stacked over layers.
+
+    In memory as `fisher.json` says: float32 arrays, `Bfloat16Bits` or `SquareRootCodes`; in the official form, float32.
 
     Raises:
-        InputError: if files are missing, or F belongs to another model by fingerprint, names or shapes.
+        InputError: if files are missing, F belongs to another model by fingerprint, names or shapes, or it holds
+            something that is no Fisher: another type, negative numbers, infinities or NaN.
     """
     if not folder.is_dir():
         raise InputError(f"--fisher {folder}: no such directory; compute one with `e2wm fisher`")
-    if (folder / METADATA_FILE).is_file():
-        found = read_json(folder / METADATA_FILE).get("fingerprint")
-        if found != model.fingerprint:
-            raise InputError(
-                f"--fisher {folder}: computed for another model (fingerprint {str(found)[:12]}, this model "
-                f"{model.fingerprint[:12]}); run `e2wm fisher --model {model.name}`"
-            )
-    else:
-        warnings.warn(f"{folder} has no {METADATA_FILE}: checked by names and shapes only", stacklevel=2)
+    dtype = _checked_dtype(folder, model)
     tensors = open_tensors(folder)
     table = weight_table(model.config)
-    values = {}
+    values: dict[str, StoredFisher] = {}
     for path in needed:
         spec = table[path]
         names = [spec.hf.format(layer) for layer in range(model.config.num_layers)] if spec.stacked else [spec.hf]
-        stack = np.stack([_read(tensors, name, spec.shape, folder) for name in names])
-        values[path] = jnp.asarray(stack if spec.stacked else stack[0])
+        layers = [_read(tensors, name, spec.shape, dtype, folder) for name in names]
+        values[path] = jax.tree.map(
+            lambda *parts, stacked=spec.stacked: jnp.asarray(np.stack(parts) if stacked else parts[0]), *layers
+        )
+    if dtype is None and any(tensors.headers[name].dtype == "float16" for name in tensors.names):
+        zeros = sum(int(jnp.sum(decode(value) == 0)) for value in values.values())
+        lost = zeros / max(sum(math.prod(value.shape) for value in values.values()), 1)
+        warnings.warn(f"{folder}: float16 has made entries below 3e-8 zero; {lost:.0%} of F are", stacklevel=2)
     return values
 
 
-def _by_hf_name(config: ModelConfig, values: Flat, keep: re.Pattern[str] | None) -> dict[str, np.ndarray]:
-    table, tensors = weight_table(config), {}
+def _checked_dtype(folder: Path, model: Model) -> FisherDType | None:
+    """The type by `fisher.json`; None without one, with a warning."""
+    if not (folder / METADATA_FILE).is_file():
+        warnings.warn(f"{folder} has no {METADATA_FILE}: checked by names and shapes only", stacklevel=3)
+        return None
+    metadata = read_json(folder / METADATA_FILE)
+    found, dtype = metadata.get("fingerprint"), metadata.get("dtype", "float32")
+    if found != model.fingerprint:
+        raise InputError(
+            f"--fisher {folder}: computed for another model (fingerprint {str(found)[:12]}, this model "
+            f"{model.fingerprint[:12]}); run `e2wm fisher --model {model.name}`"
+        )
+    if dtype not in get_args(FisherDType):
+        raise InputError(
+            f"--fisher {folder}: {METADATA_FILE} says dtype {dtype!r}, known are {', '.join(get_args(FisherDType))}; "
+            "a newer e2wm may have written it"
+        )
+    return dtype
+
+
+def _by_hf_name(
+    config: ModelConfig, values: dict[str, jax.Array], keep: re.Pattern[str] | None, dtype: FisherDType
+) -> dict[str, np.ndarray]:
+    table = weight_table(config)
+    tensors: dict[str, np.ndarray] = {}
     for path, value in values.items():
         spec, host = table[path], np.asarray(value)
         for layer in range(config.num_layers) if spec.stacked else (0,):
             name = spec.hf.format(layer)
             if keep is None or keep.fullmatch(name):
-                tensors[name] = np.ascontiguousarray(host[layer] if spec.stacked else host)
+                tensors |= _stored_tensors(name, host[layer] if spec.stacked else host, dtype)
     return tensors
 
 
-def _read(tensors: TensorFiles, name: str, shape: tuple[int, ...], folder: Path) -> np.ndarray:
+def _stored_tensors(name: str, value: np.ndarray, dtype: FisherDType) -> dict[str, np.ndarray]:
+    stored = encode(value, dtype)
+    if isinstance(stored, SquareRootCodes):
+        return {name: np.asarray(stored.codes), name + SCALE: np.asarray(stored.scales)}
+    if isinstance(stored, Bfloat16Bits):
+        return {name: np.asarray(stored.bits).view(jnp.bfloat16)}
+    return {name: np.ascontiguousarray(stored)}
+
+
+def _read(tensors: TensorFiles, name: str, shape: tuple[int, ...], dtype: FisherDType | None, folder: Path) -> Any:
+    """F of one parameter as numpy arrays in the structure that `dtype` has in memory."""
+    if dtype == "uint8":
+        codes = _tensor(tensors, name, shape, ("U8",), folder)
+        blocks = (*shape[:-1], -(-shape[-1] // BLOCK))
+        scales = _tensor(tensors, name + SCALE, blocks, ("float32",), folder)
+        _check_not_negative(scales, name + SCALE, folder)
+        return SquareRootCodes(cast(Any, codes), cast(Any, scales))
+    value = _tensor(tensors, name, shape, _FLOATS, folder).astype(np.float32)
+    _check_not_negative(value, name, folder)
+    return Bfloat16Bits(cast(Any, value.astype(jnp.bfloat16).view(np.uint16))) if dtype == "bfloat16" else value
+
+
+def _tensor(
+    tensors: TensorFiles, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...], folder: Path
+) -> np.ndarray:
     if name not in tensors.names:
         raise InputError(
             f"--fisher {folder}: has no {name}; compute it with `e2wm fisher --params all` or a pattern that matches it"
         )
-    if tensors.shape(name) != shape:
+    header = tensors.headers[name]
+    if header.dtype not in dtypes:
         raise InputError(
-            f"--fisher {folder}: {name} has shape {list(tensors.shape(name))}, this model's is {list(shape)}"
+            f"--fisher {folder}: {name} is of type {header.dtype}, not {' or '.join(dtypes)}; "
+            "codes without their scales are no Fisher, compute it with `e2wm fisher`"
         )
-    return tensors.read(name).astype(np.float32)
+    if header.shape != shape:
+        raise InputError(
+            f"--fisher {folder}: {name} has shape {list(header.shape)}, this model's is {list(shape)}; "
+            "give the Fisher of this model"
+        )
+    return tensors.read(name)
+
+
+def _check_not_negative(value: np.ndarray, name: str, folder: Path) -> None:
+    if value.min() >= 0 and value.max() < np.inf:  # a NaN fails both
+        return
+    wrong = value[~(np.isfinite(value) & (value >= 0))]
+    raise InputError(
+        f"--fisher {folder}: {name} holds {wrong[0]}, one of {wrong.size} entries that are negative, infinite or NaN; "
+        "a Fisher is a mean of squares, compute it anew"
+    )

@@ -1,143 +1,169 @@
-"""`e2wm fisher`: documents -> batches -> F -> directory."""
+"""`e2wm fisher`: plan -> model -> pass over the corpus -> directory.  Reads top to bottom."""
 
-import re
 import time
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
-from e2wm_jax.config import BaseDType
-from e2wm_jax.data.loader import sorted_batches
-from e2wm_jax.data.source import PYDOC_SPLITS, read_documents
-from e2wm_jax.data.tokenize import document_rows
-from e2wm_jax.data.tokenizer import load_tokenizer
-from e2wm_jax.errors import InputError, check_at_least
-from e2wm_jax.files import sha256
-from e2wm_jax.fisher.diagonal import Estimator, Labels, Method, Reduction, fisher_diagonal
-from e2wm_jax.fisher.files import write_fisher
-from e2wm_jax.lora import linear_modules
-from e2wm_jax.model_files import locate
-from e2wm_jax.models.decoder import weight_table
-from e2wm_jax.models.quantized import dense_params, load
-from e2wm_jax.progress import progress_bar
+import jax
 
+from e2wm_jax.errors import InputError
+from e2wm_jax.files import read_json, write_json
+from e2wm_jax.fisher import online, resume
+from e2wm_jax.fisher.corpus import Corpus, describe, where
+from e2wm_jax.fisher.diagonal import FisherResult, Progress, result
+from e2wm_jax.fisher.files import METADATA_FILE, write_fisher
+from e2wm_jax.fisher.plan import Plan, make_plan
+from e2wm_jax.fisher.settings import FisherSettings
+from e2wm_jax.fisher.streaming import Pass, begin, keep, stream
+from e2wm_jax.fisher.summary import as_text, summarize, tensors_of, write_report
+from e2wm_jax.models.quantized import compute_dtype, quantizer
+from e2wm_jax.models.weights import Model, load
+from e2wm_jax.progress import progress_bar, say
 
-@dataclass(frozen=True)
-class FisherSettings:
-    """Compute the exact per-example diagonal Fisher of a model on text."""
-
-    model: str
-    """Hugging Face directory, .gguf file, hub id, or smollm2-135m."""
-    data: tuple[str, ...]
-    """JSON lines with "text", .txt with blank lines between documents (either .gz), or pydoc:fisher."""
-    out: Path
-    """Directory to write: model.safetensors under Hugging Face names, and fisher.json."""
-    samples: int | None = None
-    """Use the first N documents of at least two tokens; all by default."""
-    max_length: int = 800
-    """Documents are cut to this many tokens."""
-    method: Literal["auto", "vmap", "scan"] = "auto"
-    """How per-example gradients are computed; the result is the same."""
-    labels: Labels = "data"
-    """Labels from the text (empirical Fisher) or sampled from the model (true Fisher, one draw)."""
-    reduction: Reduction = "mean"
-    """An example's loss: mean (the official run) or sum over its predicted tokens."""
-    params: str = "all"
-    """all, lora-targets (every linear map of the blocks), or a regular expression on Hugging Face parameter names."""
-    batch_size: int = 4
-    """Examples per compiled step."""
-    seed: int = 0
-    """For --labels sampled."""
-    base_dtype: BaseDType = "float32"
-    """Weights and activations; with int8 and nf4, those that --params leaves out stay in 8 or 4 bits."""
-    special_tokens: bool = True
-    """Add the tokenizer's default special tokens, as the official code does."""
+REPORT_FILE = "report.html"
 
 
 def run(settings: FisherSettings) -> dict[str, Any]:
     """Run the command; returns what `--json` prints.
 
     Raises:
-        InputError: for bad settings or files, before the model is loaded.
+        InputError: for bad settings or files, before the model is loaded; for documents that are not finite.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, with what was done saved.
     """
-    keep = check(settings)
-    files = locate(settings.model)
-    documents = [document for path in settings.data for document in read_documents(path)]
-    rows, _ = document_rows(
-        load_tokenizer(files), documents, max_length=settings.max_length, special_tokens=settings.special_tokens
-    )
-    rows = rows[: settings.samples]
-    if not rows:
-        raise InputError(
-            f"--data {' '.join(settings.data)}: no document of two tokens or more; nothing can be predicted"
-        )
-    model = load(files, settings.base_dtype)
-    layers = range(model.config.num_layers)
-    selected = {
-        path
-        for path, spec in weight_table(model.config).items()
-        if keep is None or any(keep.fullmatch(spec.hf.format(layer)) for layer in (layers if spec.stacked else (0,)))
-    }
-    if settings.params == "lora-targets":
-        selected = {f"{path}.weight" for path in linear_modules(model.config)}
-    if not selected:
-        raise InputError(
-            f"--params {settings.params!r} matches no parameter, e.g. model.layers.0.self_attn.q_proj.weight"
-        )
-    method: Method = "vmap" if settings.method == "auto" else settings.method
-    estimator = Estimator(settings.labels, settings.reduction, settings.seed)
+    plan = make_plan(settings)
+    job = _pass(settings, plan, _load(settings, plan))
+    first = jax.process_index() == 0
+    if first:
+        say(plan.why)
+        if plan.corpus.too_short:
+            say(f"{plan.corpus.too_short} documents have fewer than two tokens and nothing to predict: left out")
+
     started = time.monotonic()
-    with progress_bar("fisher", len(rows), "example") as bar:
-        result = fisher_diagonal(
-            model.config,
-            # F is of the weights that the base computes with: the selected ones are written out, the others stay.
-            dense_params(model.params, selected.__contains__),
-            sorted_batches(rows, settings.batch_size, settings.max_length),
-            select=selected.__contains__,
-            method=method,
-            estimator=estimator,
-            progress=bar.update,
-        )
-    seconds = time.monotonic() - started
-    write_fisher(
-        settings.out,
-        model,
-        result,
-        keep=keep,
-        estimator=estimator,
-        method=method,
-        base_dtype=settings.base_dtype,
-        max_length=settings.max_length,
-        data=[describe(path) for path in settings.data],
-    )
+    done, skipped = begin(job)
+    earlier = done.samples
+    with _reporting(plan.corpus, done) as report:
+        done, skipped = stream(job, done, skipped, report)
+    seconds = max(time.monotonic() - started, 1e-9)
+    if not done.samples:
+        raise InputError(f"--data {' '.join(settings.data)}: no document is left; none gave finite numbers")
+    try:
+        found = result(job.model.config, done, job.computation.mesh)
+        resume.check_finite(found.values)
+        modules = _finish(settings, plan, job, found, skipped) if first else {}
+    except Exception:
+        keep(job, done, skipped)
+        raise
+    resume.together("written")
     return {
-        "samples": result.samples,
-        "tokens": result.tokens,
+        "samples": found.samples,
+        "tokens": found.tokens,
+        "nats": found.nats,
         "seconds": seconds,
-        "examples_per_second": result.samples / seconds,
-        "method": method,
-        "peak_bytes": result.peak_bytes,
+        "examples_per_second": (found.samples - earlier) / seconds,
+        "method": job.computation.method,
+        "layout": job.layout,
+        "why": plan.why,
+        "peak_bytes": found.peak_bytes,
+        "skipped": len(skipped),
+        "resumed_after": earlier,
+        "modules": modules,
         "out": str(settings.out),
     }
 
 
-def check(settings: FisherSettings) -> re.Pattern[str] | None:
-    """Refuse settings that cannot work; returns the pattern of the parameters to keep, if one was given."""
-    check_at_least(
-        ("--samples", settings.samples, 1),
-        ("--max-length", settings.max_length, 2),
-        ("--batch-size", settings.batch_size, 1),
+def show(result: dict[str, Any]) -> None:
+    """Print what `run` returned."""
+    facts = {key: value for key, value in result.items() if key != "modules"}
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        print(f"{key:<{width}}  {f'{value:.6g}' if isinstance(value, float) else value}")
+    if result["modules"]:
+        print(f"\n{as_text(result['modules'])}")
+
+
+def _load(settings: FisherSettings, plan: Plan) -> Model:
+    """The model, on the mesh if there is one, and what only its weights can tell checked."""
+    mesh = plan.computation.mesh
+    model = load(plan.files, compute_dtype(settings.base_dtype), mesh=mesh, transform=quantizer(settings.base_dtype))
+    if saved := resume.find(settings.out):
+        resume.check_same(saved, {"fingerprint": model.fingerprint})
+    if settings.previous is not None and plan.previous is not None:
+        online.check_model(settings.previous, plan.previous, model.fingerprint)
+    resume.check_shared(settings.out)
+    return model
+
+
+def _pass(settings: FisherSettings, plan: Plan, model: Model) -> Pass:
+    return Pass(
+        model=model,
+        corpus=plan.corpus,
+        selected=plan.selected,
+        estimator=plan.estimator,
+        computation=plan.computation,
+        layout=plan.layout,
+        batch_size=settings.batch_size,
+        max_length=settings.max_length,
+        out=settings.out,
+        identity={**plan.identity, "fingerprint": model.fingerprint},
+        checkpoint_minutes=settings.checkpoint_minutes,
+        skip_nonfinite=settings.skip_nonfinite,
     )
-    if settings.out.exists() and (not settings.out.is_dir() or any(settings.out.iterdir())):
-        raise InputError(f"--out {settings.out}: already holds something; give a new or empty directory")
-    if settings.params in ("all", "lora-targets"):
-        return None
-    try:
-        return re.compile(settings.params)
-    except re.error as error:
-        raise InputError(f"--params {settings.params!r}: not a regular expression ({error})") from error
 
 
-def describe(path: str) -> dict[str, str]:
-    """Name and content hash of a data file, for the record."""
-    return {"path": path} if path in PYDOC_SPLITS else {"path": path, "sha256": sha256(Path(path))}
+def _finish(
+    settings: FisherSettings, plan: Plan, job: Pass, found: FisherResult, skipped: tuple[int, ...]
+) -> dict[str, Any]:
+    """Write F, the record and the report; returns the summary by module."""
+    config, mesh = job.model.config, job.computation.mesh
+    if settings.previous is not None:
+        values = online.add_previous(config, found.values, plan.names, settings.previous, settings.decay)
+        found = replace(found, values=values)
+    write_fisher(
+        settings.out,
+        job.model,
+        found,
+        keep=plan.pattern,
+        estimator=job.estimator,
+        method=job.computation.method,
+        base_dtype=settings.base_dtype,
+        max_length=settings.max_length,
+        data=[describe(path) for path in settings.data],
+        dtype=settings.dtype,
+    )
+    tensors = tensors_of(config, found.values, plan.names)
+    summary = summarize(tensors)
+    record = read_json(settings.out / METADATA_FILE)
+    record |= {
+        "params": settings.params,
+        "nats": found.nats,
+        "layout": job.layout,
+        "batch_size": settings.batch_size,
+        "mesh": None if mesh is None else dict(mesh.shape),
+        "hosts": jax.process_count(),
+        "skipped": [where(job.corpus, number) for number in skipped],
+        "corpora": online.corpora(plan.previous, settings.decay, record),
+    }
+    write_report(settings.out / REPORT_FILE, tensors, summary, record)
+    write_json(settings.out / METADATA_FILE, {**record, "summary": summary})
+    resume.remove(settings.out)
+    return summary["modules"]
+
+
+@contextmanager
+def _reporting(corpus: Corpus, begun: Progress) -> Iterator[Callable[[Progress], None]]:
+    """A bar over tokens, for batches of long documents take longer; examples and their rate beside it."""
+    if jax.process_index() != 0:
+        yield lambda _: None
+        return
+    started = time.monotonic()
+    with progress_bar("fisher", corpus.tokens, "token") as bar:
+        bar.initial = bar.n = begun.tokens
+
+        def report(now: Progress) -> None:
+            rate = (now.samples - begun.samples) / max(time.monotonic() - started, 1e-9)
+            bar.set_postfix_str(f"{now.samples}/{len(corpus.rows)} examples, {rate:.3g} examples/s", refresh=False)
+            bar.update(now.tokens - bar.n)
+
+        yield report

@@ -3,6 +3,7 @@
 Letters as in `layers`; S places of a cache.
 """
 
+from collections.abc import Callable
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -78,24 +79,36 @@ def hidden_states(
 
     With `remat` the backward pass recomputes each layer from its input instead of keeping its activations.
     """
-    family = family_of(config)
-    context = family.context(config, positions)
-    order = jnp.arange(ids.shape[1])
-    visible, distance = visibility(segments, segments, order, order), _distance(positions, positions)
+    family, step = family_of(config), layer_step(config, positions, segments)
 
     def body(x: jax.Array, layer: tuple[Params, Any]) -> tuple[jax.Array, None]:
-        p, window = layer
-        mask = _within(visible, distance, window)
-        return family.layer(config, x, p, context, lambda q, k, v, scale=None: (attention(q, k, v, mask, scale), None))
+        return step(x, *layer), None
 
-    step = jax.checkpoint(body) if remat else body
+    body = jax.checkpoint(body) if remat else body
     x = family.embed(config, params, ids, positions)
     if isinstance(params["layers"], tuple):
         for layer in zip(params["layers"], _windows_one_by_one(config), strict=True):
-            x, _ = step(x, layer)
+            x, _ = body(x, layer)
     else:
-        x, _ = jax.lax.scan(step, x, (params["layers"], _windows(config)))
+        x, _ = jax.lax.scan(body, x, (params["layers"], windows(config)))
     return family.finish(config, params, x)
+
+
+def layer_step(
+    config: ModelConfig, positions: jax.Array, segments: jax.Array
+) -> Callable[[jax.Array, Params, jax.Array | int | None], jax.Array]:
+    """step(x [B, T, D], a layer's weights, its window (`windows`)) -> the next layer's input, without a cache."""
+    family = family_of(config)
+    context = family.context(config, positions)
+    order = jnp.arange(positions.shape[1])
+    visible, distance = visibility(segments, segments, order, order), _distance(positions, positions)
+
+    def step(x: jax.Array, p: Params, window: jax.Array | int | None) -> jax.Array:
+        mask = _within(visible, distance, window)
+        x, _ = family.layer(config, x, p, context, lambda q, k, v, scale=None: (attention(q, k, v, mask, scale), None))
+        return x
+
+    return step
 
 
 def activation_dtype(config: ModelConfig, params: Params) -> jnp.dtype:
@@ -201,15 +214,15 @@ def _distance(queries: jax.Array, keys: jax.Array) -> jax.Array:
     return queries[:, :, None] - keys[:, None, :]
 
 
-def _windows(config: ModelConfig) -> jax.Array | None:
-    """[L] how many tokens each layer sees, or None if all see all."""
+def windows(config: ModelConfig) -> jax.Array | None:
+    """How many tokens each layer sees, [L], or None if all see all."""
     if not any(config.windows):
         return None
     return jnp.array([window or jnp.iinfo(jnp.int32).max for window in config.windows], jnp.int32)
 
 
 def _windows_one_by_one(config: ModelConfig) -> list[int | None]:
-    """`_windows` for layers that are not scanned: None for those that see all."""
+    """`windows` for layers that are not scanned: None for those that see all."""
     return [window or None for window in config.windows or (0,) * config.num_layers]
 
 

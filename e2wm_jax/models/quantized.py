@@ -208,11 +208,6 @@ def quantize_params(params: Params, config: ModelConfig, base: BaseDType) -> Par
     return unflatten({path: transform(path, table[path], flat.pop(path)) for path in list(flat)})
 
 
-def dense_params(params: Params, select: Callable[[str], bool]) -> Params:
-    """The parameters with the quantized ones among the selected paths written out in float32."""
-    return unflatten({path: dense(w) if select(path) else w for path, w in flatten(params).items()})
-
-
 def quantize(array: Any, kind: Kind, activations: DType = "float32", *, name: str = "") -> Int8Matrix | Nf4Matrix:
     """array [N, D] or [L, N, D] -> its codes and scales.
 

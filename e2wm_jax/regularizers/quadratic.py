@@ -9,15 +9,22 @@ Each is a pure function (adapters, spec, fisher) -> float32 scalar; the strength
 Letters: L layers, N outputs, D inputs, R rank.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from e2wm_jax.config import ModelConfig
+from e2wm_jax.fisher.storage import BLOCK, Fisher, SquareRootCodes, StoredFisher, decode
+from e2wm_jax.kernels.weighted_square import Implementation, weighted_square
 from e2wm_jax.lora import Adapters, AdapterSpec
+from e2wm_jax.models.decoder import weight_table
+from e2wm_jax.sharding import partition
 
-Fisher = Mapping[str, jax.Array]  # "layers.q.weight" -> [L, N, D] float32
 Penalty = Callable[[Adapters, AdapterSpec, Fisher], jax.Array]
 RegularizerName = Literal["none", "l2", "ewc"]
 
@@ -40,62 +47,130 @@ def l2_penalty(adapters: Adapters, spec: AdapterSpec, fisher: Fisher) -> jax.Arr
     return total
 
 
-def ewc_penalty(adapters: Adapters, spec: AdapterSpec, fisher: Fisher) -> jax.Array:
-    """sum over adapted matrices of F * (s B A)^2; F holds "<target>.weight" for every target of `spec`."""
-    total = jnp.float32(0)
-    for target in spec:
-        factors = adapters[target.path]
-        weighted = _weighted_square(factors["a"], factors["b"], fisher[f"{target.path}.weight"], target.scales)
-        total += weighted
-    return total
+def ewc_penalty(
+    adapters: Adapters, spec: AdapterSpec, fisher: Fisher, *, implementation: Implementation = "xla"
+) -> jax.Array:
+    """sum over adapted matrices of F * (s B A)^2; F holds "<target>.weight" for every target of `spec`, in any storage
+    type: codes are read as they are."""
+    function = partial(weighted_square, implementation=implementation)
+    return _sum_over_targets(adapters, spec, fisher, lambda path: function)
 
 
 PENALTIES: dict[str, Penalty] = {"none": no_penalty, "l2": l2_penalty, "ewc": ewc_penalty}
 
 
-def rowmax127(fisher: jax.Array) -> jax.Array:
+def sharded_ewc_penalty(
+    mesh: Mesh, config: ModelConfig, adapters: Adapters, spec: AdapterSpec, fisher: Fisher
+) -> jax.Array:
+    """`ewc_penalty` with F spread over the devices as `fisher_partition` says; `partial(sharded_ewc_penalty, mesh,
+    config)` is a `Penalty`.
+
+    Every device reads its own part of F and no other; what travels is the value and the gradients, R (N + D) numbers a
+    matrix.  Adapters may live anywhere.  Left to itself, the compiler would gather F or B A where rows are split over
+    two axes of the mesh.
+    """
+
+    def on_mesh(path: str) -> _WeightedSquare:
+        return partial(_on_mesh, mesh, fisher_partition(mesh, config, path, fisher[path]))
+
+    return _sum_over_targets(adapters, spec, fisher, on_mesh)
+
+
+def fisher_partition(mesh: Mesh, config: ModelConfig, path: str, fisher: StoredFisher) -> PartitionSpec:
+    """Which axes of the mesh split F of the stacked matrices `path`, [L, N, D].
+
+    As the matrices themselves are split (`sharding.partition`), and besides over the data axis, along which the
+    matrices are copied but each device need only read its share of F.  Blocks of uint8 codes stay whole.
+    """
+    rows, columns = partition(mesh, fisher.shape[1:], weight_table(config)[path].axes)
+    inputs = fisher.shape[2] if not isinstance(fisher, SquareRootCodes) else fisher.shape[2] / BLOCK
+    if columns is not None and inputs % mesh.shape[columns]:
+        columns = None
+    more = tuple(axis for axis in ("data", rows) if axis is not None)
+    size = math.prod(mesh.shape[axis] for axis in more)
+    return PartitionSpec(None, rows if fisher.shape[1] % size else more, columns)
+
+
+def place_fisher(mesh: Mesh, config: ModelConfig, fisher: Fisher) -> Fisher:
+    """F on the mesh, as `sharded_ewc_penalty` reads it."""
+    return {
+        path: jax.device_put(value, NamedSharding(mesh, fisher_partition(mesh, config, path, value)))
+        for path, value in fisher.items()
+    }
+
+
+def rowmax127(fisher: StoredFisher) -> jax.Array:
     """round(127 F / max of F over each row): the int8 codes that the official run multiplies by.
 
     It loads F in 8 bits and reads the codes without their scales, so its published strengths belong to this F.
-    F [L, N, D] -> [L, N, D] float32.
+    F [L, N, D], in any storage type -> [L, N, D] float32.
     """
-    row_maximum = jnp.max(fisher, axis=-1, keepdims=True)
-    return jnp.round(127 * fisher / jnp.where(row_maximum > 0, row_maximum, 1))
+    values = decode(fisher)
+    row_maximum = jnp.max(values, axis=-1, keepdims=True)
+    return jnp.round(127 * values / jnp.where(row_maximum > 0, row_maximum, 1))
 
 
-@jax.custom_vjp
-def _weighted_square(a: jax.Array, b: jax.Array, fisher: jax.Array, scales: jax.Array) -> jax.Array:
-    return _value_and_gradients(a, b, fisher, scales)[0]
+_WeightedSquare = Callable[
+    [jax.Array, jax.Array, StoredFisher, jax.Array], tuple[jax.Array, jax.Array, jax.Array]
+]  # value, dA, dB
 
 
-def _value_and_gradients(
-    a: jax.Array, b: jax.Array, fisher: jax.Array, scales: jax.Array
+def _sum_over_targets(
+    adapters: Adapters, spec: AdapterSpec, fisher: Fisher, function: Callable[[str], _WeightedSquare]
+) -> jax.Array:
+    total = jnp.float32(0)
+    for target in spec:
+        path = f"{target.path}.weight"
+        factors = adapters[target.path]
+        total += _value(function(path), factors["a"], factors["b"], fisher[path], jnp.asarray(target.scales))
+    return total
+
+
+def _on_mesh(
+    mesh: Mesh, where: PartitionSpec, a: jax.Array, b: jax.Array, fisher: StoredFisher, scales: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Value, dA and dB of sum F (s B A)^2 in one pass over F, layer by layer: s B A of all layers is never stored.
+    """`weighted_square` of the parts, each on its device, and their sums."""
+    _, rows, columns = where
+    of_a, of_b = PartitionSpec(None, None, columns), PartitionSpec(None, rows)
 
-    With P = s^2 F * (B A):  value = sum P * (B A),  dB = 2 P A^T,  dA = 2 B^T P.
-    """
+    def add(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
+        names = tuple(name for axis in axes if axis for name in ((axis,) if isinstance(axis, str) else axis))
+        return jax.lax.psum(x, names) if names else x
 
-    def body(total: jax.Array, layer: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        a, b, fisher, scale = layer
-        change = b @ a
-        pull = scale**2 * fisher * change
-        return total + jnp.sum(pull * change), (2 * b.T @ pull, 2 * pull @ a.T)
+    def local(
+        a: jax.Array, b: jax.Array, fisher: StoredFisher, scales: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        value, da, db = weighted_square(a, b, fisher, scales)
+        return add(value, rows, columns), add(da, rows), add(db, columns)
 
-    value, (da, db) = jax.lax.scan(body, jnp.float32(0), (a, b, fisher, scales))
-    return value, da, db
+    # Nothing is differentiated inside, and loops there start from zeros that are the same everywhere: no vma types.
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(of_a, of_b, where, PartitionSpec()),
+        out_specs=(PartitionSpec(), of_a, of_b),
+        check_vma=False,
+    )(a, b, fisher, scales)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _value(function: _WeightedSquare, a: jax.Array, b: jax.Array, fisher: StoredFisher, scales: jax.Array) -> jax.Array:
+    """The value; its gradients come with it, so the backward pass only scales them."""
+    return function(a, b, fisher, scales)[0]
 
 
 def _forward(
-    a: jax.Array, b: jax.Array, fisher: jax.Array, scales: jax.Array
+    function: _WeightedSquare, a: jax.Array, b: jax.Array, fisher: StoredFisher, scales: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    value, da, db = _value_and_gradients(a, b, fisher, scales)
+    value, da, db = function(a, b, fisher, scales)
     return value, (da, db)
 
 
-def _backward(gradients: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array | None, ...]:
+def _backward(
+    function: _WeightedSquare, gradients: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array | None, ...]:
     da, db = gradients
     return cotangent * da, cotangent * db, None, None
 
 
-_weighted_square.defvjp(_forward, _backward)
+_value.defvjp(_forward, _backward)

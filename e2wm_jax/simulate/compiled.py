@@ -14,8 +14,8 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 # What compiled code is made of: its own modules and those whose constants it reads.
 _SOURCES = (
-    *("native", "native_best_first", "native_edges", "native_legal", "native_order", "native_places", "native_search"),
-    "native_tables",
+    *("native", "native_best_first", "native_edges", "native_legal", "native_moves", "native_order", "native_places"),
+    *("native_plans", "native_search", "native_tables", "native_tasks"),
     *("compiled", "macros", "planner", "rules", "tables"),
 )
 

@@ -1,4 +1,4 @@
-"""The planner's moves and the facts of a goal on an accelerator: `macros` and `native_search.holding` of one state, to
+"""The planner's moves and the facts of a goal on an accelerator: `macros` and `native_tasks.holding` of one state, to
 be batched by `jax.vmap`. Letters as in `engine_tasks`.
 """
 
@@ -198,11 +198,11 @@ def line_of(move: Move, place: Array) -> tuple[Array, Array, Array, Array]:
 
 
 def packed_move(move: Move) -> Array:
-    """[2] uint32 which together are `native_search.pack`: see `unpacked`."""
+    """[2] uint32 which together are `native_moves.pack`: see `unpacked`."""
     verb, x, y, stand, one, other = (part.astype(jnp.uint32) for part in move)
     return jnp.stack([verb | x << 6 | y << 18 | stand << 30, (one + 1) | (other + 1) << 13])
 
 
 def unpacked(words: np.ndarray) -> np.ndarray:
-    """[...] int64 as `native_search` packs moves, of words [..., 2]."""
+    """[...] int64 as `native_moves` packs moves, of words [..., 2]."""
     return words[..., 0].astype(np.int64) | words[..., 1].astype(np.int64) << 31

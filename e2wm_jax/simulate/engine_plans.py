@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from e2wm_jax.simulate import native_search
+from e2wm_jax.simulate import native_plans, native_tasks
 from e2wm_jax.simulate.array_world import ArrayState, ArrayWorld
 from e2wm_jax.simulate.engine_moves import unpacked
 from e2wm_jax.simulate.engine_search import advance
@@ -39,7 +39,7 @@ class _Prepared(NamedTuple):
 
     query: Query
     state: ArrayState
-    task: native_search.Task
+    task: native_tasks.Task
 
 
 class _Shapes(NamedTuple):
@@ -113,7 +113,7 @@ def plans(
 
 def _prepared(world: ArrayWorld, query: Query) -> _Prepared:
     state = world.initial(query.scene)
-    return _Prepared(query, state, native_search.task_of(world, state, query.goal))
+    return _Prepared(query, state, native_tasks.task_of(world, state, query.goal))
 
 
 def _shapes(prepared: Sequence[_Prepared], nodes: int, max_depth: int) -> _Shapes:
@@ -192,21 +192,21 @@ def _plan(prepared: _Prepared, found: _Result, reward: Reward, shorten: bool) ->
     best, most = unpacked(found.best.moves), int(found.best.length)
     scratch = _scratch(native, task)
     for length in range(most, -1, -1):
-        works, total = native_search.total_of(native, task, best, length, kind, scratch)
+        works, total = native_plans.total_of(native, task, best, length, kind, scratch)
         if works:
             break
     exact = length == most and round(TENTHS * total) == found.best.total
     if shorten:
-        length, total = native_search.shorten_best(native, task, best, length, total, kind)
+        length, total = native_plans.shorten_best(native, task, best, length, total, kind)
     every = (1 << len(task.facts)) - 1
-    wanted = native_search.count_bits(every & ~native_search.holding(native, task, task.start))
-    proved = exact and native_search.is_proved(found.open.astype(np.int64), length, total, wanted, kind)
+    wanted = native_tasks.count_bits(every & ~native_tasks.holding(native, task, task.start))
+    proved = exact and native_plans.is_proved(found.open.astype(np.int64), length, total, wanted, kind)
     searched = (best, length, total, int(found.simulations), int(found.nodes), bool(proved))
-    return native_search.plan_of(prepared.query.scene, prepared.state, searched)
+    return native_plans.plan_of(prepared.query.scene, prepared.state, searched)
 
 
-def _scratch(native: NativeTables, task: native_search.Task) -> tuple[np.ndarray, ...]:
-    """What `native_search.total_of` works in."""
+def _scratch(native: NativeTables, task: native_tasks.Task) -> tuple[np.ndarray, ...]:
+    """What `native_plans.total_of` works in."""
     moves = 2 + len(task.first_rooms) + 64 * len(task.class_start)
     sizes = ((len(task.start), np.uint32), (moves, np.int64), (native.n[WORDS], np.uint32), (native.n[NODES], np.int64))
     return tuple(np.empty(size, dtype) for size, dtype in sizes)

@@ -10,14 +10,14 @@ from typing import NamedTuple
 import numpy as np
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.simulate import native_search
+from e2wm_jax.simulate import native_tasks
 from e2wm_jax.simulate.engine_tables import Array
 from e2wm_jax.simulate.macros import DOUBLE, SINGLE
+from e2wm_jax.simulate.native_tasks import EDGE_FACT, HAND_FACT, STATE_FACT
 from e2wm_jax.simulate.rules import VERB_INDEX
 from e2wm_jax.simulate.tables import ALL_STATES, CLOSE
 
 WALK, OPEN, STAND_UP = (VERB_INDEX[verb] for verb in ("WALK", "OPEN", "STANDUP"))
-STATE_FACT, EDGE_FACT, HAND_FACT = range(3)  # the kinds of `native_search.Task.facts`
 # What a class offers in a state, a bit each: its things as X of the single verbs; as Y of the double ones with what the
 # right hand holds, and the left hand; a walk to it. A row of its own: a walk to a room, standing up.
 RIGHT = len(SINGLE)
@@ -52,7 +52,7 @@ class TaskSizes(NamedTuple):
     facts: int
 
 
-def task_sizes(tasks: Sequence[native_search.Task]) -> TaskSizes:
+def task_sizes(tasks: Sequence[native_tasks.Task]) -> TaskSizes:
     """The smallest sizes into which each of these tasks fits."""
     moves, classes, facts = zip(
         *((len(_candidates(t)), len(t.class_start) - 1, len(t.facts)) for t in tasks), strict=True
@@ -60,7 +60,7 @@ def task_sizes(tasks: Sequence[native_search.Task]) -> TaskSizes:
     return TaskSizes(32 * -(-max(moves) // 32), max(1, *classes), 32 * max(1, -(-max(facts) // 32)))
 
 
-def task_on_host(task: native_search.Task, sizes: TaskSizes, nodes: int, character: int) -> Task:
+def task_on_host(task: native_tasks.Task, sizes: TaskSizes, nodes: int, character: int) -> Task:
     """The arrays of a task in a scene padded to ``nodes``, to be stacked and put on a device.
 
     Raises:
@@ -91,7 +91,7 @@ def task_on_host(task: native_search.Task, sizes: TaskSizes, nodes: int, charact
     )
 
 
-def _candidates(task: native_search.Task) -> list[tuple[int, int, int, int]]:
+def _candidates(task: native_tasks.Task) -> list[tuple[int, int, int, int]]:
     """(class or -1, bit, verb, room) of every move that could make sense."""
     double = range(len(SINGLE), len(SINGLE) + len(DOUBLE))
     found = [(-1, UP, STAND_UP, 0), *((-1, TO_ROOM, WALK, int(room)) for room in task.first_rooms)]
@@ -106,7 +106,7 @@ def _candidates(task: native_search.Task) -> list[tuple[int, int, int, int]]:
     return found
 
 
-def _facts(task: native_search.Task, facts: int, words: int, character: int) -> dict[str, np.ndarray]:
+def _facts(task: native_tasks.Task, facts: int, words: int, character: int) -> dict[str, np.ndarray]:
     """The fields of `Task` that say what is asked for."""
     count, kept = len(task.facts), min(words, task.sets.shape[-1])
     row_of, watched = np.zeros(facts, np.int32), np.zeros((facts, words), np.uint32)

@@ -14,17 +14,10 @@ import numpy as np
 from e2wm_jax.simulate.array_world import ArrayWorld
 from e2wm_jax.simulate.compiled import jit
 from e2wm_jax.simulate.goals import Goal
-from e2wm_jax.simulate.native_search import (
-    count_bits,
-    first_moves,
-    holding,
-    legal_moves,
-    plan_of,
-    play,
-    shorten_best,
-    task_of,
-)
+from e2wm_jax.simulate.native_moves import first_moves, legal_moves
+from e2wm_jax.simulate.native_plans import plan_of, play, shorten_best
 from e2wm_jax.simulate.native_tables import AT_COUNT, AT_EDGES, AT_STATES, NODES, WORDS
+from e2wm_jax.simulate.native_tasks import count_bits, holding, task_of
 from e2wm_jax.simulate.planner import Plan, Reward
 from e2wm_jax.simulate.scenes import Scene
 

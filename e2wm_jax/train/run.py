@@ -18,6 +18,8 @@ from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json, sha256, write_json
 from e2wm_jax.fisher.files import read_fisher
+from e2wm_jax.interrupt import stop_requests
+from e2wm_jax.kernels.weighted_square import check_implementation
 from e2wm_jax.metrics import append, metrics_log, read_metrics
 from e2wm_jax.model_files import ModelFiles, locate
 from e2wm_jax.models.quantized import load
@@ -25,7 +27,6 @@ from e2wm_jax.models.weights import Model
 from e2wm_jax.progress import progress_bar, say
 from e2wm_jax.regularizers.quadratic import Fisher, rowmax127
 from e2wm_jax.train.feed import on_device, open_data
-from e2wm_jax.train.interrupt import stop_requests
 from e2wm_jax.train.report import write_report
 from e2wm_jax.train.settings import TrainSettings, check
 from e2wm_jax.train.step import StepConfig, TrainState, initial_state, train_step
@@ -43,6 +44,7 @@ def run(settings: TrainSettings) -> dict[str, Any]:
         FloatingPointError: if the loss stops being a number.
     """
     check(settings)
+    check_implementation("--penalty-kernel", settings.penalty_kernel)
     _check_out(settings)
 
     # Data first: most mistakes are there, and finding them needs no weights.
@@ -148,6 +150,7 @@ def _step_config(settings: TrainSettings, model: Model, spec: lora.AdapterSpec, 
         lr=settings.lr,
         weight_decay=settings.weight_decay,
         steps=settings.steps or settings.epochs * loader.steps_per_epoch,
+        penalty_kernel=settings.penalty_kernel,
     )
 
 

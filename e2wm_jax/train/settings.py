@@ -8,6 +8,7 @@ from e2wm_jax import lora
 from e2wm_jax.config import BaseDType, LoraConfig
 from e2wm_jax.data.source import online_tasks, parse_mixture
 from e2wm_jax.errors import InputError, check_at_least
+from e2wm_jax.kernels.weighted_square import Implementation
 from e2wm_jax.regularizers.quadratic import RegularizerName
 
 
@@ -23,13 +24,15 @@ class TrainSettings:
     out: Path
     """Run directory to write."""
     fisher: Path | None = None
-    """Directory of `e2wm fisher`, for --regularizer ewc."""
+    """Directory of `e2wm fisher`, or F published as a Hugging Face model; for --regularizer ewc."""
     regularizer: RegularizerName = "none"
     """none, l2: sum (sBA)^2, or ewc: sum F (sBA)^2."""
     strength: float = 1.0
     """Factor of the penalty (lambda); no one half."""
     fisher_scale: Literal["none", "rowmax127"] = "none"
     """rowmax127 uses round(127 F / row maximum), for strengths published with the official code."""
+    penalty_kernel: Implementation = "xla"
+    """How the ewc penalty is computed: xla runs everywhere; pallas_tpu and mosaic_gpu (Hopper) are not yet measured."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     adapter: Path | None = None
     """Start from this PEFT directory; it then decides rank, alpha and targets."""

@@ -13,10 +13,11 @@ from flax import struct
 
 from e2wm_jax.config import ModelConfig
 from e2wm_jax.data.batch import Batch
+from e2wm_jax.kernels.weighted_square import Implementation
 from e2wm_jax.lora import Adapters, AdapterSpec, attach
 from e2wm_jax.models.layers import Params
 from e2wm_jax.models.likelihood import target_nll
-from e2wm_jax.regularizers.quadratic import PENALTIES, Fisher, RegularizerName
+from e2wm_jax.regularizers.quadratic import PENALTIES, Fisher, Penalty, RegularizerName, ewc_penalty
 
 
 @struct.dataclass
@@ -43,6 +44,7 @@ class StepConfig(NamedTuple):
     lr: float
     weight_decay: float
     steps: int
+    penalty_kernel: Implementation = "xla"
 
 
 def learning_rate(config: StepConfig) -> optax.Schedule:
@@ -64,6 +66,13 @@ def optimizer(config: StepConfig) -> optax.GradientTransformation:
 def initial_state(config: StepConfig, adapters: Adapters) -> TrainState:
     """State before the first step."""
     return TrainState(jnp.int32(0), adapters, optimizer(config).init(adapters))
+
+
+def penalty_of(config: StepConfig) -> Penalty:
+    """The penalty of a run, without its strength."""
+    if config.regularizer == "ewc":
+        return partial(ewc_penalty, implementation=config.penalty_kernel)
+    return PENALTIES[config.regularizer]
 
 
 def task_loss_sum(
@@ -105,7 +114,7 @@ def train_step(
 
     # Once per optimizer step, not once per pass: it does not depend on the data.
     penalty, pull = jax.value_and_grad(
-        lambda adapters: config.strength * PENALTIES[config.regularizer](adapters, config.spec, fisher)
+        lambda adapters: config.strength * penalty_of(config)(adapters, config.spec, fisher)
     )(state.adapters)
     gradient = jax.tree.map(lambda g, p: g / count + p, gradient_sum, pull)
 

@@ -1,0 +1,225 @@
+"""Our side of `e2wm bench fisher`: ordinary gradients and Fisher passes of one model, each compiled once."""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from e2wm_jax import lora
+from e2wm_jax.bench.fisher_job import (
+    PRODUCT,
+    SHAPES,
+    Job,
+    compare,
+    documents,
+    full_documents,
+    product_rate,
+    reference_folder,
+    seconds_of,
+)
+from e2wm_jax.bench.gradient import WAYS, batch_gradient
+from e2wm_jax.bench.peers import Answer
+from e2wm_jax.config import LoraConfig, ModelConfig
+from e2wm_jax.errors import InputError
+from e2wm_jax.fisher.diagonal import Computation, FisherResult, Method, accumulate, peak_bytes, result, start
+from e2wm_jax.fisher.documents import DocumentBatch, collate_documents, document_batches
+from e2wm_jax.models import decoder
+from e2wm_jax.models.layers import Params
+from e2wm_jax.models.saving import write_model
+from e2wm_jax.models.weights import hf_names, load
+from e2wm_jax.tensor_files import write_shards
+
+Pass = Callable[[], Any]
+_TRIALS = 2  # of each way to an ordinary gradient
+
+
+@dataclasses.dataclass
+class _Made:
+    """A method that is compiled and has run once."""
+
+    run: Pass  # one pass over the documents; returns when it is done
+    facts: dict[str, Any]
+    fisher: Callable[[], FisherResult] | None = None
+
+
+def operations(job: Job) -> dict[str, Callable[..., Answer]]:
+    """What the process can be asked for (`peers.Peer`)."""
+    config, params = load_model(job)
+    chosen = selected(config, job.params)
+    of_adapters = {f"{target.path}.weight" for target in lora.adapter_spec(config, LoraConfig())}
+    made: dict[str, _Made] = {}
+
+    def describe() -> Answer:
+        square = jnp.ones((PRODUCT, PRODUCT))
+        multiply = jax.jit(jnp.matmul)
+        return {
+            "parameters": sum(x.size for x in jax.tree.leaves(params)),
+            "selected": sum(x.size for x in start(config, params, chosen.__contains__).totals.values()),
+            "device": jax.devices()[0].device_kind,
+            "jax": jax.__version__,
+            "gflops": product_rate(job, lambda: multiply(square, square).block_until_ready()),
+        }
+
+    def save(weights: bool) -> Answer:
+        """F of ours to compare with, by the loop over single documents, the plainest way; and the model for peers."""
+        if weights:
+            write_model(Path(job.folder), config, params)
+        fisher = _fisher(job, config, params, chosen | of_adapters, "scan", _rows(job, config, job.batch_size))
+        _write_reference(config, fisher.fisher().values, reference_folder(job))  # type: ignore[misc]
+        return {}
+
+    def prepare(method: str) -> Answer:
+        made[method] = _make(job, config, params, method, chosen, of_adapters)
+        return made[method].facts
+
+    def measure(method: str) -> Answer:
+        return {"seconds": seconds_of(job, made[method].run)}
+
+    def check(method: str) -> Answer:
+        if made[method].fisher is None:
+            return {}
+        values = made[method].fisher().values  # type: ignore[misc]
+        names = {name for path in values for name in hf_names(decoder.weight_table(config)[path], config)}
+        return compare(job, hf_tensors(config, values), names)
+
+    return {"describe": describe, "save": save, "prepare": prepare, "measure": measure, "check": check}
+
+
+def load_model(job: Job) -> tuple[ModelConfig, Params]:
+    """A model's files, or random weights of a shape."""
+    if job.model:
+        model = load(job.model, job.dtype)
+        return model.config, model.params
+    return SHAPES[job.shape], decoder.initialize(SHAPES[job.shape], jax.random.key(job.seed), job.dtype)
+
+
+def selected(config: ModelConfig, params: str) -> set[str]:
+    """Paths of the parameters that ``--params`` names.
+
+    Raises:
+        InputError: if there are none.
+    """
+    if params == "lora-targets":
+        return {f"{path}.weight" for path in lora.linear_modules(config)}
+    table = decoder.weight_table(config)
+    found = {
+        path
+        for path, spec in table.items()
+        if params == "all" or any(re.fullmatch(params, name) for name in hf_names(spec, config))
+    }
+    if not found:
+        example = next(iter(table.values())).hf.format(0)
+        raise InputError(f"--params {params!r} matches no parameter; whole names must match, e.g. {example}")
+    return found
+
+
+def _make(job: Job, config: ModelConfig, params: Params, method: str, chosen: set[str], of_adapters: set[str]) -> _Made:
+    if method == "textbook":
+        return _gradient(config, params, _rows(job, config, job.batch_size), **WAYS["stored"])
+    if method == "plain":
+        return _fastest(job, config, params, _rows(job, config, job.batch_size))
+    if method.startswith("corpus: "):
+        return _fisher(job, config, params, chosen, "fused", corpus(job, config, method.removeprefix("corpus: ")))
+    size = job.step_size if method.startswith("fused") else job.batch_size
+    paths = of_adapters if method == "fused-qv" else chosen
+    return _fisher(job, config, params, paths, method.removesuffix("-qv"), _rows(job, config, size))
+
+
+def _rows(job: Job, config: ModelConfig, batch_size: int) -> list[DocumentBatch]:
+    return list(document_batches(documents(job, config.vocab_size), batch_size, max(job.lengths)))
+
+
+def corpus(job: Job, config: ModelConfig, layout: str) -> list[DocumentBatch]:
+    """Documents of unequal lengths in one of four layouts.
+
+    "full" is the comparison, documents all of the greatest length; "padded" pads every row to that; "rows" sorts by
+    length and pads to the longest of a batch, about; "packed" puts several into rows of `Job.row` tokens.
+    """
+    longest = max(job.lengths)
+    rows, batch_size = documents(job, config.vocab_size), job.step_size
+    if layout == "padded":
+        size = {"length": longest, "rows": batch_size, "documents": batch_size, "window": longest}
+        numbered = [[(number, row)] for number, row in enumerate(rows)]
+        starts = range(0, len(rows), batch_size)
+        return [collate_documents(numbered[start : start + batch_size], **size) for start in starts]
+    if layout == "full":
+        rows = documents(full_documents(job), config.vocab_size)
+    if layout != "packed":
+        return list(document_batches(rows, batch_size, longest))
+    of_a_step = max(1, round(batch_size * longest / job.row))  # as many tokens as in the other layouts
+    return list(document_batches(rows, of_a_step, job.row, layout="packed"))
+
+
+def _gradient(
+    config: ModelConfig, params: Params, batches: Sequence[DocumentBatch], *, remat: bool, chunked: bool
+) -> _Made:
+    step = jax.jit(partial(batch_gradient, config, remat=remat, chunked=chunked))
+    batches = jax.device_put(batches)
+    compiled = {batch.ids.shape: step.lower(params, batch).compile() for batch in batches}
+
+    def run() -> None:
+        for batch in batches:
+            jax.block_until_ready(compiled[batch.ids.shape](params, batch))
+
+    run()
+    peak = max(map(peak_bytes, compiled.values()))
+    given = sum(x.nbytes for x in jax.tree.leaves(params))
+    return _Made(run, {"peak_bytes": peak, "extra_bytes": peak - 2 * given})
+
+
+def _fastest(job: Job, config: ModelConfig, params: Params, batches: Sequence[DocumentBatch]) -> _Made:
+    """The fastest way to an ordinary gradient."""
+    found: dict[str, tuple[float, _Made]] = {}
+    for name, way in WAYS.items():
+        made = _gradient(config, params, batches, **way)
+        found[name] = (min(seconds_of(job, made.run) for _ in range(_TRIALS)), made)
+    best = min(found, key=lambda name: found[name][0])
+    made = found[best][1]
+    return dataclasses.replace(made, facts={**made.facts, "way": best})
+
+
+def _fisher(
+    job: Job, config: ModelConfig, params: Params, paths: set[str], method: str, batches: Sequence[DocumentBatch]
+) -> _Made:
+    """Passes over the same documents without end; F, a mean, stays the same."""
+    computation = Computation(method=cast(Method, method), group=job.group, kernel=job.kernel)
+    now = start(config, params, paths.__contains__)
+    counted = sum(x.nbytes for x in jax.tree.leaves((params, now.totals)))
+    steps = accumulate(config, params, itertools.cycle(batches), now, computation=computation)
+
+    def run() -> None:
+        nonlocal now
+        for _ in batches:
+            now = next(steps)
+        jax.block_until_ready(now.totals)
+
+    run()
+    facts = {
+        "peak_bytes": now.peak_bytes,
+        "extra_bytes": now.peak_bytes - counted,
+        "documents": now.samples,
+        "tokens": int(sum(batch.lengths.sum() for batch in batches)),
+        "places": sum(batch.ids.size for batch in batches),
+    }
+    return _Made(run, facts, lambda: result(config, now))
+
+
+def hf_tensors(config: ModelConfig, values: dict[str, jax.Array]) -> Iterator[tuple[str, np.ndarray]]:
+    """Arrays by path, layers in stacks, one by one under their Hugging Face names."""
+    table = decoder.weight_table(config)
+    for path, value in values.items():
+        for layer, name in enumerate(hf_names(table[path], config)):
+            yield name, np.asarray(value[layer] if table[path].stacked else value)
+
+
+def _write_reference(config: ModelConfig, values: dict[str, jax.Array], folder: Path) -> None:
+    folder.mkdir()
+    tensors = dict(hf_tensors(config, values))
+    write_shards(folder, {name: value.nbytes for name, value in tensors.items()}, tensors.__getitem__)

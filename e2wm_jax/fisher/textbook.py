@@ -1,0 +1,72 @@
+"""The Fisher by the book: the gradient of every document by itself, squared; the oracle of `fused`.
+
+    vmap   all documents of a batch at once: one copy of the parameters per document
+    scan   one after another: one copy in all
+
+Letters: T tokens, J documents.
+"""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from e2wm_jax.config import ModelConfig
+from e2wm_jax.fisher import head as heads
+from e2wm_jax.fisher.documents import DocumentBatch
+from e2wm_jax.fisher.fused import Losses, Options, document_weights
+from e2wm_jax.models import decoder
+from e2wm_jax.models.layers import Params, negative_log_likelihood
+from e2wm_jax.models.quantized import dense
+from e2wm_jax.models.weights import flatten, unflatten
+
+_Document = tuple[jax.Array, ...]  # row of the batch that holds it, and each token's weight in its loss, [T]
+
+
+def add_squares(
+    config: ModelConfig,
+    options: Options,
+    method: Literal["vmap", "scan"],
+    totals: dict[str, jax.Array],
+    params: Params,
+    batch: DocumentBatch,
+) -> tuple[dict[str, jax.Array], Losses]:
+    """As `fused.add_squares`, from which ``options`` takes what says what is estimated."""
+    flat = flatten(params)
+    # Quantized weights are written out in float32: the gradient is that of the weight, not of its codes.
+    chosen = {path: dense(flat[path]) for path in totals}
+    keys = jnp.zeros(batch.slots.shape, jnp.int32)
+    if options.sampling_seed is not None:
+        keys = heads.token_keys(options.sampling_seed, batch.numbers, batch.slots, batch.positions)
+    rows = (batch.ids, batch.positions, batch.segments, batch.labels, keys)
+
+    def loss(chosen: dict[str, Any], document: _Document) -> jax.Array:
+        index, weights = document
+        ids, positions, segments, labels, keys = (leaf[index][None] for leaf in rows)
+        params = unflatten({**flat, **chosen})
+        hidden = decoder.hidden_states(config, params, ids, positions, segments)
+        if options.sampling_seed is not None:
+            head = jax.lax.stop_gradient(params["embed" if config.tied else "head"])
+            labels = heads.loss_and_gradient(jax.lax.stop_gradient(hidden), head, labels, weights[None], keys).labels
+        nll = negative_log_likelihood(decoder.logits(config, params, hidden), labels)[0]
+        return jnp.sum(jnp.where(weights > 0, weights * nll, 0))
+
+    own = batch.slots == jnp.arange(batch.starts.shape[0])[:, None, None]  # [J, B, T]
+    of_tokens = jnp.sum(own * document_weights(batch, options.reduction), axis=1)  # [J, T]: a document is in one row
+    documents = (batch.starts // batch.ids.shape[1], of_tokens)
+    value_and_gradient = jax.value_and_grad(loss)
+
+    def finite(value: jax.Array, gradient: dict[str, jax.Array]) -> jax.Array:
+        return jnp.isfinite(value) & jnp.all(jnp.stack([jnp.all(jnp.isfinite(g)) for g in gradient.values()]))
+
+    if method == "vmap":
+        values, gradients = jax.vmap(value_and_gradient, in_axes=(None, 0))(chosen, documents)
+        totals = {path: t + jnp.sum(jnp.square(gradients[path].astype(jnp.float32)), 0) for path, t in totals.items()}
+        return totals, Losses(values, jax.vmap(finite)(values, gradients))
+
+    def body(totals: dict[str, jax.Array], document: _Document) -> tuple[dict[str, jax.Array], Losses]:
+        value, gradient = value_and_gradient(chosen, document)
+        totals = {path: t + jnp.square(gradient[path].astype(jnp.float32)) for path, t in totals.items()}
+        return totals, Losses(value, finite(value, gradient))
+
+    return jax.lax.scan(body, totals, documents)

@@ -1,0 +1,78 @@
+"""Plain functions that several test files share; what takes time to make is a fixture of conftest.py."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def relative_error(ours: Any, theirs: Any) -> float:
+    """Largest difference by the largest value."""
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    return float(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs)))
+
+
+def randomize(model: Any) -> None:
+    """Make every weight of a torch model random, norms and biases too, so that one left out or swapped shows."""
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            norm = parameter.ndim == 1 and ("norm" in name or ".ln_" in name)
+            scale = 0.3 if parameter.ndim == 1 else parameter.shape[1] ** -0.5
+            parameter.normal_(1.0 if norm and name.endswith("weight") else 0.0, scale)
+
+
+def random_torch_model(model_type: str, attn_implementation: str | None = "eager", **options: Any) -> Any:
+    """A random model of transformers; its attention is written out, or with None as transformers chooses."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    options = json.loads(json.dumps(options))  # transformers writes into the dictionaries it is given
+    config = AutoConfig.for_model(model_type, **options)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation).eval()
+    randomize(model)
+    return model
+
+
+@contextmanager
+def unaltered(model: Any) -> Iterator[Any]:
+    """A torch model in float32 that others use as well. Who trains, freezes, adapts or converts it fails, not they."""
+    import torch
+
+    def state() -> dict[str, Any]:
+        found: dict[str, Any] = {"training": model.training}
+        for name, p in model.named_parameters():
+            bits = int(p.detach().view(torch.int32).sum(dtype=torch.int64)) if p.dtype == torch.float32 else None
+            found[name] = p.dtype, p.requires_grad, p.grad is None, bits
+        return found
+
+    before = state()
+    yield model
+    after = state()
+    changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    assert not changed, f"a model shared by many tests was altered ({changed[0]}, ...); alter a copy"
+
+
+class Counted:
+    """A weight that counts how often a layer reads it."""
+
+    def __init__(self, value: jax.Array) -> None:
+        self.value, self.reads = value, 0
+
+    def _read(self) -> jax.Array:
+        self.reads += 1
+        return self.value
+
+    def matmul(self, x: jax.Array) -> jax.Array:
+        return x @ self._read().T
+
+    def multiply(self, x: jax.Array) -> jax.Array:
+        return x * self._read()
+
+    def add(self, x: jax.Array) -> jax.Array:
+        return x + self._read()

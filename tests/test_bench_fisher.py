@@ -1,0 +1,254 @@
+"""`e2wm bench fisher`: its gradients are gradients, its passes give one F, and a wrong F is called wrong."""
+
+import dataclasses
+import functools
+import json
+import os
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from e2wm_jax.bench import fisher, fisher_peers
+from e2wm_jax.bench.fisher import FisherBenchSettings
+from e2wm_jax.bench.fisher_job import SHAPES, Job, compare, documents, reference_folder
+from e2wm_jax.bench.fisher_methods import corpus, operations, selected
+from e2wm_jax.bench.fisher_peers import PACKAGES, PeerPass, peer_operations
+from e2wm_jax.bench.gradient import WAYS, batch_gradient
+from e2wm_jax.bench.peers import Peer
+from e2wm_jax.data.batch import Row
+from e2wm_jax.errors import InputError
+from e2wm_jax.fisher.documents import document_batches
+from e2wm_jax.models import decoder
+from e2wm_jax.tensor_files import open_tensors
+
+SMALL = FisherBenchSettings(shape="tiny", length=12, batch_size=3, rounds=1, against=(), cores=0)
+JOB = Job("", "", "tiny", "float32", "all", (12, 12, 12), 3, 2, 12, "xla", 1, 0, "cpu", 0)
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    """A job whose reference and weights are there, and what the process of ours can be asked for."""
+    job = dataclasses.replace(JOB, folder=str(tmp_path_factory.mktemp("job")), row=24)
+    ours = operations(job)
+    ours["save"](weights=True)
+    return job, ours
+
+
+def test_every_way_is_the_gradient_of_the_mean_loss():
+    """Against jax.grad of a loss written out here, for documents of unequal lengths and more words than a chunk."""
+    config = dataclasses.replace(SHAPES["tiny"], vocab_size=5000)
+    params = decoder.initialize(config, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    rows = [Row(rng.integers(0, 5000, length).astype(np.int32), 1) for length in (9, 16, 12)]
+
+    def loss(params):
+        ids = np.stack([np.pad(row.ids, (0, 16 - len(row.ids))) for row in rows])
+        order = np.broadcast_to(np.arange(16), ids.shape)
+        hidden = decoder.hidden_states(config, params, ids, order, np.zeros_like(ids))
+        scores = jax.nn.log_softmax(decoder.logits(config, params, hidden))
+        nll = [-jnp.mean(scores[n, np.arange(len(r.ids) - 1), r.ids[1:]]) for n, r in enumerate(rows)]
+        return sum(nll) / len(rows)
+
+    expected = jax.jit(jax.grad(loss))(params)
+    (batch,) = document_batches(rows, 3, 16)
+    for way in ("stored", "recomputed, chunked loss"):
+        found = jax.jit(lambda p, way=way: batch_gradient(config, p, batch, **WAYS[way]))(params)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, atol=5e-6 * float(jnp.abs(b).max()))
+
+
+def test_our_methods_give_one_f_however_often_they_run(job):
+    made, ours = job
+    for method in ("vmap", "fused-qv", "corpus: packed"):
+        facts = ours["prepare"](method=method)
+        ours["measure"](method=method)
+        found = ours["check"](method=method)
+        assert found["error"] < 5e-6, method
+        assert (found["missing"], found["wrong"]) == (0, 0)
+        assert found["tensors"] == (4 if method == "fused-qv" else 20)
+        assert facts["documents"] == len(made.lengths)
+        assert 0 < facts["extra_bytes"] < facts["peak_bytes"]
+
+
+def test_the_reference_is_the_mean_of_squares(job):
+    """Against the ordinary gradient of each document by itself, for a table and a matrix of the second layer."""
+    made, _ = job
+    config = SHAPES["tiny"]
+    params = decoder.initialize(config, jax.random.key(0))
+    gradient = jax.jit(functools.partial(batch_gradient, config))
+    batches = document_batches(documents(made, config.vocab_size), 1, 12)
+    gradients = [gradient(params, batch) for batch in batches]
+    assert len(gradients) == 3
+    reference = open_tensors(reference_folder(made))
+    for name, pick in (
+        ("model.embed_tokens.weight", lambda g: g["embed"]["weight"]),
+        ("model.layers.1.mlp.up_proj.weight", lambda g: g["layers"]["up"]["weight"][1]),
+    ):
+        expected = np.mean([np.square(pick(g)) for g in gradients], axis=0)
+        np.testing.assert_allclose(reference.read(name), expected, atol=5e-6 * expected.max())
+
+
+def test_a_wrong_peer_is_called_wrong(job):
+    """One tensor twice too large, and one left out."""
+    made, _ = job
+    reference = open_tensors(reference_folder(made))
+    sums = {name: reference.read(name) * len(made.lengths) for name in reference.names}
+
+    def of_peer(sums):
+        asked = peer_operations(made, PeerPass(lambda: sums))
+        assert asked["prepare"]().keys() == {"grown_bytes"}
+        asked["measure"]()
+        found = asked["check"]()
+        return found["error"], fisher.verdict(found)
+
+    error, said = of_peer(sums)
+    assert error < 1e-6
+    assert "WRONG" not in said
+    wrong = {**sums, "model.embed_tokens.weight": 2 * sums["model.embed_tokens.weight"]}
+    del wrong["model.norm.weight"]
+    error, said = of_peer(wrong)
+    assert error == pytest.approx(1, rel=1e-6)
+    assert said == "1.0e+00; WRONG in 1 of 19 tensors, e.g. model.embed_tokens.weight; 1 tensors missing"
+    bad = {"model.norm.weight": np.full(64, np.nan), "model.embed_tokens.weight": np.zeros((2, 2))}
+    assert compare(made, bad.items())["wrong"] == 2
+
+
+@pytest.mark.parametrize("peer", ["official", "torch-func"])
+def test_torch_peers_give_our_f(job, peer, torch_oracle):
+    made, _ = job
+    theirs = dataclasses.replace(made, model=made.folder, shape="", cores=1)
+    with Peer(peer, dataclasses.asdict(theirs), module="e2wm_jax.bench.fisher_peers") as process:
+        assert process.ask("prepare")["grown_bytes"] >= 0
+        process.ask("measure")
+        found = process.ask("check")
+    assert found["tensors"] == 20
+    assert found["missing"] == 0
+    assert found["error"] < 1e-4
+
+
+def test_layouts_hold_the_same_documents():
+    job = dataclasses.replace(JOB, lengths=(5, 12, 7, 3, 9), row=24)
+    config = SHAPES["tiny"]
+    held = {layout: corpus(job, config, layout) for layout in fisher.LAYOUTS}
+    ids = {
+        layout: sorted(
+            tuple(batch.ids.reshape(-1)[start : start + length])
+            for batch in batches
+            for start, length in zip(batch.starts, batch.lengths, strict=True)
+            if length
+        )
+        for layout, batches in held.items()
+    }
+    assert ids["padded"] == ids["rows"] == ids["packed"]
+    assert [len(row) for row in ids["full"]] == [12] * 3
+    assert {batch.ids.shape for batch in held["padded"]} == {(2, 12)}
+    assert {batch.ids.shape for batch in held["packed"]} == {(1, 24)}
+
+
+def test_a_run_without_peers(tmp_path, monkeypatch, capsys):
+    """In a process of its own: the table and the page, and how to get what is not installed."""
+    monkeypatch.setattr(fisher_peers, "missing", lambda peer: PACKAGES[peer].install)
+    settings = dataclasses.replace(SMALL, methods=("fused",), against=("official",), out=tmp_path / "report")
+    report = json.loads(json.dumps(fisher.run(settings)))
+    (row,) = report["rows"]
+    assert row["method"] == "fused"
+    assert row["error"] < 5e-6
+    assert row["examples_per_second"] == pytest.approx(3 / row["seconds"], rel=0.05)
+    assert row["extra_parameters"] == pytest.approx(row["extra_bytes"] / 4 / report["parameters"], abs=1e-3)
+    assert report["not_installed"] == {"official": "pip install 'e2wm_jax[peers]'"}
+    assert sorted(os.listdir(tmp_path / "report")) == ["report.html", "report.json"]
+    assert "not installed: pip install" in (tmp_path / "report/report.html").read_text()
+    fisher.show(report)
+    assert "official     not installed: pip install" in capsys.readouterr().out
+
+
+class Told:
+    """Stands for a process: takes as long as it is told, round by round."""
+
+    SECONDS: ClassVar = {
+        "textbook": iter([2.0, 9.0, 3.0, 2.0, 2.0, 2.0]),  # a slow second round; then beside the second peer
+        "fused": iter([1.0, 4.5, 1.0, 1.0, 1.0, 1.0]),
+        "official": iter([4.0, 18.0, 4.0]),
+        "opacus": iter([8.0, 8.0, 8.0]),
+        "corpus: full": iter([1.0, 1.0, 1.0]),
+        "corpus: padded": iter([2.0, 2.0, 2.0]),
+        "corpus: rows": iter([1.5, 1.5, 1.5]),
+        "corpus: packed": iter([1.25, 1.25, 1.25]),
+    }
+
+    def __init__(self, side, job):
+        self.side, self.tokens = side, sum(job.lengths)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return None
+
+    def ask(self, operation, method=None, **options):
+        name = method or self.side
+        facts = {
+            "describe": {"parameters": 1000, "selected": 1000, "device": "cpu", "jax": "0", "gflops": 1.0},
+            "prepare": {"grown_bytes": 12000, "failed": "Error: no"}
+            if name == "torch-func"
+            else {"grown_bytes": 12000},
+            "check": {"error": 0.9, "worst": "w", "tensors": 2, "missing": 0, "wrong": 1, "first_wrong": "w"},
+        }
+        if operation == "prepare" and self.side == "ours":
+            facts["prepare"] = {"documents": 4, "tokens": self.tokens, "places": 2 * self.tokens, "extra_bytes": 400}
+        seconds = next(self.SECONDS[name]) if operation == "measure" else 1.0
+        return {"seconds": seconds, **facts.get(operation, {})}
+
+
+def test_ratios_are_medians_of_rounds(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fisher, "_process", Told)
+    monkeypatch.setattr(fisher_peers, "missing", lambda peer: "")
+    asked = dataclasses.replace(
+        SMALL, rounds=3, methods=("textbook", "fused"), against=("official", "torch-func", "opacus"), out=tmp_path / "a"
+    )
+    report = fisher.run(asked)
+    rows = {row["method"]: row for row in report["rows"]}
+    assert rows["fused"]["over_textbook"] == 0.5  # of 1/2, 4.5/9, 1/3
+    assert rows["fused"]["times_official"] == 4
+    assert rows["fused"]["seconds"] == 1
+    assert rows["fused"]["extra_parameters"] == 0.1
+    assert rows["opacus"]["over_fused"] == 8
+    assert rows["opacus"]["times_official"] == pytest.approx(rows["official"]["over_textbook"] / 4)
+    assert rows["opacus"]["grown_parameters"] == 2  # three times the parameters, F among them
+    fisher.show(report)
+    shown = capsys.readouterr().out
+    assert "WRONG in 1 of 2 tensors, e.g. w" in shown
+    assert "failed: Error: no" in shown
+
+    packed = fisher.run(dataclasses.replace(asked, packed=True, shortest=4, documents=5, out=tmp_path / "b"))
+    assert [row["over_full"] for row in packed["rows"]] == [1, 2, 1.5, 1.25]
+    assert packed["rows"][0]["real_share"] == 0.5
+    fisher.show(packed)
+    assert "packed" in capsys.readouterr().out
+    assert "Time per real token" in (tmp_path / "b/report.html").read_text()
+
+
+def test_parameters_are_chosen_by_name():
+    config = SHAPES["neo6"]
+    assert len(selected(config, "lora-targets")) == 6
+    assert selected(config, r".*\.q_proj\.weight") == {"layers.q.weight"}
+    with pytest.raises(InputError, match="--params 'nothing' matches no parameter"):
+        selected(config, "nothing")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shape": "bert"}, "--shape bert: unknown; choose from neo6, tiny"),
+        ({"length": 600}, "--length 600: the model has 512 positions"),
+        ({"rounds": 0}, "--rounds 0: must be at least 1"),
+        ({"params": "("}, r"--params '\(': not a regular expression"),
+        ({"packed": True, "shortest": 13}, "--shortest 13: at most --length 12"),
+    ],
+)
+def test_bad_settings_are_refused(change, message):
+    with pytest.raises(InputError, match=message):
+        fisher.run(dataclasses.replace(SMALL, **change))
