@@ -124,14 +124,14 @@ def square_sum_hopper(
         )
     if length % TOKENS:
         g, x = (jnp.pad(a, ((0, -length % TOKENS), (0, 0))) for a in (g, x))
-    multiprocessors = multiprocessors or getattr(jax.devices()[0], "core_count", 132)
+    count: int = getattr(jax.devices()[0], "core_count", 132) if multiprocessors is None else multiprocessors
     tiles = pl.cdiv(outputs, rows), pl.cdiv(inputs, columns)
     tiling = Tiling(*tiles, columns, cluster, steps, min(snake, tiles[1]))
     sums = jax.new_ref(total)
     kernel = pl.kernel(
         functools.partial(_kernel, tiling),
         mesh=plgpu.Mesh(
-            grid=(multiprocessors // cluster,),
+            grid=(count // cluster,),
             grid_names=("block",),
             cluster=(cluster,),
             cluster_names=("cluster",),
@@ -209,7 +209,7 @@ def _multiply(tiling: Tiling, places: Documents, total: jax.Ref, scratch: Scratc
         begin, squares = carry
         blocks, low, high = places.blocks[j], places.low[j], places.high[j]  # read once, not in the loop over blocks
 
-        def block(product: jax.Ref, k: jax.Array) -> None:
+        def block(product: Any, k: jax.Array) -> None:
             step = begin + k
             plgpu.barrier_wait(scratch.filled.at[slot(step)])
             g = scratch.g.at[slot(step), group]

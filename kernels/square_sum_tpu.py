@@ -6,7 +6,7 @@ token block; a block that holds the end of one document and the start of the nex
 lie anywhere. The list of visits is computed on the device, its length is known when compiling.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -153,7 +153,7 @@ def _kernel(
         chunk = pl.ds(place, CHUNK)
 
         @pl.when(~whole & (begin < place + CHUNK) & (end > place))
-        def _(place: int = place, chunk: pl.Slice = chunk) -> None:
+        def _(place: int = place, chunk: Any = chunk) -> None:
             def own(ref: jax.Ref) -> jax.Array:
                 # Both factors: beyond the end of the stream a block holds anything, and 0 times NaN is NaN.
                 token = jax.lax.broadcasted_iota(jnp.int32, (CHUNK, ref.shape[1]), 0) + place

@@ -25,7 +25,7 @@ from e2wm_jax.models import decoder
 from e2wm_jax.tensor_files import open_tensors
 
 SMALL = FisherBenchSettings(shape="tiny", length=12, batch_size=3, rounds=1, against=(), cores=0)
-JOB = Job("", "", "tiny", "float32", "all", (12, 12, 12), 3, 2, 12, "xla", 1, 0, "cpu", 0)
+JOB = Job("", "", "tiny", "float32", "all", (12, 12, 12), 3, 2, 12, "xla", 0.1, 1, 0, "cpu", 0)
 
 
 @pytest.fixture(scope="module")

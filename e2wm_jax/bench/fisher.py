@@ -70,6 +70,8 @@ class FisherBenchSettings:
     """With --packed: how many."""
     row: int | None = None
     """With --packed: tokens of a packed row; default: --length."""
+    keep: float = 0.1
+    """Of `fused`: memory for products that would be made again, as a share of the weights'."""
     kernel: Literal["xla", "pallas_tpu", "mosaic_gpu"] = "xla"
     """Of `fused`: what squares the documents' products, see kernels/README.md."""
     group: int = 1
@@ -157,6 +159,7 @@ def _job(settings: FisherBenchSettings, folder: str) -> Job:
         step_size=settings.step_size or settings.batch_size,
         row=settings.row or settings.length,
         kernel=settings.kernel,
+        keep=settings.keep,
         group=settings.group,
         cores=settings.cores,
         clock=settings.clock,

@@ -52,6 +52,7 @@ class Job:
     step_size: int  # documents of a step of ours
     row: int  # tokens of a packed row
     kernel: str
+    keep: float
     group: int
     cores: int
     clock: Literal["wall", "cpu"]

@@ -189,7 +189,7 @@ def _fisher(
     job: Job, config: ModelConfig, params: Params, paths: set[str], method: str, batches: Sequence[DocumentBatch]
 ) -> _Made:
     """Passes over the same documents without end; F, a mean, stays the same."""
-    computation = Computation(method=cast(Method, method), group=job.group, kernel=job.kernel)
+    computation = Computation(method=cast(Method, method), group=job.group, kernel=job.kernel, keep=job.keep)
     now = start(config, params, paths.__contains__)
     counted = sum(x.nbytes for x in jax.tree.leaves((params, now.totals)))
     steps = accumulate(config, params, itertools.cycle(batches), now, computation=computation)

@@ -36,6 +36,7 @@ _OF_THE_PASS = (  # settings on which the sums depend, if only by a rounding
     "batch_size",
     "group",
     "kernel",
+    "keep",
     "base_dtype",
     "special_tokens",
 )
@@ -90,7 +91,7 @@ def make_plan(settings: FisherSettings) -> Plan:
         selected=frozenset(selected),
         names=names,
         estimator=estimator,
-        computation=Computation(method=method, group=settings.group, kernel=settings.kernel, mesh=mesh),
+        computation=Computation(method, settings.group, settings.kernel, settings.keep, mesh),
         layout=layout,
         why=why,
         previous=None if settings.previous is None else online.check_previous(settings.previous, names, estimator),

@@ -41,6 +41,8 @@ class FisherSettings:
     """Rows of a compiled step, over all devices."""
     group: int = 1
     """Documents whose products are squared at once: 1 suits a CPU, several an accelerator."""
+    keep: float = 0.1
+    """Memory for products of the forward pass that the backward pass would make again, as a share of the weights'."""
     kernel: Literal["xla", "pallas_tpu", "mosaic_gpu"] = "xla"
     """What squares the documents' products, see kernels/README.md."""
     seed: int = 0
@@ -84,6 +86,8 @@ def check(settings: FisherSettings) -> re.Pattern[str] | None:
     )
     if not 0 <= settings.checkpoint_minutes < float("inf"):
         raise InputError(f"--checkpoint-minutes {settings.checkpoint_minutes}: must be a finite number, 0 or more")
+    if not 0 <= settings.keep < float("inf"):
+        raise InputError(f"--keep {settings.keep}: must be a finite number, 0 or more")
     if not 0 < settings.decay <= 1:
         raise InputError(f"--decay {settings.decay}: must be above 0 and at most 1")
     if settings.decay != 1 and settings.previous is None:
