@@ -497,9 +497,10 @@ def test_interrupted_run_exits_with_130_keeps_its_checkpoint_and_resumes(held_ru
 
 def test_interrupted_in_the_first_step_and_resumed(held_run, options, fisher, tmp_path):
     out, settings = tmp_path / "run", held_options(options, fisher)
+    handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         stop_after_first_step(TrainSettings(out=out, **settings))
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
     assert [row["step"] for row in read_metrics(out / "metrics.jsonl")] == [1]
     run(TrainSettings(out=out, resume=True, **settings))
     assert read_metrics(out / "metrics.jsonl") == read_metrics(held_run[0] / "metrics.jsonl")
