@@ -6,6 +6,7 @@ python scripts/parity.py
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from e2wm_jax.data.batch import collate
 from e2wm_jax.data.source import read_documents
@@ -51,13 +52,20 @@ def main() -> None:
     print("against transformers in float32 and a float64 PyTorch loop over single texts")
 
 
+def _double_norm(norm: LlamaRMSNorm, x: torch.Tensor) -> torch.Tensor:
+    """transformers computes a norm's statistics in float32 whatever the dtype."""
+    return norm.weight * x * (x.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon).rsqrt()
+
+
 def _loop(model: torch.nn.Module, rows: list) -> dict[str, np.ndarray]:
-    """F by the definition: one text, one gradient, one square."""
+    """F by the definition: one text, one gradient, one square, all in float64."""
+    LlamaRMSNorm.forward = _double_norm
     total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     for row in rows:
         ids = torch.tensor(row.ids[None].astype(np.int64))
         model.zero_grad()
-        model(ids, labels=ids).loss.backward()
+        # Not `labels=ids`: transformers would compute the loss in float32.
+        torch.nn.functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:]).backward()
         for name, parameter in model.named_parameters():
             total[name] += parameter.grad**2
     return {name: (value / len(rows)).numpy() for name, value in total.items()}
