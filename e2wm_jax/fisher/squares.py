@@ -101,14 +101,15 @@ def square_table(
 ) -> jax.Array:
     """total [V, D] + the squares of a lookup's gradient g [B, T, D].
 
-    The gradient S_j of document j is the sum of g over the places of each word: S at every place is one product with
-    the matrix of equal words, and dividing by a word's number of places counts it once.  With ``head_rows`` [B, T, D],
+    The gradient S_j of document j is the sum of g over the places of each word: one product with the matrix of equal
+    words gives it at every place, and the first place of a word in its document counts.  With ``head_rows`` [B, T, D],
     the rows L_j[ids] of the output head's gradient, and L_j^2 in the total, the table gets (L_j + S_j)^2.
     """
-    same = same_word(ids, documents).astype(jnp.float32)
-    sums = jnp.einsum("bts,bsd->btd", same, g.astype(jnp.float32), precision=_EXACT)
+    same = same_word(ids, documents)
+    sums = jnp.einsum("bts,bsd->btd", same.astype(jnp.float32), g.astype(jnp.float32), precision=_EXACT)
     found = jnp.square(sums) if head_rows is None else jnp.square(sums) + 2 * head_rows * sums
-    found /= jnp.maximum(jnp.sum(same, axis=-1, keepdims=True), 1)
+    # A share at each place would do too, but adding a hundred parts to a total rounds a hundred times.
+    found = jnp.where(jnp.any(jnp.tril(same, -1), axis=-1, keepdims=True), 0, found)
     return _added(total, (total.shape[0], g.shape[-1]), lambda total: total.at[ids].add(found), split)
 
 
