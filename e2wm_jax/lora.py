@@ -189,14 +189,12 @@ class LoraWeight:
     a: jax.Array  # [R, D]
     b: jax.Array  # [N, R]
     scale: jax.Array  # []
-    dropout_key: jax.Array | None  # None: no dropout
+    dropout_keys: jax.Array | None  # [B], one for each row of x; None: no dropout
     dropout: float = struct.field(pytree_node=False)
 
     def matmul(self, x: jax.Array) -> jax.Array:
         """x W^T + s (dropout(x) A^T) B^T, the factors in float32."""
-        keep = None
-        if self.dropout_key is not None:
-            keep = jax.random.bernoulli(self.dropout_key, 1 - self.dropout, x.shape)
+        keep = None if self.dropout_keys is None else _kept(self.dropout_keys, self.dropout, x.shape[1:])
         update = _low_rank(x.astype(jnp.float32), self.a, self.b, self.scale, keep, self.dropout)
         return matmul(x, self.base) + update.astype(x.dtype)
 
@@ -204,6 +202,19 @@ class LoraWeight:
         """W + s B A of one layer or a stack, in float32, without dropout."""
         scale = self.scale[..., None, None]
         return dense(self.base).astype(jnp.float32) + scale * jnp.einsum("...nr,...rd->...nd", self.b, self.a)
+
+
+def _kept(keys: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
+    """Which inputs dropout leaves, [B, *shape] from keys [B]: a row's depend on its key alone, so a row is treated alike
+    wherever it lies on a mesh.
+
+    Two 16-bit draws are cut from each 32 random bits, which on a CPU take longer than the adapter's own products; the
+    rate is met to 1 / 131072.
+    """
+    words = -(-shape[-1] // 2)
+    bits = jax.vmap(lambda key: jax.random.bits(key, (*shape[:-1], words)))(keys)
+    halves = jax.lax.bitcast_convert_type(bits, jnp.uint16).reshape(*bits.shape[:-1], 2 * words)
+    return halves[..., : shape[-1]] >= round(rate * 2**16)
 
 
 def _drop(x: jax.Array, keep: jax.Array | None, rate: float) -> jax.Array:
@@ -249,20 +260,20 @@ def attach(
     spec: AdapterSpec,
     *,
     dropout: float = 0.0,
-    dropout_key: jax.Array | None = None,
+    dropout_keys: jax.Array | None = None,
 ) -> Params:
     """The parameter tree with a `LoraWeight` in place of every adapted matrix.
 
-    With a `dropout_key`, each matrix and layer drops its own inputs.  Attaching to what already has an adapter adds
-    to it; `combine` makes one adapter of several, which costs less.
+    With `dropout_keys`, one for each row [B] of a batch, every matrix and layer drops its own inputs.  Attaching to
+    what already has an adapter adds to it; `combine` makes one adapter of several, which costs less.
     """
     flat: dict[str, Any] = flatten(params)
     for index, target in enumerate(spec):
         path = f"{target.path}.weight"
-        layers = len(target.ranks)
         keys = None
-        if dropout_key is not None and dropout > 0:
-            keys = jax.random.split(jax.random.fold_in(dropout_key, index), layers)
+        if dropout_keys is not None and dropout > 0:
+            numbers = index * len(target.ranks) + np.arange(len(target.ranks))
+            keys = jax.vmap(lambda number: jax.vmap(lambda key: jax.random.fold_in(key, number))(dropout_keys))(numbers)
         factors = adapters[target.path]
         flat[path] = LoraWeight(flat[path], factors["a"], factors["b"], jnp.asarray(target.scales), keys, dropout)
     return unflatten(flat)
@@ -317,6 +328,24 @@ def combine(
         combined[path] = {"a": jnp.asarray(a), "b": jnp.asarray(b)}
         targets.append(TargetSpec(path, ranks, tuple(map(float, ranks))))
     return combined, tuple(targets)
+
+
+def difference(adapters: Adapters, anchor: Adapters | None) -> Adapters:
+    """s B A - s B* A* as adapters of twice the rank and the same scales; what they change since ``anchor`` (A*, B*).
+
+    ([A; A - A*], [B - B*, B*]) rather than ([A; A*], [B, -B*]): where nothing has changed yet it is exactly zero, and
+    a small change is not the difference of two large sums.  Without an anchor, the adapters themselves.
+    """
+    if anchor is None:
+        return adapters
+    found = {}
+    for path, now in adapters.items():
+        then = anchor[path]
+        found[path] = {
+            "a": jnp.concatenate([now["a"], now["a"] - then["a"]], axis=1),
+            "b": jnp.concatenate([now["b"] - then["b"], then["b"]], axis=2),
+        }
+    return found
 
 
 def delta(adapters: Adapters, target: TargetSpec) -> jax.Array:

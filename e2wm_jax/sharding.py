@@ -11,8 +11,11 @@ vocabulary divide by no even number, and its other weights are worth splitting a
 
 import math
 import os
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from e2wm_jax.errors import InputError
@@ -86,6 +89,16 @@ def weight_sharding(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str, ...]) -
 def stacked(sharding: NamedSharding) -> NamedSharding:
     """Of a stack of such weights over layers: every device holds its part of all layers."""
     return NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
+
+
+def everywhere(tree: Any, mesh: Mesh | None) -> Any:
+    """A copy of a pytree of arrays on every device of the mesh; where there is none, on the default device.
+
+    On several hosts the values must be the same everywhere.
+    """
+    if mesh is None:
+        return jax.tree.map(jnp.array, tree)
+    return jax.tree.map(lambda x: jax.device_put(np.asarray(x), NamedSharding(mesh, PartitionSpec())), tree)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -228,9 +228,10 @@ def test_auto_packs_where_rows_would_be_padding():
         return choose(settings, Corpus(rows, (), 0))
 
     assert chosen([64] * 8)[:2] == ("fused", "rows")
-    assert chosen([17] * 64)[:2] == ("fused", "packed")  # 17 of 24 tokens
-    assert "29% would be padding" in chosen([17] * 64)[2]
-    assert chosen([17] * 4)[1] == "rows"  # packed, most of the one batch would be empty
+    assert chosen([64] * 8)[2].endswith("would be 100% full, packed rows 100%, for about 1.00 of the time")
+    assert chosen([17] * 640)[:2] == ("fused", "packed")
+    assert "a row for each document would be 71% full" in chosen([17] * 640)[2]  # 17 of 24 tokens
+    assert chosen([17] * 4)[1] == "rows"  # little to gain
     assert chosen([17] * 64, method="vmap")[:2] == ("vmap", "rows")
     assert chosen([17] * 64, layout="rows")[2].endswith("layout rows: as asked")
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 # Two rows of 9 tokens; documents of 4, 3 and 7 tokens, an empty place, and tokens that belong to none.
 SLOTS = np.array([[0, 0, 0, 0, 4, 1, 1, 1, 4], [4, 2, 2, 2, 2, 2, 2, 2, 4]], np.int32)
-DOCUMENTS = Documents(jnp.asarray(SLOTS), jnp.array([0, 5, 10, 0]), jnp.array([4, 3, 7, 0]), 8, 1, "xla")
+DOCUMENTS = Documents(jnp.asarray(SLOTS), jnp.array([0, 5, 10, 0]), jnp.array([4, 3, 7, 0]), 8, 3, 1, "xla")
 VOCAB, WIDTH = 11, 6
 IDS = np.array([[3, 5, 3, 3, 3, 5, 3, 7, 7], [1, 10, 3, 0, 10, 10, 0, 2, 5]], np.int32)  # repeated within and across
 

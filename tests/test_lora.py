@@ -301,37 +301,49 @@ def test_gradient_through_the_model_is_that_of_the_merged_weights(params: Any) -
 # ------------------------------------------------------------------------------------------------------------- dropout
 
 
-def dropping(rate: float, seed: int | None) -> LoraWeight:
+def dropping(rate: float, keys: jax.Array | None) -> LoraWeight:
     """An adapted zero matrix whose adapter is the identity: its output is dropout(x)."""
     eye = jnp.eye(50)
-    key = None if seed is None else jax.random.key(seed)
-    return LoraWeight(jnp.zeros((50, 50)), eye, eye, jnp.float32(1), key, rate)
+    return LoraWeight(jnp.zeros((50, 50)), eye, eye, jnp.float32(1), keys, rate)
+
+
+def row_keys(seed: int, rows: int) -> jax.Array:
+    return jax.random.split(jax.random.key(seed), rows)
 
 
 def test_dropout_drops_its_share_and_scales_the_rest() -> None:
     x = jnp.ones((40, 50, 50))
-    y = np.asarray(dropping(0.1, 0).matmul(x))
+    y = np.asarray(dropping(0.1, row_keys(0, 40)).matmul(x))
     np.testing.assert_allclose(np.unique(y), [0, 1 / 0.9], rtol=1e-6)
     assert (y == 0).mean() == pytest.approx(0.1, abs=4 * (0.09 / y.size) ** 0.5)
     shares = (y == 0).mean(axis=(0, 1))  # every input is as likely to be dropped
     assert np.abs(shares - 0.1).max() < 5 * (0.09 / 2000) ** 0.5
 
 
-def test_dropout_depends_on_its_key_alone() -> None:
-    x = jax.random.normal(jax.random.key(9), (4, 50))
-    np.testing.assert_array_equal(dropping(0.5, 3).matmul(x), dropping(0.5, 3).matmul(x))
-    assert not np.array_equal(dropping(0.5, 3).matmul(x), dropping(0.5, 4).matmul(x))
+def test_dropout_of_a_row_depends_on_its_key_alone() -> None:
+    x, keys = jax.random.normal(jax.random.key(9), (4, 6, 50)), row_keys(3, 4)
+    whole = dropping(0.5, keys).matmul(x)
+    for row in range(4):  # whatever rows lie beside it
+        np.testing.assert_array_equal(dropping(0.5, keys[row:]).matmul(x[row:])[0], whole[row])
+    assert not np.array_equal(whole, dropping(0.5, row_keys(4, 4)).matmul(x))
     np.testing.assert_array_equal(dropping(0.5, None).matmul(x), x)
+
+
+def test_dropout_of_an_odd_number_of_inputs() -> None:
+    bits = lora._kept(row_keys(0, 64), 0.25, (33, 7))
+    assert bits.shape == (64, 33, 7)
+    assert float(bits.mean()) == pytest.approx(0.75, abs=0.02)
 
 
 def test_every_matrix_and_layer_drops_its_own_inputs(params: Any) -> None:
     spec = lora.adapter_spec(CONFIG, LoraConfig())
     adapters = lora.initialize(CONFIG, spec, jax.random.key(0))
-    tree = lora.attach(params, adapters, spec, dropout=0.1, dropout_key=jax.random.key(5))
-    keys = [jax.random.key_data(tree["layers"][name]["weight"].dropout_key) for name in ("q", "v")]
-    assert len(np.unique(np.concatenate(keys), axis=0)) == 2 * CONFIG.num_layers
-    still = lora.attach(params, adapters, spec, dropout=0.0, dropout_key=jax.random.key(5))
-    assert still["layers"]["q"]["weight"].dropout_key is None
+    tree = lora.attach(params, adapters, spec, dropout=0.1, dropout_keys=row_keys(5, 3))
+    keys = [jax.random.key_data(tree["layers"][name]["weight"].dropout_keys) for name in ("q", "v")]
+    assert [part.shape[:2] for part in keys] == [(CONFIG.num_layers, 3)] * 2
+    assert len(np.unique(np.concatenate(keys).reshape(-1, keys[0].shape[-1]), axis=0)) == 2 * CONFIG.num_layers * 3
+    still = lora.attach(params, adapters, spec, dropout=0.0, dropout_keys=row_keys(5, 3))
+    assert still["layers"]["q"]["weight"].dropout_keys is None
 
 
 # ------------------------------------------------------------------------------------------------------------- padding

@@ -36,7 +36,8 @@ from e2wm_jax.models.quantized import (
     quantize_params,
 )
 from e2wm_jax.models.weights import Model, flatten, unflatten
-from e2wm_jax.train.step import StepConfig, initial_state, train_step
+from e2wm_jax.regularizers.regularizer import Scope
+from e2wm_jax.train.step import Controls, StepConfig, initial_state, train_step
 
 qwix = pytest.importorskip("qwix")
 
@@ -207,10 +208,10 @@ def test_merging_into_a_quantized_base_is_in_float32() -> None:
 
 
 def step_memory(params: Params) -> Any:
-    step = StepConfig(CONFIG, SPEC, "none", 0.0, 0.1, 0, False, "adamw", "linear", 1e-3, 0.0, 10)
+    step = StepConfig(Scope(CONFIG, SPEC), dropout=0.1)
     state = initial_state(step, lora.initialize(CONFIG, SPEC, jax.random.key(0)))
     batch = jax.tree.map(lambda x: x[None], random_batch())
-    return train_step.lower(step, state, params, {}, batch).compile().memory_analysis()
+    return train_step.lower(step, state, Controls(1e-3), params, (), batch).compile().memory_analysis()
 
 
 def test_a_training_step_holds_codes_and_no_float_copy_of_a_stack(full_compilation: None) -> None:

@@ -34,10 +34,13 @@ from e2wm_jax.metrics import read_metrics
 from e2wm_jax.model_files import locate
 from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.weights import Model, load
-from e2wm_jax.regularizers.quadratic import ewc_penalty, l2_penalty, rowmax127
+from e2wm_jax.regularizers.l2 import l2_penalty
+from e2wm_jax.regularizers.quadratic import ewc_penalty, rowmax127
+from e2wm_jax.regularizers.regularizer import Scope
 from e2wm_jax.train.run import run
+from e2wm_jax.train.schedules import learning_rates, strengths
 from e2wm_jax.train.settings import TrainSettings
-from e2wm_jax.train.step import StepConfig, initial_state, learning_rate, train_step
+from e2wm_jax.train.step import Controls, StepConfig, initial_state, train_step
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -194,21 +197,8 @@ def test_first_twenty_losses_equal_a_pytorch_and_peft_run(options, tiny, fisher,
 
 
 def step_config(tiny: Model, **changes: Any) -> StepConfig:
-    defaults = {
-        "model": tiny.config,
-        "spec": adapter_spec(tiny.config, LoraConfig(rank=2)),
-        "regularizer": "none",
-        "strength": 1.0,
-        "dropout": 0.0,
-        "seed": 0,
-        "remat": False,
-        "optimizer": "adamw",
-        "schedule": "linear",
-        "lr": 1e-3,
-        "weight_decay": 0.01,
-        "steps": 10,
-    }
-    return StepConfig(**{**defaults, **changes})
+    scope = Scope(tiny.config, adapter_spec(tiny.config, LoraConfig(rank=2)), remat=changes.pop("remat", "none"))
+    return StepConfig(scope, **changes)
 
 
 @pytest.mark.parametrize(
@@ -219,10 +209,23 @@ def step_config(tiny: Model, **changes: Any) -> StepConfig:
         ("constant", lambda done: 1.0),
     ],
 )
-def test_learning_rate_by_hand(tiny, schedule, expected):
-    rate = learning_rate(step_config(tiny, schedule=schedule))
-    for done in range(10):
-        assert float(rate(done)) == pytest.approx(1e-3 * expected(done), rel=1e-5)
+def test_learning_rate_by_hand(schedule, expected):
+    rates = learning_rates(schedule, 1e-3, 10)
+    np.testing.assert_allclose(rates, [1e-3 * expected(done) for done in range(10)], rtol=1e-5, atol=1e-12)
+
+
+def test_warmup_rises_to_the_peak_and_the_schedule_has_the_rest():
+    rates = learning_rates("linear", 1.0, 10, warmup=4)
+    np.testing.assert_allclose(rates, [0.2, 0.4, 0.6, 0.8, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [("constant", [3, 3, 3, 3]), ("increase", [0, 1, 2, 3]), ("decrease", [3, 2, 1, 0])],
+)
+def test_strength_by_hand(schedule, expected):
+    np.testing.assert_allclose(strengths(schedule, 3.0, 4), expected, atol=1e-6)
+    assert strengths(schedule, 3.0, 1)[0] == expected[0]
 
 
 @pytest.mark.slow
@@ -258,11 +261,10 @@ def test_sgd_and_remat_give_the_update_written_out(tiny, options):
         return jnp.sum(flat.weights * target_nll(tiny.config, adapted, flat)) / np.sum(flat.weights > 0)
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(start)
-    for remat in (False, True):
-        config = step_config(tiny, optimizer="sgd", schedule="constant", lr=0.1, weight_decay=0.2, remat=remat)
-        state, metrics = train_step(
-            config, initial_state(config, jax.tree.map(jnp.copy, start)), tiny.params, {}, item.batch
-        )
+    for remat in ("none", "layers", "products"):
+        config = step_config(tiny, optimizer="sgd", remat=remat)
+        controls = Controls(lr=0.1, weight_decay=0.2)
+        state, metrics = train_step(config, initial_state(config, start), controls, tiny.params, (), item.batch)
         assert float(metrics["task_loss"]) == pytest.approx(float(value), rel=1e-5)
         assert int(state.step) == 1
         expected = jax.tree.map(lambda x, g: x - 0.1 * (g + 0.2 * x), start, gradient)
@@ -345,13 +347,13 @@ def test_metrics_rows_say_what_each_step_did(held_run, options):
 
 
 def test_metrics_are_of_the_adapters_before_the_update(held_run, options, tiny, fisher, tmp_path):
-    """At the first step nothing has moved: no penalty.  The second step's penalty is that of one step's adapters."""
+    """At the first step nothing has moved: no penalty.  The third step's penalty is that of two steps' adapters."""
     rows = read_metrics(held_run[0] / "metrics.jsonl")
     assert rows[0]["penalty"] == 0
-    # `steps` enters the schedule, so one step of this run is made by stopping behind the first checkpoint.
+    # `steps` enters the schedule, so two steps of this run are made by stopping early.
     with pytest.raises(KeyboardInterrupt):
-        stop_after_first_step(TrainSettings(out=tmp_path / "one", **held_options(options, fisher)))
-    adapters, spec = read_adapter(tmp_path / "one/adapter", tiny.config)
+        stop_after_two_steps(TrainSettings(out=tmp_path / "two", **held_options(options, fisher)))
+    adapters, spec = read_adapter(tmp_path / "two/adapter", tiny.config)
     values = {
         f"{target.path}.weight": jnp.stack(
             [
@@ -363,12 +365,12 @@ def test_metrics_are_of_the_adapters_before_the_update(held_run, options, tiny, 
         )
         for target in spec
     }
-    assert rows[1]["penalty"] == pytest.approx(0.1 * float(ewc_penalty(adapters, spec, values)), rel=1e-5)
+    assert rows[2]["penalty"] == pytest.approx(0.1 * float(ewc_penalty(adapters, spec, values)), rel=1e-5)
 
 
-def stop_after_first_step(settings: TrainSettings) -> None:
-    """Run, and press Ctrl-C once the first row of the log is there."""
-    from e2wm_jax.train import run as module
+def stop_after_two_steps(settings: TrainSettings) -> None:
+    """Run, and press Ctrl-C once the first row of the log is there, which is when the second step is on its way."""
+    from e2wm_jax.train import loop as module
 
     def press(file: Any, row: dict[str, Any]) -> None:
         original(file, row)
@@ -407,7 +409,7 @@ def test_l2_and_rowmax127_enter_the_loss(options, fisher, tiny, tmp_path):
         for target in spec
     }
     for name, expected in (
-        ("l2", 0.3 * float(l2_penalty(adapters, spec, {}))),
+        ("l2", 0.3 * float(l2_penalty(adapters, spec))),
         ("codes", STRENGTH * float(ewc_penalty(adapters, spec, codes))),
     ):
         row = read_metrics(tmp_path / name / "metrics.jsonl")[0]
@@ -495,13 +497,13 @@ def test_interrupted_run_exits_with_130_keeps_its_checkpoint_and_resumes(held_ru
     assert (out / name).read_bytes() == (held_run[0] / name).read_bytes()
 
 
-def test_interrupted_in_the_first_step_and_resumed(held_run, options, fisher, tmp_path):
+def test_interrupted_before_the_first_checkpoint_was_due_and_resumed(held_run, options, fisher, tmp_path):
     out, settings = tmp_path / "run", held_options(options, fisher)
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        stop_after_first_step(TrainSettings(out=out, **settings))
+        stop_after_two_steps(TrainSettings(out=out, **settings))
     assert signal.getsignal(signal.SIGINT) is handler
-    assert [row["step"] for row in read_metrics(out / "metrics.jsonl")] == [1]
+    assert [row["step"] for row in read_metrics(out / "metrics.jsonl")] == [1, 2]
     run(TrainSettings(out=out, resume=True, **settings))
     assert read_metrics(out / "metrics.jsonl") == read_metrics(held_run[0] / "metrics.jsonl")
 
@@ -587,7 +589,7 @@ def test_resume_after_the_data_changed_is_refused(options, tmp_path):
     settings = {**options, "data": data}
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        stop_after_first_step(TrainSettings(out=out, **settings))
+        stop_after_two_steps(TrainSettings(out=out, **settings))
     with (tmp_path / "tasks/plan.json").open("a") as file:
         file.write('{"input": "How to sleep?", "ref": "Walk to the bed."}\n')
     before = contents(out)
@@ -622,7 +624,7 @@ def test_impossible_settings_are_refused_and_nothing_is_written(options, tmp_pat
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_step_and_examples(options, tmp_path):
     settings = {**options, "lr": 1e30, "checkpoint_every": 1}
-    with pytest.raises(FloatingPointError, match=r"step \d+: the loss is (nan|inf) on examples \[\d+"):
+    with pytest.raises(FloatingPointError, match=r"step \d+: the loss is (nan|inf).* on examples \[\d+"):
         run(TrainSettings(out=tmp_path / "run", **settings))
     rows = read_metrics(tmp_path / "run/metrics.jsonl")
     assert rows

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -68,7 +68,14 @@ def take_cores(count: int) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def seconds_of(job: Job, function: Callable[[], Any]) -> float:
+class Timed(Protocol):
+    """A job that says by which clock it is measured."""
+
+    @property
+    def clock(self) -> Literal["wall", "cpu"]: ...
+
+
+def seconds_of(job: Timed, function: Callable[[], Any]) -> float:
     """How long it takes, by the job's clock."""
     clock = time.process_time if job.clock == "cpu" else time.perf_counter
     before = clock()
@@ -76,7 +83,7 @@ def seconds_of(job: Job, function: Callable[[], Any]) -> float:
     return clock() - before
 
 
-def product_rate(job: Job, multiply: Callable[[], Any]) -> float:
+def product_rate(job: Timed, multiply: Callable[[], Any]) -> float:
     """GFLOP/s of a product of two `PRODUCT` x `PRODUCT` matrices: what a library can do at most."""
     return round(2e-9 * PRODUCT**3 / min(seconds_of(job, multiply) for _ in range(4)), 1)
 

@@ -30,6 +30,7 @@ from e2wm_jax.config import LoraConfig, ModelConfig
 from e2wm_jax.errors import InputError
 from e2wm_jax.fisher.diagonal import Computation, FisherResult, Method, accumulate, peak_bytes, result, start
 from e2wm_jax.fisher.documents import DocumentBatch, collate_documents, document_batches
+from e2wm_jax.models.decoder import Remat
 from e2wm_jax.models import decoder
 from e2wm_jax.models.layers import Params
 from e2wm_jax.models.saving import write_model
@@ -158,7 +159,7 @@ def corpus(job: Job, config: ModelConfig, layout: str) -> list[DocumentBatch]:
 
 
 def _gradient(
-    config: ModelConfig, params: Params, batches: Sequence[DocumentBatch], *, remat: bool, chunked: bool
+    config: ModelConfig, params: Params, batches: Sequence[DocumentBatch], *, remat: Remat, chunked: bool
 ) -> _Made:
     step = jax.jit(partial(batch_gradient, config, remat=remat, chunked=chunked))
     batches = jax.device_put(batches)

@@ -17,31 +17,32 @@ from e2wm_jax.fisher.documents import DocumentBatch
 from e2wm_jax.fisher.fused import document_weights
 from e2wm_jax.fisher.head import loss_and_gradient
 from e2wm_jax.models import decoder
+from e2wm_jax.models.decoder import Remat
 from e2wm_jax.models.layers import Params, linear, negative_log_likelihood
 
 # Name -> options of `batch_gradient`: the ways to an ordinary gradient among which the fastest is looked for.
-WAYS: dict[str, dict[str, bool]] = {
-    "stored": {"remat": False, "chunked": False},
-    "stored, chunked loss": {"remat": False, "chunked": True},
-    "recomputed": {"remat": True, "chunked": False},
-    "recomputed, chunked loss": {"remat": True, "chunked": True},
+WAYS: dict[str, dict[str, Any]] = {
+    "stored": {"remat": "none", "chunked": False},
+    "stored, chunked loss": {"remat": "none", "chunked": True},
+    "recomputed": {"remat": "layers", "chunked": False},
+    "recomputed, chunked loss": {"remat": "layers", "chunked": True},
 }
 _CHUNK = 4096  # words
 
 
 def batch_gradient(
-    config: ModelConfig, params: Params, batch: DocumentBatch, *, remat: bool = False, chunked: bool = False
+    config: ModelConfig, params: Params, batch: DocumentBatch, *, remat: Remat = "none", chunked: bool = False
 ) -> Params:
     """Gradient of the mean loss; the defaults are what `jax.grad` of the plain loss does.
 
     Args:
-        remat: each layer is computed again from its input in the backward pass.
+        remat: what the backward pass computes again.
         chunked: no array of tokens times vocabulary exists.
     """
     return jax.grad(partial(_mean_loss, config, remat=remat, chunked=chunked))(params, batch)
 
 
-def _mean_loss(config: ModelConfig, params: Params, batch: DocumentBatch, *, remat: bool, chunked: bool) -> jax.Array:
+def _mean_loss(config: ModelConfig, params: Params, batch: DocumentBatch, *, remat: Remat, chunked: bool) -> jax.Array:
     weights = document_weights(batch, "mean") / jnp.sum(batch.lengths > 0)
     hidden = decoder.hidden_states(config, params, batch.ids, batch.positions, batch.segments, remat=remat)
     if chunked:

@@ -28,7 +28,8 @@ from e2wm_jax.model_files import ModelFiles, locate
 from e2wm_jax.models.weights import load
 from e2wm_jax.processes import Workers
 from e2wm_jax.progress import say
-from e2wm_jax.train.step import StepConfig, initial_state, train_step
+from e2wm_jax.regularizers.regularizer import Scope
+from e2wm_jax.train.step import Controls, StepConfig, initial_state, train_step
 
 _FILE_EXAMPLES = 512
 _OBJ_MOVE = OnlineTask(f"{PREFIX}obj_move", "obj_move")
@@ -117,28 +118,15 @@ def _train_step(settings: LoaderBenchSettings, files: ModelFiles, maker: RowMake
     say(f"bench loader: training steps of {settings.model}")
     model = load(files)
     spec = lora.adapter_spec(model.config, LoraConfig())
-    config = StepConfig(
-        model=model.config,
-        spec=spec,
-        regularizer="none",
-        strength=1.0,
-        dropout=0.1,
-        seed=settings.seed,
-        remat=False,
-        optimizer="adamw",
-        schedule="linear",
-        lr=8e-4,
-        weight_decay=0.01,
-        steps=settings.steps + 1,
-    )
+    config = StepConfig(Scope(model.config, spec), dropout=0.1)
     state = initial_state(config, lora.initialize(model.config, spec, jax.random.key(settings.seed)))
     rows = [row for unit in range(math.ceil(settings.batch_size / UNIT)) for row in maker(Unit(0, unit))]
     item = Loader(rows[: settings.batch_size], settings.batch_size, 1, settings.max_length, settings.seed).step(1)
-    state, metrics = train_step(config, state, model.params, {}, item.batch)
+    state, metrics = train_step(config, state, Controls(8e-4), model.params, (), item.batch)
     jax.block_until_ready(metrics)
     started = time.perf_counter()
     for _ in range(settings.steps):
-        state, metrics = train_step(config, state, model.params, {}, item.batch)
+        state, metrics = train_step(config, state, Controls(8e-4), model.params, (), item.batch)
         jax.block_until_ready(metrics)
     return _Pace(settings.steps * settings.batch_size, settings.steps * item.tokens, time.perf_counter() - started)
 

@@ -262,7 +262,9 @@ def _training(case: dict[str, Any]) -> dict[str, Callable[..., Answer]]:
     from e2wm_jax.fisher.storage import encode
     from e2wm_jax.lora import adapter_spec, initialize
     from e2wm_jax.models import decoder
-    from e2wm_jax.train.step import StepConfig, initial_state, train_step
+    from e2wm_jax.regularizers.catalogue import regularizer
+    from e2wm_jax.regularizers.regularizer import Material, Options, Scope
+    from e2wm_jax.train.step import Controls, StepConfig, initial_state, train_step
 
     config, targets, batch_size, tokens, dtype = STEPS[case["name"]]
     params = decoder.initialize(config, jax.random.key(case["seed"]), dtype)
@@ -273,37 +275,27 @@ def _training(case: dict[str, Any]) -> dict[str, Callable[..., Answer]]:
     batch = jax.tree.map(lambda x: jnp.asarray(x[None]), batch)
     shapes = {f"{target.path}.weight": decoder.weight_table(config)[f"{target.path}.weight"].shape for target in spec}
     states: dict[Any, Any] = {}
+    controls = Controls(lr=1e-4, strength=1.0, weight_decay=0.01, seed=case["seed"])
 
     def prepared(stored: FisherDType | None) -> Any:
         if stored not in states:
-            step = StepConfig(
-                model=config,
-                spec=spec,
-                regularizer="none" if stored is None else "ewc",
-                strength=1.0,
-                dropout=0.1,
-                seed=case["seed"],
-                remat=False,
-                optimizer="adamw",
-                schedule="linear",
-                lr=1e-4,
-                weight_decay=0.01,
-                steps=10**6,
-            )
+            name = "none" if stored is None else "ewc"
+            step = StepConfig(Scope(config, spec), name, dropout=0.1)
             fisher = {}
             if stored is not None:
                 for path, shape in shapes.items():
                     values = np.square(rng.standard_normal((config.num_layers, *shape), np.float32))
-                    fisher[path] = jax.tree.map(jnp.asarray, encode(values, stored))
+                    fisher[path] = encode(values, stored)
             adapters = initialize(config, spec, jax.random.key(case["seed"]))
-            states[stored] = [step, initial_state(step, adapters), fisher]
+            material = Material(step.scope, params, adapters, fisher, (), Options())
+            states[stored] = [step, initial_state(step, adapters), regularizer(name).prepare(material)]
         return states[stored]
 
     def step(dtype: FisherDType | None) -> Answer:
         kept = prepared(dtype)
 
         def call() -> Any:
-            kept[1], metrics = train_step(kept[0], kept[1], params, kept[2], batch)
+            kept[1], metrics = train_step(kept[0], kept[1], controls, params, kept[2], batch)
             return jax.block_until_ready(metrics)
 
         return {"seconds": time_call(call)[0]}

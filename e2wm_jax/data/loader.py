@@ -22,11 +22,11 @@ _FILES = 0  # the part of the data that are the rows of files; online tasks are 
 
 @dataclass(frozen=True)
 class StepBatch:
-    """What one optimizer step reads, on this host."""
+    """What one optimizer step reads."""
 
-    batch: Batch  # leaves have leading axes [accumulate, rows of a pass]
-    examples: list[int | str]  # its rows: indices in `rows` of files, names "online:count/17"
-    tokens: int  # real tokens, prompts included
+    batch: Batch  # leaves have leading axes [accumulate, rows of a pass]: this host's
+    examples: list[int | str]  # its rows on all hosts: indices in `rows` of files, names "online:count/17"
+    tokens: int  # real tokens of this host, prompts included
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Loader:
     pack: bool = False  # several examples per row: fewer rows, the same loss
     process_index: int = 0  # of the hosts that share each batch, this one ...
     process_count: int = 1  # ... and their number; each reads its columns of every pass
+    parts: int | None = None  # devices that share the rows of each pass; None: one on each host
 
     def __post_init__(self) -> None:
         """
@@ -52,6 +53,8 @@ class Loader:
             raise ValueError(
                 f"{self.process_count=} hosts must divide {self.batch_size=}, and number from 0: {self.process_index=}"
             )
+        if self.batch_size % self._parts or self._parts % self.process_count:
+            raise ValueError(f"{self._parts} devices must divide {self.batch_size=}, and {self.process_count=} them")
         if self.pack and self.online and self.process_count > 1:
             raise ValueError("packing online rows needs their lengths on every host; leave pack out")
 
@@ -101,9 +104,13 @@ class Loader:
         flat = self._collate(here, length=length, num_targets=num_targets, batch_size=math.prod(shape))
         return StepBatch(
             Batch(*(np.reshape(leaf, (*shape, *leaf.shape[1:])) for leaf in flat)),
-            [self._name(*drawn[place]) for place in sorted(place for places in mine for place in places)],
+            [self._name(*source) for source in drawn],
             sum(len(row.ids) for rows in here for row in rows),
         )
+
+    @property
+    def _parts(self) -> int:
+        return self.parts or self.process_count
 
     @property
     def _examples_per_step(self) -> int:
@@ -164,7 +171,7 @@ class Loader:
         if not self.pack:
             return self.batch_size
         fewest = padded_length(math.ceil(bins / self.accumulate), self.batch_size, least=1)
-        return math.ceil(fewest / self.process_count) * self.process_count
+        return math.ceil(fewest / self._parts) * self._parts
 
     def _collate(self, bins: Sequence[Sequence[Row]], *, length: int, num_targets: int, batch_size: int) -> Batch:
         if self.pack:

@@ -4,7 +4,7 @@ A row's loss does not change: a packed row sees itself only, at its own position
 batch and nothing else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -29,6 +29,36 @@ def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
             room.append(capacity)
         bins[place].append(index)
         room[place] -= lengths[index]
+    return bins
+
+
+def best_fit(lengths: Sequence[int], capacity_for: Callable[[int], int]) -> list[list[int]]:
+    """Bins of indices, longest first, each into the bin that it fills best; a new bin is as large as `capacity_for` the
+    length that opens it.
+
+    Raises:
+        ValueError: if something is longer than its bin.
+    """
+    bins: list[list[int]] = []
+    with_room: dict[int, list[int]] = {}  # by room, which bins
+    rooms = 0  # the bits of the rooms that some bin has
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        length = lengths[index]
+        enough = rooms >> length
+        if enough:
+            room = length + (enough & -enough).bit_length() - 1
+            place = with_room[room].pop()
+            if not with_room[room]:
+                rooms ^= 1 << room
+        else:
+            room, place = capacity_for(length), len(bins)
+            if length > room:
+                raise ValueError(f"{length=} does not fit into {room=}")
+            bins.append([])
+        bins[place].append(index)
+        left = room - length
+        with_room.setdefault(left, []).append(place)
+        rooms |= 1 << left
     return bins
 
 

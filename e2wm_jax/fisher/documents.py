@@ -6,16 +6,13 @@ Letters: B rows, T tokens of a row, J places for documents in a batch.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import jax
 import numpy as np
 from flax import struct
 
-from e2wm_jax.data.batch import Array, Row, padded_length
-from e2wm_jax.data.pack import first_fit
-
-Layout = Literal["rows", "packed"]
+from e2wm_jax.data.batch import Array, Row
+from e2wm_jax.fisher.arrange import ATTENTION, Layout, arrange
 
 
 @struct.dataclass
@@ -35,16 +32,7 @@ class DocumentBatch:
     lengths: Array  # [J] int32; 0: no document
     numbers: Array  # [J] int32: the document's place in the corpus; -1: no document
     window: int = struct.field(pytree_node=False)  # no document of the batch is longer
-
-
-def padding_share(lengths: Sequence[int], batch_size: int, max_length: int) -> float:
-    """Share of padding among the tokens of batches in rows (`document_batches`)."""
-    ordered = sorted(lengths)
-    padded = sum(
-        batch_size * padded_length(ordered[min(start + batch_size, len(ordered)) - 1], max_length)
-        for start in range(0, len(ordered), batch_size)
-    )
-    return 1 - sum(ordered) / padded
+    per_row: int = struct.field(pytree_node=False)  # no row of the batch has more documents
 
 
 def document_batches(
@@ -55,15 +43,17 @@ def document_batches(
     layout: Layout = "rows",
     parts: int = 1,
     process: tuple[int, int] = (0, 1),
+    attention: float = ATTENTION,
 ) -> Iterator[DocumentBatch]:
-    """Every row (a document) once, in batches of similar lengths, shortest first, the same for the same arguments.
+    """Every row (a document) once, in batches of similar lengths, the same for the same arguments (`arrange`).
 
     Args:
         rows: the corpus; a document's number is its index here.
-        batch_size: rows of a batch, on all hosts.
-        max_length: longest row; packed rows are filled up to it, with documents of similar length.
+        batch_size: rows of a batch at most, on all hosts; packed, as many rows as hold as many tokens.
+        max_length: longest row.
         parts: devices that share the rows of each batch; slots and starts count from 0 in each part.
         process: (index, number) of the hosts that share the parts; this host's are given.
+        attention: `attention_length` of the model, for which the length of packed rows is chosen.
 
     Raises:
         ValueError: if the parts do not divide the rows, or the hosts the parts.
@@ -71,20 +61,17 @@ def document_batches(
     index, count = process
     if batch_size % parts or parts % count:
         raise ValueError(f"{batch_size=} must be a multiple of {parts=}, and that of {count=} hosts")
-    order = sorted(range(len(rows)), key=lambda number: len(rows[number].ids))
-    share = batch_size // parts
-    for bins, length in _batches([len(rows[number].ids) for number in order], batch_size, max_length, layout):
-        longest = max(len(rows[order[place]].ids) for places in bins for place in places)
-        most = max(len(places) for places in bins)
-        numbered = [[(order[place], rows[order[place]]) for place in places] for places in bins]
+    for batch in arrange([len(row.ids) for row in rows], batch_size, max_length, layout, parts, attention):
+        share = batch.rows // parts
+        numbered = [[(number, rows[number]) for number in row] for row in batch.bins]
         here = [
             collate_documents(
                 numbered[part * share : (part + 1) * share],
-                length=length,
+                length=batch.length,
                 rows=share,
-                # Few sizes, so that few steps are compiled: 1 where every row is one document.
-                documents=share * (most if most == 1 else padded_length(most, most * 2, least=4)),
-                window=padded_length(longest, length),
+                documents=batch.documents,
+                per_row=batch.per_row,
+                window=batch.window,
             )
             for part in range(index * parts // count, (index + 1) * parts // count)
         ]
@@ -92,9 +79,17 @@ def document_batches(
 
 
 def collate_documents(
-    bins: Sequence[Sequence[tuple[int, Row]]], *, length: int, rows: int, documents: int, window: int
+    bins: Sequence[Sequence[tuple[int, Row]]],
+    *,
+    length: int,
+    rows: int,
+    documents: int,
+    window: int,
+    per_row: int | None = None,
 ) -> DocumentBatch:
     """Each bin of (number, document) in a row; rows and places for documents beyond their number are empty.
+
+    Without `per_row`, a row may hold all of the documents.
 
     Raises:
         ValueError: if documents do not fit.
@@ -105,8 +100,11 @@ def collate_documents(
     predicted = np.zeros(shape, np.float32)
     starts, lengths, numbers = np.zeros(documents, np.int32), np.zeros(documents, np.int32), np.full(documents, -1)
     slot = 0
+    per_row = documents if per_row is None else per_row
     for index, one in enumerate(bins):
         at = 0
+        if len(one) > per_row:
+            raise ValueError(f"{len(one)} documents in a row do not fit into {per_row=}")
         for segment, (number, row) in enumerate(one, start=1):
             size = len(row.ids)
             if at + size > length or size > window or slot == documents:
@@ -118,32 +116,5 @@ def collate_documents(
             predicted[index, at + row.first_target - 1 : at + size - 1] = 1
             starts[slot], lengths[slot], numbers[slot] = index * length + at, size, number
             at, slot = at + size, slot + 1
-    return DocumentBatch(
-        ids, positions, segments, labels, predicted, slots, starts, lengths, numbers.astype(np.int32), window
-    )
-
-
-def _batches(
-    lengths: Sequence[int], batch_size: int, max_length: int, layout: Layout
-) -> Iterator[tuple[list[list[int]], int]]:
-    """(bins of places in `lengths`, tokens of a row) of each batch; `lengths` ascend."""
-    if layout == "rows":
-        for start in range(0, len(lengths), batch_size):
-            places = range(start, min(start + batch_size, len(lengths)))
-            yield [[place] for place in places], padded_length(lengths[places[-1]], max_length)
-        return
-    start = 0
-    while start < len(lengths):
-        # As many of the next documents as surely fit: first fit leaves less than half of a row empty, hence the search.
-        bins: list[list[int]] = []
-        stop = start
-        total = 0
-        while stop < len(lengths) and total + lengths[stop] <= batch_size * max_length:
-            total, stop = total + lengths[stop], stop + 1
-        while stop > start:
-            bins = [[start + place for place in places] for places in first_fit(lengths[start:stop], max_length)]
-            if len(bins) <= batch_size:
-                break
-            stop -= max(1, len(bins) - batch_size)
-        yield bins, max_length
-        start = stop
+    numbers = numbers.astype(np.int32)
+    return DocumentBatch(ids, positions, segments, labels, predicted, slots, starts, lengths, numbers, window, per_row)

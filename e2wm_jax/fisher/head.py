@@ -8,17 +8,15 @@ Chunks are of the vocabulary and never of time, because a document's gradient mu
 Letters: B rows, T tokens, D width of the head, V vocabulary, C words of a chunk, J documents.
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from e2wm_jax.fisher.squares import Documents, Split, square_matrix, square_vector
 from e2wm_jax.models.layers import Params, linear, lookup
-
-CHUNK = 4096  # words
+from e2wm_jax.models.vocabulary import CHUNK, Chunk, over_chunks
 
 
 class HeadPass(NamedTuple):
@@ -42,7 +40,7 @@ def loss_and_gradient(
             the largest of score + Gumbel noise is a draw from the softmax).
     """
 
-    def add_chunk(state: tuple[jax.Array, ...], chunk: tuple[Params, jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+    def add_chunk(state: tuple[jax.Array, ...], chunk: Chunk) -> tuple[jax.Array, ...]:
         largest, normalizer, mixed, best, drawn = state
         part, words, known = chunk
         scores, pull = jax.vjp(lambda hidden: linear(hidden, part), hidden)
@@ -64,7 +62,7 @@ def loss_and_gradient(
     tokens = hidden.shape[:-1]
     lowest = jnp.full(tokens, -jnp.inf, jnp.float32)
     start = (lowest, jnp.zeros(tokens), jnp.zeros(hidden.shape, jnp.float32), lowest, jnp.zeros(tokens, jnp.int32))
-    largest, normalizer, mixed, _, drawn = _over_chunks(head, add_chunk, start)
+    largest, normalizer, mixed, _, drawn = over_chunks(head, add_chunk, start, CHUNK)
     labels = labels if keys is None else drawn
     log_normalizer = largest + jnp.log(normalizer)
     own = lookup(labels, head["weight"])
@@ -86,7 +84,7 @@ def add_squares(
 ) -> dict[str, jax.Array]:
     """Pass 2: ``totals``, "weight" [V, D], "bias" [V] or both, plus the documents' squares."""
 
-    def add_chunk(totals: dict[str, jax.Array], chunk: tuple[Params, jax.Array, jax.Array]) -> dict[str, jax.Array]:
+    def add_chunk(totals: dict[str, jax.Array], chunk: Chunk) -> dict[str, jax.Array]:
         part, words, known = chunk
         scores, _ = jax.vjp(lambda hidden: linear(hidden, part), hidden)  # exact, as in pass 1
         g = _score_gradient(scores, words, found, weights)
@@ -101,7 +99,7 @@ def add_squares(
             updated[name] = jax.lax.dynamic_update_slice_in_dim(total, here, words[0], 0)
         return updated
 
-    return _over_chunks(head, add_chunk, totals)
+    return over_chunks(head, add_chunk, totals, CHUNK)
 
 
 def own_rows(
@@ -134,20 +132,3 @@ def _score_gradient(scores: jax.Array, words: jax.Array, found: HeadPass, weight
     """Of sum(weights * nll): weights (softmax - label), [B, T, C]."""
     p = jnp.exp(scores.astype(jnp.float32) - found.log_normalizer[..., None])
     return (p - (found.labels[..., None] == words)) * weights[..., None]
-
-
-def _over_chunks(head: Params, add_chunk: Callable[[Any, tuple[Params, jax.Array, jax.Array]], Any], state: Any) -> Any:
-    """state after add_chunk(state, (rows of the head, their words [C], which of them came before [C])) for all chunks.
-
-    The last chunk begins early enough to be whole: padding the head would copy it.
-    """
-    size = head["weight"].shape[0]
-    chunk = min(CHUNK, size)
-
-    def body(index: jax.Array, state: Any) -> Any:
-        start = jnp.minimum(index * chunk, size - chunk)
-        words = start + jnp.arange(chunk, dtype=jnp.int32)
-        part = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, chunk), head)
-        return add_chunk(state, (part, words, words < index * chunk))
-
-    return jax.lax.fori_loop(0, -(-size // chunk), body, state)

@@ -1,6 +1,5 @@
 """What a Fisher pass will do: all that can be decided, or be wrong, before a weight is read."""
 
-import math
 from dataclasses import dataclass
 from re import Pattern
 from typing import Any
@@ -13,9 +12,9 @@ from e2wm_jax.config import DynamicScaling, ModelConfig
 from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError
 from e2wm_jax.fisher import online, resume
+from e2wm_jax.fisher.arrange import ATTENTION, Layout, arrange, attention_length, cost, real_share
 from e2wm_jax.fisher.corpus import Corpus, describe, read_corpus, where
 from e2wm_jax.fisher.diagonal import Computation, Estimator, Method
-from e2wm_jax.fisher.documents import Layout, padding_share
 from e2wm_jax.fisher.files import METADATA_FILE
 from e2wm_jax.fisher.settings import FisherSettings, check
 from e2wm_jax.kernels.weighted_square import check_implementation
@@ -25,7 +24,7 @@ from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.weights import hf_names, open_model
 from e2wm_jax.sharding import join_hosts, make_mesh
 
-_MUCH_PADDING = 0.1
+_WORTH_PACKING = 0.95  # of the time of a row for each document, which is simpler
 _OF_THE_PASS = (  # settings on which the sums depend, if only by a rounding
     "params",
     "samples",
@@ -83,7 +82,8 @@ def make_plan(settings: FisherSettings) -> Plan:
     selected, names = _selected(config, settings, pattern)
     estimator = Estimator(settings.labels, settings.reduction, settings.seed)
     mesh = _mesh(settings)
-    method, layout, why = choose(settings, corpus)
+    parts = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    method, layout, why = choose(settings, corpus, parts, attention_length(config))
     found = Plan(
         files=files,
         corpus=corpus,
@@ -102,8 +102,14 @@ def make_plan(settings: FisherSettings) -> Plan:
     return found
 
 
-def choose(settings: FisherSettings, corpus: Corpus) -> tuple[Method, Layout, str]:
-    """The method, the layout, and a line that says why."""
+def choose(
+    settings: FisherSettings, corpus: Corpus, parts: int = 1, attention: float = ATTENTION
+) -> tuple[Method, Layout, str]:
+    """The method, the layout, and a line that says why.
+
+    Args:
+        parts, attention: `arrange`.
+    """
     if settings.method == "auto":
         method: Method = "fused"
         why = "method fused: exact for every parameter, in one ordinary backward pass per batch"
@@ -114,13 +120,14 @@ def choose(settings: FisherSettings, corpus: Corpus) -> tuple[Method, Layout, st
     if method != "fused":
         return method, "rows", f"{why}; layout rows: a document alone computes its whole row"
     lengths = [len(row.ids) for row in corpus.rows]
-    padding = padding_share(lengths, settings.batch_size, settings.max_length)
-    tokens = settings.batch_size * settings.max_length  # of a packed batch
-    packed = 1 - sum(lengths) / (math.ceil(sum(lengths) / tokens) * tokens)
-    if padding > _MUCH_PADDING and padding > packed:
-        return method, "packed", f"{why}; layout packed: with a row for each document {padding:.0%} would be padding"
-    said = f"{padding:.0%} of them is padding" + (f", packed {packed:.0%}" if padding > _MUCH_PADDING else "")
-    return method, "rows", f"{why}; layout rows: {said}"
+    found: dict[Layout, tuple[float, float]] = {}  # cost and how full the rows are
+    for layout in ("rows", "packed"):
+        batches = arrange(lengths, settings.batch_size, settings.max_length, layout, parts, attention)
+        found[layout] = cost(lengths, batches, attention), real_share(lengths, batches)
+    (rows, real), (packed, real_packed) = found["rows"], found["packed"]
+    chosen: Layout = "packed" if packed < _WORTH_PACKING * rows else "rows"
+    said = f"a row for each document would be {real:.0%} full, packed rows {real_packed:.0%}"
+    return method, chosen, f"{why}; layout {chosen}: {said}, for about {packed / rows:.2f} of the time"
 
 
 def check_positions(config: ModelConfig, corpus: Corpus) -> None:

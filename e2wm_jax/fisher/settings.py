@@ -25,12 +25,12 @@ class FisherSettings:
     samples: int | None = None
     """Use the first N documents of at least two tokens; all by default."""
     max_length: int = 800
-    """Documents are cut to this many tokens; packed rows are filled up to it."""
+    """Documents are cut to this many tokens; no row is longer."""
     method: Literal["auto", "fused", "vmap", "scan"] = "auto"
     """How per-example gradients are computed; the result is the same. auto: fused."""
     layout: Literal["auto", "rows", "packed"] = "auto"
-    """A row for each document, or rows filled with several; the result is the same. auto: packed where more than a
-    tenth of the rows would be padding."""
+    """A row for each document, or rows filled with several; the result is the same. auto: what should take
+    less time."""
     labels: Labels = "data"
     """Labels from the text (empirical Fisher) or sampled from the model (true Fisher, one draw)."""
     reduction: Reduction = "mean"
@@ -38,7 +38,8 @@ class FisherSettings:
     params: str = "all"
     """all, lora-targets (every linear map of the blocks), or a regular expression on Hugging Face parameter names."""
     batch_size: int = 4
-    """Rows of a compiled step, over all devices."""
+    """Rows of a compiled step at most, over all devices; packed rows: as many as hold the tokens of so many of
+    --max-length."""
     group: int = 1
     """Documents whose products are squared at once: 1 suits a CPU, several an accelerator."""
     keep: float = 0.1

@@ -12,7 +12,7 @@ its own because a cotangent has its primal's dtype: squares of bfloat16 weights 
 A weight may be read once per forward pass only, or the square of a sum would become a sum of squares; tests hold the
 families to that, and the one exception, a table that is also the output head, has its cross terms (`SquaredTable`).
 
-Letters: B rows, T tokens, J documents, D inputs, N outputs, V vocabulary.
+Letters: B rows, T tokens, J documents, K documents of a row, D inputs, N outputs, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -45,13 +45,14 @@ class Documents:
     starts: jax.Array  # [J] int32
     lengths: jax.Array  # [J] int32
     window: int = struct.field(pytree_node=False)
+    per_row: int = struct.field(pytree_node=False)
     group: int = struct.field(pytree_node=False)
     kernel: str = struct.field(pytree_node=False)
 
 
 def documents_of(batch: DocumentBatch, group: int, kernel: str) -> Documents:
     """What the squares need of a batch."""
-    return Documents(batch.slots, batch.starts, batch.lengths, batch.window, group, kernel)
+    return Documents(batch.slots, batch.starts, batch.lengths, batch.window, batch.per_row, group, kernel)
 
 
 def square_matrix(
@@ -78,9 +79,12 @@ def square_matrix(
 def square_vector(total: jax.Array, g: jax.Array, documents: Documents) -> jax.Array:
     """total [D] + sum_j (sum_{t in j} g_t)^2 of g [B, T, ..., D]; axes between are summed as tokens are."""
     per_token = jnp.sum(g.astype(jnp.float32), axis=tuple(range(2, g.ndim - 1)))
-    own = documents.slots[..., None] == jnp.arange(documents.starts.shape[0])
-    sums = jnp.einsum("btj,btd->jd", own.astype(jnp.float32), per_token, precision=_EXACT)
-    return total + jnp.sum(jnp.square(sums), axis=0)
+    # Documents are counted from the first of their row: there are fewer of them in a row than in the batch.
+    slots, none = documents.slots, documents.starts.shape[0]
+    place = jnp.where(slots < none, slots - jnp.min(slots, axis=1, keepdims=True), -1)
+    own = place[:, None] == jnp.arange(documents.per_row)[:, None]
+    sums = jnp.einsum("bkt,btd->bkd", own.astype(jnp.float32), per_token, precision=_EXACT)
+    return total + jnp.sum(jnp.square(sums), axis=(0, 1))
 
 
 def same_word(ids: jax.Array, documents: Documents) -> jax.Array:

@@ -19,9 +19,10 @@ from jax.experimental import multihost_utils
 
 from e2wm_jax.errors import InputError
 from e2wm_jax.fisher import resume
+from e2wm_jax.fisher.arrange import Layout, attention_length
 from e2wm_jax.fisher.corpus import Corpus, where
 from e2wm_jax.fisher.diagonal import Computation, Estimator, NonFiniteError, Progress, accumulate, not_finite, start
-from e2wm_jax.fisher.documents import DocumentBatch, Layout, document_batches
+from e2wm_jax.fisher.documents import DocumentBatch, document_batches
 from e2wm_jax.interrupt import StopFlag, stop_requests
 from e2wm_jax.models.weights import Model
 from e2wm_jax.progress import say
@@ -56,7 +57,13 @@ class Pass:
         """This host's parts of the batches from number `first` on."""
         hosts = (jax.process_index(), jax.process_count())
         found = document_batches(
-            self.corpus.rows, self.batch_size, self.max_length, layout=self.layout, parts=self.parts, process=hosts
+            self.corpus.rows,
+            self.batch_size,
+            self.max_length,
+            layout=self.layout,
+            parts=self.parts,
+            process=hosts,
+            attention=attention_length(self.model.config),
         )
         return (without(batch, skipped, self.parts // hosts[1]) for batch in islice(found, first, None))
 

@@ -5,7 +5,7 @@ Letters as in `layers`; S places of a cache.
 
 from collections.abc import Callable
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,13 @@ def initialize(config: ModelConfig, key: jax.Array, dtype: jnp.dtype | str = jnp
     )
 
 
+Remat = Literal["none", "layers", "products"]  # what a backward pass computes again: nothing, layers, all but products
+_KEPT = {
+    "layers": None,  # only each layer's input
+    "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # and what weights were multiplied to
+}
+
+
 class Cache(NamedTuple):
     """Keys and values of the tokens read so far, the same number in all rows."""
 
@@ -73,18 +80,16 @@ def hidden_states(
     positions: jax.Array,
     segments: jax.Array,
     *,
-    remat: bool = False,
+    remat: Remat = "none",
 ) -> jax.Array:
-    """Final normed hidden states [B, T, D] of ids, positions and segments, each [B, T] (`visibility`).
-
-    With `remat` the backward pass recomputes each layer from its input instead of keeping its activations.
-    """
+    """Final normed hidden states [B, T, D] of ids, positions and segments, each [B, T] (`visibility`)."""
     family, step = family_of(config), layer_step(config, positions, segments)
 
     def body(x: jax.Array, layer: tuple[Params, Any]) -> tuple[jax.Array, None]:
         return step(x, *layer), None
 
-    body = jax.checkpoint(body) if remat else body
+    if remat != "none":
+        body = jax.checkpoint(body, policy=_KEPT[remat])
     x = family.embed(config, params, ids, positions)
     if isinstance(params["layers"], tuple):
         for layer in zip(params["layers"], _windows_one_by_one(config), strict=True):

@@ -1,4 +1,4 @@
-"""What the training loop reads: files and online tasks as one loader, and its batches on the device in time."""
+"""What the training loop reads: files, online tasks and general text as loaders, and their batches on the devices."""
 
 import dataclasses
 import os
@@ -8,17 +8,23 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from e2wm_jax.data.batch import Batch
 from e2wm_jax.data.loader import Loader, StepBatch
 from e2wm_jax.data.online_rows import RowMaker, online_rows
 from e2wm_jax.data.source import online_tasks, parse_mixture, read_mixture
 from e2wm_jax.data.tokenize import task_rows
+from e2wm_jax.errors import InputError
+from e2wm_jax.fisher.corpus import Corpus, read_corpus
 from e2wm_jax.progress import say
-from e2wm_jax.train.settings import TrainSettings
+from e2wm_jax.train.settings import TASK_ROWS, TrainSettings
+
+_ROWS = PartitionSpec(None, ("data", "fsdp"))  # of the [K, B] of a step's batch
 
 
 @contextmanager
-def open_data(settings: TrainSettings, tokenizer: Any) -> Iterator[tuple[Loader, list[int]]]:
+def open_data(settings: TrainSettings, tokenizer: Any, mesh: Mesh | None = None) -> Iterator[tuple[Loader, list[int]]]:
     """The loader, and for each row of the files the number of its example in them.
 
     Raises:
@@ -43,27 +49,64 @@ def open_data(settings: TrainSettings, tokenizer: Any) -> Iterator[tuple[Loader,
         special_tokens=settings.special_tokens,
         skip_truncated=settings.skip_truncated,
     )
+    if settings.pack and online_tasks(mixture) and jax.process_count() > 1:
+        raise InputError(
+            "--pack: with online data on several hosts their lengths are not known everywhere; leave it out"
+        )
     workers = max((os.cpu_count() or 1) - 1, 0) if settings.workers is None else settings.workers
     with online_rows(maker, workers=workers) as online:
         for endless in online:
             endless[0]  # what cannot be made at all fails here, before the model is loaded
-        loader = Loader(
-            rows,
-            settings.batch_size,
-            settings.accumulate,
-            settings.max_length,
-            settings.seed,
-            online=online,
-            pack=settings.pack,
-        )
-        yield loader, kept
+        sizes = settings.batch_size, settings.accumulate, settings.max_length
+        yield _shared(Loader(rows, *sizes, settings.seed, online=online, pack=settings.pack), mesh), kept
 
 
-def on_device(steps: Iterable[StepBatch], *, ahead: int = 2) -> Iterator[StepBatch]:
+def read_text(settings: TrainSettings, tokenizer: Any) -> Corpus | None:
+    """The general text that the regularizer reads, if it does.
+
+    Raises:
+        InputError: as `read_corpus`.
+    """
+    if not settings.regularizer_data or TASK_ROWS in settings.regularizer_data:
+        return None
+    return read_corpus(
+        tokenizer,
+        settings.regularizer_data,
+        samples=settings.regularizer_samples,
+        max_length=settings.max_length,
+        special_tokens=settings.special_tokens,
+    )
+
+
+def text_loader(settings: TrainSettings, corpus: Corpus, mesh: Mesh | None = None) -> Loader:
+    """General text for the same steps: as many passes, each of --regularizer-batch-size rows."""
+    sizes = settings.regularizer_batch_size, settings.accumulate, settings.max_length
+    return _shared(Loader(corpus.rows, *sizes, settings.seed), mesh)
+
+
+def on_devices(steps: Iterable[StepBatch], mesh: Mesh | None = None, *, ahead: int = 2) -> Iterator[StepBatch]:
     """The same batches as device arrays, `ahead` of them at a time: the next one is copied while a step computes."""
     ready: deque[StepBatch] = deque()
     for step in steps:
-        ready.append(dataclasses.replace(step, batch=jax.device_put(step.batch)))
+        ready.append(dataclasses.replace(step, batch=put(step.batch, mesh)))
         if len(ready) == ahead:
             yield ready.popleft()
     yield from ready
+
+
+def put(batch: Batch, mesh: Mesh | None) -> Batch:
+    """This host's rows [K, B] -> the batch on the device, or split over the mesh."""
+    if mesh is None:
+        return jax.device_put(batch)
+    sharding = NamedSharding(mesh, _ROWS)
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch)
+
+
+def _shared(loader: Loader, mesh: Mesh | None) -> Loader:
+    """The loader of this host."""
+    if mesh is None:
+        return loader
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    return dataclasses.replace(
+        loader, process_index=jax.process_index(), process_count=jax.process_count(), parts=parts
+    )

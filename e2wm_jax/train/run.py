@@ -1,39 +1,54 @@
-"""`e2wm train`: settings -> data, model, Fisher, state -> loop -> adapter.  Reads top to bottom."""
+"""`e2wm train`: settings -> data, model, regularizer, state -> loop -> adapter.  Reads top to bottom."""
 
 import dataclasses
-import math
-import time
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from e2wm_jax import __version__, lora
 from e2wm_jax.adapter_files import read_adapter, write_adapter
-from e2wm_jax.checkpoint import checkpoints, restore, save
+from e2wm_jax.checkpoint import Checkpoints
 from e2wm_jax.data.loader import Loader
 from e2wm_jax.data.source import online_tasks, parse_mixture
 from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json, sha256, write_json
+from e2wm_jax.fisher.corpus import Corpus
 from e2wm_jax.fisher.files import read_fisher
-from e2wm_jax.interrupt import stop_requests
+from e2wm_jax.fisher.storage import Fisher
 from e2wm_jax.kernels.weighted_square import check_implementation
-from e2wm_jax.metrics import append, metrics_log, read_metrics
+from e2wm_jax.lora import Adapters
 from e2wm_jax.model_files import ModelFiles, locate
-from e2wm_jax.models.quantized import load
+from e2wm_jax.models import spread, weights
+from e2wm_jax.models.quantized import compute_dtype, quantizer
 from e2wm_jax.models.weights import Model
-from e2wm_jax.progress import progress_bar, say
-from e2wm_jax.regularizers.quadratic import Fisher, rowmax127
-from e2wm_jax.train.feed import on_device, open_data
+from e2wm_jax.progress import say
+from e2wm_jax.regularizers.catalogue import REGULARIZERS
+from e2wm_jax.regularizers.quadratic import rowmax127
+from e2wm_jax.regularizers.regularizer import Material, Options, Scope
+from e2wm_jax.sharding import join_hosts, make_mesh
+from e2wm_jax.train.feed import open_data, read_text, text_loader
+from e2wm_jax.train.loop import METRICS_FILE, Job, run_loop
 from e2wm_jax.train.report import write_report
-from e2wm_jax.train.settings import TrainSettings, check
-from e2wm_jax.train.step import StepConfig, TrainState, initial_state, train_step
+from e2wm_jax.train.schedules import learning_rates, strengths
+from e2wm_jax.train.settings import TrainSettings, check, check_mesh
+from e2wm_jax.train.step import StepConfig, initial_state
+from e2wm_jax.train.trackers import check as check_trackers
+from e2wm_jax.train.trackers import trackers
 
-CONFIG_FILE, METRICS_FILE, REPORT_FILE = "config.json", "metrics.jsonl", "report.html"
+CONFIG_FILE, REPORT_FILE = "config.json", "report.html"
 CHECKPOINTS, ADAPTER = "checkpoints", "adapter"
-_SHA256 = "data_sha256"
+# How a run is watched, kept and continued, and not what it computes: these may differ when it is resumed.
+_FREE = (
+    *("out", "workers", "keep_checkpoints", "keep_best", "on_nonfinite", "trackers", "profile_steps"),
+    *("mesh", "distributed", "penalty_kernel", "remat"),
+)
+_READ = "content"  # in config.json: digests of all that was read
 
 
 def run(settings: TrainSettings) -> dict[str, Any]:
@@ -41,124 +56,148 @@ def run(settings: TrainSettings) -> dict[str, Any]:
 
     Raises:
         InputError: for bad settings, files or an output directory of another run, before any training.
-        FloatingPointError: if the loss stops being a number.
+        FloatingPointError: if loss or gradient stop being numbers.
     """
     check(settings)
     check_implementation("--penalty-kernel", settings.penalty_kernel)
+    check_trackers(settings.trackers)
+    if settings.distributed:
+        join_hosts()
+    mesh = _mesh(settings)
     _check_out(settings)
 
     # Data first: most mistakes are there, and finding them needs no weights.
     files = locate(settings.model)
-    with open_data(settings, load_tokenizer(files)) as (loader, kept):
-        return _train(settings, files, loader, kept)
+    tokenizer = load_tokenizer(files)
+    corpus = read_text(settings, tokenizer)
+    content = _content(settings, corpus)
+    _check_same(settings, content)
+    with open_data(settings, tokenizer, mesh) as (loader, kept):
+        return _train(settings, files, mesh, loader, kept, corpus, content)
 
 
-def _train(settings: TrainSettings, files: ModelFiles, loader: Loader, kept: list[int]) -> dict[str, Any]:
-    model = load(files, settings.base_dtype)
+def load_model(settings: TrainSettings, files: ModelFiles, mesh: Mesh | None) -> Model:
+    """The frozen base, spread over the mesh."""
+    base = settings.base_dtype
+    model = weights.load(files, compute_dtype(base), mesh=mesh, transform=quantizer(base))
+    if mesh is None:
+        return model
+    return dataclasses.replace(model, params=spread.place(model.config, model.params, mesh))
+
+
+def _train(
+    settings: TrainSettings,
+    files: ModelFiles,
+    mesh: Mesh | None,
+    loader: Loader,
+    kept: list[int],
+    corpus: Corpus | None,
+    content: dict[str, str],
+) -> dict[str, Any]:
+    model = load_model(settings, files, mesh)
+    content["model"] = model.fingerprint
+    _check_same(settings, content)
     adapters, spec = _start(settings, model)
     fisher = _fisher(settings, model, spec)
-    config = _step_config(settings, model, spec, loader)
-    state = initial_state(config, adapters)
+    if fisher is not None:
+        content["fisher"] = _digest(fisher)
+        _check_same(settings, content)
+    config = _step_config(settings, model, spec, mesh)
+    steps = settings.steps or settings.epochs * loader.steps_per_epoch
+    rows = () if corpus is None else corpus.rows
+    material = Material(config.scope, model.params, adapters, fisher, rows, options(settings))
+    each_step = REGULARIZERS[settings.regularizer].token_penalty is not None
 
-    settings.out.mkdir(parents=True, exist_ok=True)
-    write_json(settings.out / CONFIG_FILE, _resolved(settings))
-    with checkpoints(settings.out / CHECKPOINTS, keep=settings.keep_checkpoints) as manager:
-        done = manager.latest_step() if settings.resume else None
-        if done is not None:
-            state, _ = restore(manager, done, state)
-            say(f"resuming after step {done} of {config.steps}")
-        state, summary = _loop(settings, config, state, model, fisher, loader, kept, manager)
-    _write_adapter(settings, state, config, model)
-    write_report(settings.out / REPORT_FILE, settings.out / METRICS_FILE, summary, _resolved(settings))
+    first = jax.process_index() == 0
+    if first:
+        settings.out.mkdir(parents=True, exist_ok=True)
+        write_json(settings.out / CONFIG_FILE, _resolved(settings) | {_READ: content})
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("run directory")
+    with (
+        Checkpoints(settings.out / CHECKPOINTS, keep=settings.keep_checkpoints, keep_best=settings.keep_best) as saves,
+        trackers(settings.trackers if first else (), settings.out, _resolved(settings)) as log,
+    ):
+        state = initial_state(config, adapters)
+        found = saves.newest(state) if settings.resume else None
+        if found is not None:
+            state = found.state
+            say(f"resuming after step {found.step} of {steps}")
+        job = Job(
+            settings=settings,
+            config=config,
+            model=model,
+            constants=REGULARIZERS[settings.regularizer].prepare(material),
+            loader=loader,
+            text=text_loader(settings, corpus, mesh) if corpus is not None and each_step else None,
+            kept=kept,
+            rates=learning_rates(settings.schedule, settings.lr, steps, settings.warmup_steps),
+            strengths=strengths(settings.strength_schedule, settings.strength, steps),
+            validate=None,
+            publish=lambda adapters: _publish(settings, adapters, config, model),
+            log=log,
+        )
+        state, summary = run_loop(job, state, saves)
+    _publish(settings, state.adapters, config, model)
+    if first:
+        write_report(settings.out / REPORT_FILE, settings.out / METRICS_FILE, summary, _resolved(settings))
     return {**summary, "adapter": str(settings.out / ADAPTER)}
 
 
-def _loop(
-    settings: TrainSettings,
-    config: StepConfig,
-    state: TrainState,
-    model: Model,
-    fisher: Fisher,
-    loader: Loader,
-    kept: list[int],
-    manager: Any,
-) -> tuple[TrainState, dict[str, Any]]:
-    first = int(state.step) + 1
-    tokens, started = 0, time.monotonic()
-    with (
-        metrics_log(settings.out / METRICS_FILE, last_step=first - 1) as log,
-        progress_bar("train", config.steps, "step") as bar,
-        stop_requests() as stop,
-    ):
-        bar.update(first - 1)
-        # What a finished run reports again.
-        row: dict[str, Any] = next(reversed(read_metrics(settings.out / METRICS_FILE)), {})
-        for step, item in enumerate(on_device(loader.batches(first, config.steps)), start=first):
-            state, metrics = train_step(config, state, model.params, fisher, item.batch)
-            row = {name: float(value) for name, value in metrics.items()}
-            examples = [kept[name] if isinstance(name, int) else name for name in item.examples]
-            if not math.isfinite(row["loss"]):
-                raise FloatingPointError(f"step {step}: the loss is {row['loss']} on examples {examples}")
-            tokens += item.tokens
-            append(log, {"step": step, **row, "tokens": item.tokens, "examples": examples})
-            bar.set_postfix(loss=f"{row['task_loss']:.3f}", penalty=f"{row['penalty']:.2g}", refresh=False)
-            bar.update()
-            if step % settings.checkpoint_every == 0 or step == config.steps or stop.requested:
-                save(manager, step, state, {"step": step, "seed": settings.seed})
-                _write_adapter(settings, state, config, model)
-            if stop.requested:
-                say(f"stopped after step {step}; continue with --resume")
-                raise KeyboardInterrupt
-    seconds = max(time.monotonic() - started, 1e-9)
-    return state, {
-        "steps": int(state.step),
-        "loss": row.get("loss"),
-        "task_loss": row.get("task_loss"),
-        "penalty": row.get("penalty"),
-        "tokens_per_second": tokens / seconds,
-        "seconds": seconds,
-    }
+def options(settings: TrainSettings) -> Options:
+    """The numbers that some regularizers have."""
+    return Options(
+        decay=settings.decay,
+        damping=settings.damping,
+        batch_size=settings.regularizer_batch_size,
+        max_length=settings.max_length,
+        seed=settings.seed,
+    )
 
 
-def _start(settings: TrainSettings, model: Model) -> tuple[lora.Adapters, lora.AdapterSpec]:
+def _mesh(settings: TrainSettings) -> Mesh | None:
+    if settings.mesh is None and not settings.distributed:
+        return None
+    text = settings.mesh or f"data={jax.device_count()}"
+    mesh = make_mesh(text)
+    check_mesh(settings, text)
+    return mesh
+
+
+def _start(settings: TrainSettings, model: Model) -> tuple[Adapters, lora.AdapterSpec]:
     if settings.adapter is not None:
         return read_adapter(settings.adapter, model.config)
     spec = lora.adapter_spec(model.config, settings.lora)
     return lora.initialize(model.config, spec, jax.random.key(settings.seed)), spec
 
 
-def _fisher(settings: TrainSettings, model: Model, spec: lora.AdapterSpec) -> Fisher:
+def _fisher(settings: TrainSettings, model: Model, spec: lora.AdapterSpec) -> Fisher | None:
     if settings.fisher is None:
-        return {}
+        return None
     values = read_fisher(settings.fisher, model, [f"{target.path}.weight" for target in spec])
     if settings.fisher_scale == "rowmax127":
         return {path: rowmax127(value) for path, value in values.items()}
     return values
 
 
-def _step_config(settings: TrainSettings, model: Model, spec: lora.AdapterSpec, loader: Loader) -> StepConfig:
+def _step_config(settings: TrainSettings, model: Model, spec: lora.AdapterSpec, mesh: Mesh | None) -> StepConfig:
     return StepConfig(
-        model=model.config,
-        spec=spec,
+        scope=Scope(model.config, spec, mesh, settings.penalty_kernel, settings.remat),
         regularizer=settings.regularizer,
-        strength=settings.strength,
         dropout=settings.lora.dropout,
-        seed=settings.seed,
-        remat=settings.remat,
         optimizer=settings.optimizer,
-        schedule=settings.schedule,
-        lr=settings.lr,
-        weight_decay=settings.weight_decay,
-        steps=settings.steps or settings.epochs * loader.steps_per_epoch,
-        penalty_kernel=settings.penalty_kernel,
+        clip=settings.clip,
     )
 
 
-def _write_adapter(settings: TrainSettings, state: TrainState, config: StepConfig, model: Model) -> None:
+def _publish(settings: TrainSettings, adapters: Adapters, config: StepConfig, model: Model) -> None:
+    """Write the adapter as users read it; of several hosts the first does."""
+    if jax.process_index() != 0:
+        return
     write_adapter(
         settings.out / ADAPTER,
-        jax.tree.map(np.asarray, state.adapters),
-        config.spec,
+        jax.tree.map(np.asarray, adapters),
+        config.scope.spec,
         model.config,
         base_model=settings.model,
         dropout=settings.lora.dropout,
@@ -166,23 +205,47 @@ def _write_adapter(settings: TrainSettings, state: TrainState, config: StepConfi
 
 
 def _resolved(settings: TrainSettings) -> dict[str, Any]:
-    """The settings as JSON, with the content of the data; `resume` is how a run is continued, not what it is.
-
-    Online data are what this version makes of their names and scenes.
-    """
+    """The settings as JSON; `resume` is how a run is continued, not what it is."""
     record = dataclasses.asdict(settings)
     del record["resume"]
+    return {key: _as_json(value) for key, value in record.items()}
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value
+
+
+def _content(settings: TrainSettings, corpus: Corpus | None) -> dict[str, str]:
+    """Digests of the files that a run reads.  Online data are what this version makes of their names and scenes."""
     mixture = parse_mixture(settings.data)
     tasks = [task for _, task in online_tasks(mixture)]
     paths = [path for _, path in mixture if isinstance(path, Path)]
     paths += [Path(scene) for task in tasks for scene in task.scenes]
-    files = {str(path): sha256(path) for path in paths if path.is_file()}
-    files |= {task.name: f"made by e2wm_jax {__version__}" for task in tasks}
-    return {key: str(value) if isinstance(value, Path) else value for key, value in record.items()} | {_SHA256: files}
+    found = {str(path): sha256(path) for path in paths if path.is_file()}
+    found |= {task.name: f"made by e2wm_jax {__version__}" for task in tasks}
+    if corpus is not None:
+        found[" ".join(settings.regularizer_data)] = corpus.digest()
+    if settings.adapter is not None:
+        files = sorted(path for path in settings.adapter.iterdir() if path.is_file())
+        found[str(settings.adapter)] = hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
+    return found
+
+
+def _digest(fisher: Fisher) -> str:
+    """Of names, shapes, kinds and evenly spaced values of F."""
+    digest = hashlib.sha256()
+    for path, value in sorted(fisher.items()):
+        for leaf in jax.tree.leaves(value):
+            flat = leaf.reshape(-1)
+            digest.update(f"{path} {leaf.shape} {leaf.dtype}".encode())
+            digest.update(np.asarray(flat[:: max(1, flat.size // 4096)]).tobytes())
+    return digest.hexdigest()
 
 
 def _check_out(settings: TrainSettings) -> None:
-    """A fresh directory, or with --resume one of the same run."""
+    """A fresh directory, or with --resume one of the same settings."""
     out, config = settings.out, settings.out / CONFIG_FILE
     if not settings.resume:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -192,13 +255,24 @@ def _check_out(settings: TrainSettings) -> None:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise InputError(f"--resume: {out} holds no {CONFIG_FILE}, so no run; give the directory of a run")
         return  # never started: starts now
-    earlier, now = read_json(config), _resolved(settings)
-    for key, value in now.items():
-        if key not in ("out", "keep_checkpoints", "workers", _SHA256) and earlier.get(key) != value:
+    earlier = read_json(config)
+    for key, value in _resolved(settings).items():
+        if key not in _FREE and earlier.get(key) != value:
             raise InputError(
                 f"--resume: {out} was run with {key} = {earlier.get(key)!r}, not {value!r}; "
                 "repeat its settings, or give a new --out"
             )
-    for path, digest in now[_SHA256].items():
-        if earlier.get(_SHA256, {}).get(path) != digest:
-            raise InputError(f"--resume: {path} has changed since {out} was run; restore it, or give a new --out")
+
+
+def _check_same(settings: TrainSettings, content: dict[str, str]) -> None:
+    """With --resume: what was read is what the run read."""
+    config = settings.out / CONFIG_FILE
+    if not settings.resume or not config.is_file():
+        return
+    earlier = read_json(config).get(_READ, {})
+    for name, digest in content.items():
+        if earlier.get(name) != digest:
+            what = f"the {name}" if name in ("model", "fisher") else name
+            raise InputError(
+                f"--resume: {what} has changed since {settings.out} was run; restore it, or give a new --out"
+            )

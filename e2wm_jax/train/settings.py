@@ -9,7 +9,13 @@ from e2wm_jax.config import BaseDType, LoraConfig
 from e2wm_jax.data.source import online_tasks, parse_mixture
 from e2wm_jax.errors import InputError, check_at_least
 from e2wm_jax.kernels.weighted_square import Implementation
-from e2wm_jax.regularizers.quadratic import RegularizerName
+from e2wm_jax.models.decoder import Remat
+from e2wm_jax.regularizers.catalogue import regularizer
+from e2wm_jax.sharding import mesh_shape
+from e2wm_jax.train.schedules import Schedule, StrengthSchedule
+from e2wm_jax.train.trackers import TrackerName
+
+TASK_ROWS = "task"  # in place of general text: the rows of the task itself
 
 
 @dataclass(frozen=True)
@@ -24,11 +30,25 @@ class TrainSettings:
     out: Path
     """Run directory to write."""
     fisher: Path | None = None
-    """Directory of `e2wm fisher`, or F published as a Hugging Face model; for --regularizer ewc."""
-    regularizer: RegularizerName = "none"
-    """none, l2: sum (sBA)^2, or ewc: sum F (sBA)^2."""
+    """Directory of `e2wm fisher`, or F published as a Hugging Face model; for ewc, online-ewc and row-column."""
+    regularizer: str = "none"
+    """none, l2, ewc, online-ewc, row-column, kfac, mas, factor-ewc, si, rwalk, kl-forward, kl-reverse or replay:
+    docs/regularizers.md."""
     strength: float = 1.0
     """Factor of the penalty (lambda); no one half."""
+    strength_schedule: StrengthSchedule = "constant"
+    """constant, or linearly up from 0 or down to 0 over the run."""
+    regularizer_data: tuple[str, ...] = ()
+    """General text that a regularizer reads (mas, kfac, factor-ewc, kl-*, replay): files as of `e2wm fisher`, or the
+    word task: kl-forward and kl-reverse on the batch's own rows."""
+    regularizer_samples: int | None = None
+    """At most so many documents of --regularizer-data, the first ones."""
+    regularizer_batch_size: int = 4
+    """Rows of general text per forward pass."""
+    decay: float = 1.0
+    """Of earlier tasks' importance (gamma), in sequences of tasks."""
+    damping: float = 1e-3
+    """xi of si, epsilon of rwalk."""
     fisher_scale: Literal["none", "rowmax127"] = "none"
     """rowmax127 uses round(127 F / row maximum), for strengths published with the official code."""
     penalty_kernel: Implementation = "xla"
@@ -55,19 +75,40 @@ class TrainSettings:
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """adamw: betas 0.9, 0.999, eps 1e-8."""
     weight_decay: float = 0.01
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    schedule: Schedule = "linear"
     """linear: lr * (1 - (step - 1) / steps)."""
+    warmup_steps: int = 0
+    """Steps in which the learning rate rises to --lr; the schedule has the others."""
+    clip: float | None = None
+    """Largest norm of the gradient; a longer one is scaled down."""
+    mesh: str | None = None
+    """Devices as data=2,fsdp=2,tensor=2: rows over data and fsdp, weights over fsdp and tensor. Default: the first
+    device, or with --distributed all of them along data."""
+    distributed: bool = False
+    """One of several hosts that run the same command: docs/scale.md."""
     base_dtype: BaseDType = "float32"
     """Frozen weights and activations; int8 and nf4 hold the matrices in 8 or 4 bits and compute in float32 on CPU,
     bfloat16 elsewhere. Adapters and losses stay float32."""
-    remat: bool = False
-    """Recompute each layer in the backward pass instead of keeping its activations."""
+    remat: Remat = "none"
+    """What the backward pass computes again instead of keeping it: layers (all but each layer's input), or products
+    (all but what was multiplied with a weight)."""
+    validation: str = ""
+    """Mixture of held-out task files; its loss is measured at every checkpoint (validation.jsonl)."""
     checkpoint_every: int = 100
     """Steps between checkpoints; the last step always has one."""
     keep_checkpoints: int = 3
     """Checkpoints kept, the newest ones."""
+    keep_best: int = 0
+    """Besides those, so many of the lowest --validation loss; without one, of the lowest mean training loss since the
+    checkpoint before."""
     resume: bool = False
-    """Continue the run in --out from its last checkpoint."""
+    """Continue the run in --out from its last whole checkpoint."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """At a loss or gradient that is no number: stop and name the examples, or leave that update out."""
+    trackers: tuple[TrackerName, ...] = ()
+    """tensorboard, wandb, trackio: metrics there too, besides metrics.jsonl."""
+    profile_steps: int = 0
+    """Write a profile (jax.profiler, for xprof or Perfetto) of so many steps, after the first two, to OUT/profile."""
     skip_truncated: bool = False
     """Leave out rows whose answer --max-length cuts away."""
     special_tokens: bool = False
@@ -92,22 +133,71 @@ def check(settings: TrainSettings) -> None:
         ("--max-length", settings.max_length, 2),
         ("--checkpoint-every", settings.checkpoint_every, 1),
         ("--keep-checkpoints", settings.keep_checkpoints, 1),
+        ("--keep-best", settings.keep_best, 0),
+        ("--warmup-steps", settings.warmup_steps, 0),
+        ("--regularizer-samples", settings.regularizer_samples, 1),
+        ("--regularizer-batch-size", settings.regularizer_batch_size, 1),
+        ("--profile-steps", settings.profile_steps, 0),
     )
     for flag, number in (
         ("--lr", settings.lr),
         ("--strength", settings.strength),
         ("--weight-decay", settings.weight_decay),
+        ("--decay", settings.decay),
     ):
         if not 0 <= number < float("inf"):
             raise InputError(f"{flag} {number}: must be a finite number, 0 or more")
+    for flag, positive in (("--damping", settings.damping), ("--clip", settings.clip)):
+        if positive is not None and not 0 < positive < float("inf"):
+            raise InputError(f"{flag} {positive}: must be a finite number above 0")
+    if settings.steps is not None and settings.warmup_steps >= settings.steps:
+        raise InputError(f"--warmup-steps {settings.warmup_steps}: must be fewer than --steps {settings.steps}")
+    if settings.mesh is not None:
+        check_mesh(settings, settings.mesh)
     lora.check(settings.lora)
     if not 0 <= settings.lora.dropout < 1:
         raise InputError(f"--lora.dropout {settings.lora.dropout}: must be at least 0 and below 1")
-    if settings.regularizer == "ewc" and settings.fisher is None:
-        raise InputError("--regularizer ewc needs --fisher DIR; compute one with `e2wm fisher`")
-    if settings.regularizer != "ewc" and settings.fisher is not None:
-        raise InputError(f"--fisher is given but --regularizer is {settings.regularizer}; add --regularizer ewc")
+    _check_regularizer(settings)
     if settings.fisher is not None and not settings.fisher.is_dir():
         raise InputError(f"--fisher {settings.fisher}: no such directory; compute one with `e2wm fisher`")
     if settings.adapter is not None and not settings.adapter.is_dir():
         raise InputError(f"--adapter {settings.adapter}: no such directory; give one that `e2wm train` or PEFT wrote")
+
+
+def _check_regularizer(settings: TrainSettings) -> None:
+    """That the regularizer exists, and has what it reads and nothing else."""
+    name, found = settings.regularizer, regularizer(settings.regularizer)
+    if found.reads == "fisher" and settings.fisher is None:
+        raise InputError(f"--regularizer {name} needs --fisher DIR; compute one with `e2wm fisher`")
+    if found.reads != "fisher" and settings.fisher is not None:
+        raise InputError(f"--fisher is given but --regularizer is {name}; add --regularizer ewc")
+    if found.reads == "text" and not settings.regularizer_data:
+        raise InputError(f"--regularizer {name} needs --regularizer-data: files of general text, e.g. pydoc:fisher")
+    if found.reads != "text" and settings.regularizer_data:
+        raise InputError(f"--regularizer-data is given but --regularizer {name} reads no text; leave it out")
+    if TASK_ROWS in settings.regularizer_data:
+        if not name.startswith("kl"):
+            raise InputError(
+                f"--regularizer-data {TASK_ROWS}: only kl-forward and kl-reverse; {name} reads general text"
+            )
+        if len(settings.regularizer_data) > 1:
+            raise InputError(f"--regularizer-data {' '.join(settings.regularizer_data)}: {TASK_ROWS} stands alone")
+
+
+def check_mesh(settings: TrainSettings, mesh: str) -> None:
+    """That the devices can share the rows of every pass.
+
+    Raises:
+        InputError: naming the flag, its value and the rule.
+    """
+    sizes = mesh_shape(mesh)
+    parts = sizes["data"] * sizes["fsdp"]
+    shared = [("--batch-size", settings.batch_size)]
+    if settings.regularizer_data and TASK_ROWS not in settings.regularizer_data:
+        shared.append(("--regularizer-batch-size", settings.regularizer_batch_size))
+    for flag, size in shared:
+        if size % parts:
+            raise InputError(
+                f"{flag} {size}: data x fsdp = {parts} devices of --mesh {mesh} cannot share it; "
+                f"give a multiple of {parts}"
+            )

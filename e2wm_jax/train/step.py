@@ -4,20 +4,25 @@ Letters: K accumulated forward passes, B rows, T tokens, M predicted tokens.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
+from jax.sharding import NamedSharding, PartitionSpec
 
-from e2wm_jax.config import ModelConfig
 from e2wm_jax.data.batch import Batch
-from e2wm_jax.kernels.weighted_square import Implementation
-from e2wm_jax.lora import Adapters, AdapterSpec, attach
+from e2wm_jax.lora import Adapters
 from e2wm_jax.models.layers import Params
-from e2wm_jax.models.likelihood import target_nll
-from e2wm_jax.regularizers.quadratic import PENALTIES, Fisher, Penalty, RegularizerName, ewc_penalty
+from e2wm_jax.regularizers.catalogue import REGULARIZERS
+from e2wm_jax.regularizers.regularizer import Scope, State, Update
+from e2wm_jax.sharding import everywhere
+from e2wm_jax.train.passes import weighted_mean
+
+Optimizer = Literal["adamw", "sgd"]
+Scalar = jax.Array | np.generic | float
 
 
 @struct.dataclass
@@ -27,103 +32,101 @@ class TrainState:
     step: jax.Array  # [] int32, steps done
     adapters: Adapters
     optimizer: optax.OptState
+    path: State  # what the regularizer keeps of the way (`Regularizer.observe`)
 
 
 class StepConfig(NamedTuple):
     """What is fixed for a run: static arguments of the compiled step."""
 
-    model: ModelConfig
-    spec: AdapterSpec
-    regularizer: RegularizerName
-    strength: float
-    dropout: float
-    seed: int
-    remat: bool
-    optimizer: str
-    schedule: str
-    lr: float
-    weight_decay: float
-    steps: int
-    penalty_kernel: Implementation = "xla"
+    scope: Scope
+    regularizer: str = "none"
+    dropout: float = 0.0
+    optimizer: Optimizer = "adamw"
+    clip: float | None = None  # largest norm of the gradient
 
 
-def learning_rate(config: StepConfig) -> optax.Schedule:
-    """Learning rate by the number of steps already done."""
-    if config.schedule == "linear":
-        return optax.linear_schedule(config.lr, 0.0, config.steps)
-    if config.schedule == "cosine":
-        return optax.cosine_decay_schedule(config.lr, config.steps)
-    return optax.constant_schedule(config.lr)
+class Controls(NamedTuple):
+    """Numbers of one step; a change of theirs compiles nothing."""
+
+    lr: Scalar
+    strength: Scalar = 0.0
+    weight_decay: Scalar = 0.0
+    seed: Scalar = 0
 
 
-def optimizer(config: StepConfig) -> optax.GradientTransformation:
+def optimizer(config: StepConfig, controls: Controls) -> optax.GradientTransformation:
     """AdamW as torch's default (decoupled decay), or plain SGD with decay added to the gradient."""
     if config.optimizer == "adamw":
-        return optax.adamw(learning_rate(config), b1=0.9, b2=0.999, eps=1e-8, weight_decay=config.weight_decay)
-    return optax.chain(optax.add_decayed_weights(config.weight_decay), optax.sgd(learning_rate(config)))
+        rule = optax.adamw(controls.lr, b1=0.9, b2=0.999, eps=1e-8, weight_decay=controls.weight_decay)
+    else:
+        rule = optax.chain(optax.add_decayed_weights(controls.weight_decay), optax.sgd(controls.lr))
+    return rule if config.clip is None else optax.chain(optax.clip_by_global_norm(config.clip), rule)
 
 
 def initial_state(config: StepConfig, adapters: Adapters) -> TrainState:
     """State before the first step."""
-    return TrainState(jnp.int32(0), adapters, optimizer(config).init(adapters))
-
-
-def penalty_of(config: StepConfig) -> Penalty:
-    """The penalty of a run, without its strength."""
-    if config.regularizer == "ewc":
-        return partial(ewc_penalty, implementation=config.penalty_kernel)
-    return PENALTIES[config.regularizer]
-
-
-def task_loss_sum(
-    config: StepConfig, adapters: Adapters, params: Params, batch: Batch, dropout_key: jax.Array
-) -> jax.Array:
-    """Sum over one forward pass of weight * negative log-likelihood, in nats."""
-    adapted = attach(params, adapters, config.spec, dropout=config.dropout, dropout_key=dropout_key)
-    return jnp.sum(batch.weights * target_nll(config.model, adapted, batch, remat=config.remat))
+    path = REGULARIZERS[config.regularizer].begin(adapters)
+    state = TrainState(jnp.int32(0), adapters, optimizer(config, Controls(0.0)).init(adapters), path)
+    return everywhere(state, config.scope.mesh)  # copies, for a step donates them
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
 def train_step(
-    config: StepConfig, state: TrainState, params: Params, fisher: Fisher, batch: Batch
+    config: StepConfig,
+    state: TrainState,
+    controls: Controls,
+    params: Params,
+    constants: State,
+    batch: Batch,
+    text: Batch | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update; metrics are of the adapters before it.
 
     Args:
+        constants: what the regularizer prepared.
         batch: leaves with leading axes [K, B].  Its K passes give exactly the loss of one batch of K * B rows:
             L_V = sum(weight * nll) / count(weight > 0), both over all of them.
+        text: what a penalty per token is computed on, [K, B'] as `batch`; None: on `batch` itself.
 
     Returns:
-        The new state, and loss, task_loss, penalty, lr, grad_norm.
+        The new state, and loss, task_loss, penalty, grad_norm, tokens (no padding), finite.  Where loss or gradient
+        are not finite, the new state is the old one but for its step.
     """
-    count = jnp.maximum(jnp.sum(batch.weights > 0), 1).astype(jnp.float32)
-    step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    loss_and_gradient = jax.value_and_grad(partial(task_loss_sum, config))
+    regularizer = REGULARIZERS[config.regularizer]
+    key = jax.random.fold_in(jax.random.key(controls.seed), state.step)
+    task_loss, task_gradient = weighted_mean(
+        config.scope, state.adapters, params, batch, dropout=config.dropout, key=key
+    )
 
-    def accumulate(
-        total: tuple[jax.Array, Adapters], one: tuple[Batch, jax.Array]
-    ) -> tuple[tuple[jax.Array, Adapters], None]:
-        micro, index = one
-        result = loss_and_gradient(state.adapters, params, micro, jax.random.fold_in(step_key, index))
-        return jax.tree.map(jnp.add, total, result), None
+    penalty, pull = jnp.float32(0), jax.tree.map(jnp.zeros_like, state.adapters)
+    if regularizer.penalty is not None:
+        # Once per optimizer step, not once per pass: it does not depend on the data.
+        penalty, pull = jax.value_and_grad(partial(regularizer.penalty, config.scope))(state.adapters, constants)
+    elif regularizer.token_penalty is not None:
+        rows = batch if text is None else text
+        penalty, pull = weighted_mean(config.scope, state.adapters, params, rows, of=regularizer.token_penalty)
+    penalty = controls.strength * penalty
+    gradient = jax.tree.map(lambda g, p: g + controls.strength * p, task_gradient, pull)
 
-    zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state.adapters))
-    passes = jnp.arange(batch.ids.shape[0])
-    (loss_sum, gradient_sum), _ = jax.lax.scan(accumulate, zero, (batch, passes))
-    task_loss = loss_sum / count
+    updates, new_optimizer = optimizer(config, controls).update(gradient, state.optimizer, state.adapters)
+    adapters = optax.apply_updates(state.adapters, updates)
+    path = state.path
+    if regularizer.observe is not None:
+        path = regularizer.observe(path, Update(state.adapters, adapters, task_gradient))
 
-    # Once per optimizer step, not once per pass: it does not depend on the data.
-    penalty, pull = jax.value_and_grad(
-        lambda adapters: config.strength * penalty_of(config)(adapters, config.spec, fisher)
-    )(state.adapters)
-    gradient = jax.tree.map(lambda g, p: g / count + p, gradient_sum, pull)
-
-    updates, optimizer_state = optimizer(config).update(gradient, state.optimizer, state.adapters)
+    loss, norm = task_loss + penalty, optax.tree.norm(gradient)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    new = TrainState(state.step, adapters, new_optimizer, path)
+    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
     metrics = {
-        "loss": task_loss + penalty,
+        "loss": loss,
         "task_loss": task_loss,
         "penalty": penalty,
-        "lr": jnp.asarray(learning_rate(config)(state.step), jnp.float32),
-        "grad_norm": optax.tree.norm(gradient),
+        "grad_norm": norm,
+        "tokens": jnp.sum(batch.segments >= 0),
+        "finite": finite,
     }
-    return TrainState(state.step + 1, optax.apply_updates(state.adapters, updates), optimizer_state), metrics
+    found = kept.replace(step=state.step + 1), metrics
+    if config.scope.mesh is None:
+        return found
+    return jax.lax.with_sharding_constraint(found, NamedSharding(config.scope.mesh, PartitionSpec()))

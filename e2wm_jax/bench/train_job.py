@@ -1,0 +1,87 @@
+"""What every process of `e2wm bench train` is told: the model, the rows of its steps, F, and which cores it has.
+
+No jax and no torch at import: a process first takes its cores, then starts what it measures.
+"""
+
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from e2wm_jax.config import MODELS, BaseDType, GPTNeoConfig, LlamaConfig, ModelConfig
+from e2wm_jax.data.batch import Row
+
+SHAPES: dict[str, ModelConfig] = {
+    "neo4": GPTNeoConfig(
+        vocab_size=4096,
+        hidden_size=256,
+        intermediate_size=1024,
+        num_layers=4,
+        num_heads=8,
+        num_kv_heads=8,
+        head_dim=32,
+        max_positions=1024,
+        tied=True,
+        windows=(0, 128) * 2,
+    ),
+    "llama4": LlamaConfig(
+        vocab_size=4096,
+        hidden_size=256,
+        intermediate_size=768,
+        num_layers=4,
+        num_heads=8,
+        num_kv_heads=4,
+        head_dim=32,
+        max_positions=1024,
+        tied=True,
+    ),
+    **MODELS,
+}
+LR, WEIGHT_DECAY, STRENGTH = 1e-4, 0.01, 1.0
+_FISHER = 1e-4  # mean of F
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model and its steps."""
+
+    folder: str  # "model", "adapter-0", ... and "rows.json" in it
+    model: str  # as --model; "" for random weights
+    shape: str  # of `SHAPES`; "" for a model
+    dtype: BaseDType
+    targets: tuple[str, ...]  # --lora.targets of each adapter
+    rank: int
+    dropout: float
+    remat: str
+    batch_size: int
+    max_length: int
+    cores: int
+    clock: Literal["wall", "cpu"]
+    seed: int
+
+
+def write_rows(job: Job, rows: Sequence[Row], steps: Sequence[Sequence[int]]) -> None:
+    """All rows, and for each step the numbers of those that it reads."""
+    record = {"rows": [[row.ids.tolist(), row.first_target, row.weight] for row in rows], "steps": steps}
+    Path(job.folder, "rows.json").write_text(json.dumps(record))
+
+
+def read_rows(job: Job) -> tuple[list[Row], list[list[int]]]:
+    """What `write_rows` wrote."""
+    record = json.loads(Path(job.folder, "rows.json").read_text())
+    return [Row(np.asarray(ids, np.int32), first, weight) for ids, first, weight in record["rows"]], record["steps"]
+
+
+def adapter_folder(job: Job, index: int) -> Path:
+    """Where the adapter of `Job.targets[index]` starts from, as PEFT reads it."""
+    return Path(job.folder, f"adapter-{index}")
+
+
+def fisher_of(module: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """A made-up F [N, D] of one module, by its Hugging Face name: the same in every process."""
+    rng = np.random.default_rng([seed, zlib.crc32(module.encode())])
+    return np.square(rng.standard_normal(shape, np.float32)) * np.float32(_FISHER)

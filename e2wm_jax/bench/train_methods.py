@@ -1,0 +1,210 @@
+"""Our side of `e2wm bench train`: the step with every regularizer, each compiled once per shape of its batches."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from e2wm_jax import lora
+from e2wm_jax.adapter_files import read_adapter, write_adapter
+from e2wm_jax.bench.fisher_job import PRODUCT, product_rate, seconds_of
+from e2wm_jax.bench.peers import Answer
+from e2wm_jax.bench.train_job import (
+    LR,
+    SHAPES,
+    STRENGTH,
+    WEIGHT_DECAY,
+    Job,
+    adapter_folder,
+    fisher_of,
+    read_rows,
+)
+from e2wm_jax.config import LoraConfig, ModelConfig
+from e2wm_jax.data.batch import Batch, Row
+from e2wm_jax.data.loader import Loader
+from e2wm_jax.fisher.diagonal import peak_bytes
+from e2wm_jax.fisher.storage import Fisher
+from e2wm_jax.models import decoder
+from e2wm_jax.models.decoder import Remat
+from e2wm_jax.models.layers import Params
+from e2wm_jax.models.quantized import compute_dtype, load, quantizer
+from e2wm_jax.models.saving import write_model
+from e2wm_jax.models.weight_table import WeightSpec, initialize
+from e2wm_jax.models.weights import unflatten
+from e2wm_jax.regularizers.catalogue import regularizer
+from e2wm_jax.regularizers.regularizer import Material, Options, Scope, State
+from e2wm_jax.train.feed import on_devices
+from e2wm_jax.train.step import Controls, StepConfig, TrainState, initial_state, train_step
+from e2wm_jax.train.throughput import mean_work, peak_flops
+
+_TEXT_ROWS, _TEXT_LENGTH = 2, 64  # of what a regularizer reads before the first step; its cost is not measured here
+CONTROLS = Controls(np.float32(LR), np.float32(STRENGTH), np.float32(WEIGHT_DECAY), np.uint32(0))
+
+
+@dataclass
+class _Made:
+    """A step that is compiled, and the state it has come to."""
+
+    config: StepConfig
+    constants: State
+    state: TrainState
+    calls: dict[tuple[int, ...], Any]  # by the shapes of the batch
+
+
+def operations(job: Job) -> dict[str, Callable[..., Answer]]:
+    """What the process can be asked for (`peers.Peer`)."""
+    config, params = load_model(job)
+    all_rows, orders = read_rows(job)
+    rows = [all_rows[number] for order in orders for number in order]
+    loader = loader_of(job, all_rows)
+    batches = [jax.device_put(loader.step(step + 1).batch) for step in range(len(orders))]
+    made: dict[tuple[int, str], _Made] = {}
+
+    def describe() -> Answer:
+        kind = jax.devices()[0].device_kind
+        square = jnp.ones((PRODUCT, PRODUCT), compute_dtype(job.dtype))
+        multiply = jax.jit(jnp.matmul)
+        return {
+            "parameters": sum(spec_size(config, spec) for spec in decoder.weight_table(config).values()),
+            "device": kind,
+            "jax": jax.__version__,
+            "gflops": product_rate(job, lambda: multiply(square, square).block_until_ready()),
+            "peak": peak_flops(kind),
+            "tokens": sum(len(row.ids) for row in rows),
+            "predicted": sum(row.num_targets for row in rows),
+            "places": sum(batch.ids.size for batch in batches),
+        }
+
+    def save(weights: bool) -> Answer:
+        """The model for the peer, and the adapters that all start from; neither factor is zero."""
+        if weights:
+            write_model(Path(job.folder, "model"), config, params)
+        for index, targets in enumerate(job.targets):
+            spec = lora.adapter_spec(config, LoraConfig(rank=job.rank, targets=targets))
+            key = jax.random.key(job.seed)
+            adapters = lora.initialize(config, spec, key)
+            for number, factors in enumerate(adapters.values()):
+                noise = jax.random.normal(jax.random.fold_in(key, number), factors["b"].shape)
+                factors["b"] = 0.01 * noise
+            options: dict[str, Any] = {"base_model": "model", "dropout": job.dropout}
+            write_adapter(adapter_folder(job, index), adapters, spec, config, **options)
+        return {}
+
+    def make(index: int, name: str, dropout: float) -> _Made:
+        adapters, spec = read_adapter(adapter_folder(job, index), config)
+        scope = Scope(config, spec, remat=cast(Remat, job.remat))
+        step = StepConfig(scope, name, dropout=dropout)
+        found = regularizer(name)
+        fisher = _fisher(job, config, spec) if found.reads == "fisher" else None
+        text = [replace(row, ids=row.ids[:_TEXT_LENGTH], first_target=1) for row in rows[:_TEXT_ROWS]]
+        options = Options(batch_size=_TEXT_ROWS, max_length=_TEXT_LENGTH)
+        constants = found.prepare(Material(scope, params, adapters, fisher, text, options))
+        return _Made(step, constants, initial_state(step, adapters), {})
+
+    def compiled(it: _Made, batch: Batch) -> Any:
+        shapes = (*batch.ids.shape, *batch.targets.shape)
+        if shapes not in it.calls:
+            it.calls[shapes] = train_step.lower(it.config, it.state, CONTROLS, params, it.constants, batch).compile()
+        return it.calls[shapes]
+
+    def call(it: _Made, batch: Batch) -> dict[str, jax.Array]:
+        it.state, metrics = compiled(it, batch)(it.state, CONTROLS, params, it.constants, batch)
+        return jax.block_until_ready(metrics)
+
+    def prepare(index: int, name: str) -> Answer:
+        """The step, after it has run once on each batch."""
+        started = time.perf_counter()
+        it = made[index, name] = make(index, name, job.dropout)
+        for batch in batches:
+            call(it, batch)
+        lengths = [(len(row.ids), row.num_targets) for row in rows]
+        return {
+            "first_seconds": time.perf_counter() - started,
+            "peak_bytes": max(map(peak_bytes, it.calls.values())),
+            "held_bytes": sum(x.nbytes for x in jax.tree.leaves((params, it.constants, it.state))),
+            "flops_per_token": mean_work(config, it.config.scope.spec, lengths).total,
+        }
+
+    def measure(index: int, name: str) -> Answer:
+        it = made[index, name]
+        return {"seconds": seconds_of(job, lambda: [call(it, batch) for batch in batches])}
+
+    def losses(index: int) -> Answer:
+        """Of the EWC step without dropout, from where the adapters start."""
+        it = make(index, "ewc", 0.0)
+        return {"losses": [float(call(it, batch)["loss"]) for batch in batches]}
+
+    def waiting(index: int, name: str, steps: int) -> Answer:
+        """Time until batches are there, from the loader that training has.  Nothing compiles meanwhile, and the first
+        step, which waits for the loader to start, is left out."""
+        it, waited, total = made[index, name], 0.0, 0.0
+        for step in range(1, steps + 2):
+            compiled(it, loader.step(step).batch)
+        fed = on_devices(loader.batches(1, steps + 1))
+        for step in range(steps + 1):
+            started = time.perf_counter()
+            item = next(fed)
+            got = time.perf_counter()
+            call(it, item.batch)
+            if step:
+                waited, total = waited + got - started, total + time.perf_counter() - started
+        return {"waited": waited, "total": total}
+
+    def drop(index: int, name: str) -> Answer:
+        """Forget a step, and what it holds."""
+        made.pop((index, name), None)
+        return {}
+
+    return {
+        "describe": describe,
+        "save": save,
+        "prepare": prepare,
+        "measure": measure,
+        "losses": losses,
+        "waiting": waiting,
+        "drop": drop,
+    }
+
+
+def loader_of(job: Job, rows: Sequence[Row]) -> Loader:
+    """Whose first steps are measured."""
+    return Loader(rows, job.batch_size, 1, job.max_length, job.seed)
+
+
+def load_model(job: Job) -> tuple[ModelConfig, Params]:
+    """A model's files, or random weights of a shape, one weight at a time in full."""
+    if job.model:
+        model = load(job.model, job.dtype)
+        return model.config, model.params
+    config = SHAPES[job.shape]
+    transform, flat = quantizer(job.dtype), {}
+    for number, (path, spec) in enumerate(decoder.weight_table(config).items()):
+        key = jax.random.fold_in(jax.random.key(job.seed), number)
+        flat[path] = transform(path, spec, _random(config, path, spec, key, compute_dtype(job.dtype)))
+    return config, unflatten(flat)
+
+
+def _random(config: ModelConfig, path: str, spec: WeightSpec, key: jax.Array, dtype: str) -> jax.Array:
+    table = {path: spec}
+    made = initialize(table, config.num_layers, key, initializer_range=config.initializer_range, dtype=dtype)
+    return jax.tree.leaves(made)[0]
+
+
+def spec_size(config: ModelConfig, spec: WeightSpec) -> int:
+    """Numbers of a weight, all layers together."""
+    return int(np.prod(spec.shape)) * (config.num_layers if spec.stacked else 1)
+
+
+def _fisher(job: Job, config: ModelConfig, spec: lora.AdapterSpec) -> Fisher:
+    modules, table = lora.linear_modules(config), decoder.weight_table(config)
+    return {
+        f"{target.path}.weight": jnp.stack(
+            [fisher_of(name, table[f"{target.path}.weight"].shape, job.seed) for name in modules[target.path]]
+        )
+        for target in spec
+    }

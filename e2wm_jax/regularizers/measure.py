@@ -1,0 +1,64 @@
+"""What regularizers that measure the model between steps have in common: its weights, documents, sums, anchors."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from e2wm_jax.fisher.documents import DocumentBatch, document_batches
+from e2wm_jax.lora import Adapters, merge
+from e2wm_jax.models.decoder import weight_table
+from e2wm_jax.models.layers import Params
+from e2wm_jax.models.weights import flatten, unflatten
+from e2wm_jax.regularizers.regularizer import Material, Scope
+from e2wm_jax.sharding import stacked, weight_sharding
+
+
+def target_paths(scope: Scope) -> tuple[str, ...]:
+    """Paths of the adapted weights, such as "layers.q.weight"."""
+    return tuple(f"{target.path}.weight" for target in scope.spec)
+
+
+def anchor_at(adapters: Adapters) -> Adapters:
+    """A copy to hold on to: a training step gives away (donates) the adapters that it is called with."""
+    return jax.tree.map(jnp.copy, adapters)
+
+
+def adapted(material: Material) -> Params:
+    """The parameters with the adapters merged in, on the mesh split as they were."""
+    scope, flat = material.scope, flatten(material.params)
+    base = {path: flat[path] for path in target_paths(scope)}
+    where = None
+    if scope.mesh is not None:
+        table = weight_table(scope.config)
+        where = unflatten(
+            {path: stacked(weight_sharding(scope.mesh, table[path].shape, table[path].axes)) for path in base}
+        )
+    # Compiled, lest the change of a whole stack be written out; and only of the adapted weights: the others are copied.
+    merged = jax.jit(partial(merge, spec=scope.spec), out_shardings=where)(unflatten(base), material.adapters)
+    return unflatten({**flat, **flatten(merged)})
+
+
+def row_parts(scope: Scope) -> int:
+    """Devices that share the rows of a batch."""
+    return 1 if scope.mesh is None else scope.mesh.shape["data"] * scope.mesh.shape["fsdp"]
+
+
+def documents(material: Material) -> Iterator[DocumentBatch]:
+    """All rows as documents, each in a row of its own; on a mesh this host's parts of each batch."""
+    parts, options = row_parts(material.scope), material.options
+    size = -(-options.batch_size // parts) * parts
+    hosts = (jax.process_index(), jax.process_count())
+    return document_batches(material.rows, size, options.max_length, parts=parts, process=hosts)
+
+
+@jax.jit
+def _sum(decay: float, before: Any, more: Any) -> Any:
+    return jax.tree.map(lambda old, new: decay * old + new, before, more)
+
+
+def decayed_sum(decay: float, before: Any, more: Any) -> Any:
+    """decay * before + more, trees of float32; before the first measurement there is None."""
+    return more if before is None else _sum(decay, before, more)

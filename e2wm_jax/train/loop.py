@@ -1,0 +1,231 @@
+"""The training loop: batches in, metrics and checkpoints out, until the last step or a wish to stop."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from e2wm_jax.checkpoint import Checkpoints
+from e2wm_jax.data.loader import Loader, StepBatch
+from e2wm_jax.interrupt import stop_requests
+from e2wm_jax.lora import Adapters
+from e2wm_jax.metrics import append, metrics_log, read_metrics
+from e2wm_jax.models.weights import Model
+from e2wm_jax.progress import progress_bar, say
+from e2wm_jax.regularizers.regularizer import State
+from e2wm_jax.train.feed import on_devices
+from e2wm_jax.train.settings import TrainSettings
+from e2wm_jax.train.step import Controls, StepConfig, TrainState, train_step
+
+METRICS_FILE, VALIDATION_FILE, PROFILE = "metrics.jsonl", "validation.jsonl", "profile"
+_WARM = 2  # steps before a profile begins: those that compile
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the loop works with and does not change."""
+
+    settings: TrainSettings
+    config: StepConfig
+    model: Model
+    constants: State  # of the regularizer
+    loader: Loader
+    text: Loader | None  # what the regularizer reads in every step
+    kept: list[int]  # for each row of the loader the number of its example in the files
+    rates: np.ndarray  # [steps] learning rates
+    strengths: np.ndarray  # [steps]
+    validate: Callable[[Adapters], float] | None
+    publish: Callable[[Adapters], None]  # write the adapter for users
+    log: Callable[[int, dict[str, float]], None]  # metrics to trackers
+
+    @property
+    def steps(self) -> int:
+        """Of the whole run."""
+        return len(self.rates)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Of the steps that this process did."""
+
+    tokens: int = 0
+    waited: float = 0.0  # seconds for data
+    skipped: int = 0  # updates left out
+    task_loss: float = 0.0  # sum since the last checkpoint ...
+    since: int = 0  # ... over so many steps
+
+
+def run_loop(job: Job, state: TrainState, saves: Checkpoints) -> tuple[TrainState, dict[str, Any]]:
+    """Train from the state's step to the last.
+
+    Returns:
+        The last state and what `--json` prints of it.
+
+    Raises:
+        FloatingPointError: at a loss or gradient that is no number, naming the examples; no checkpoint holds it.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, with a checkpoint of the last whole step.
+    """
+    first, mesh = int(state.step) + 1, job.config.scope.mesh
+    totals, started = Totals(), time.monotonic()
+    with (
+        _records(job, first - 1) as record,
+        progress_bar("train", job.steps, "step") as bar,
+        stop_requests() as stop,
+        _profile(job) as profiled,
+    ):
+        bar.update(first - 1)
+        # What a finished run reports again.
+        row: dict[str, Any] = next(reversed(read_metrics(job.settings.out / METRICS_FILE)), {})
+        pending: tuple[int, StepBatch, dict[str, jax.Array]] | None = None
+        steps = _steps(job, first)
+        for step in range(first, job.steps + 1):
+            before = time.monotonic()
+            item, text = next(steps)
+            totals = replace(totals, waited=totals.waited + time.monotonic() - before)
+            profiled(step - first)
+            controls = Controls(
+                job.rates[step - 1],
+                job.strengths[step - 1],
+                np.float32(job.settings.weight_decay),
+                np.uint32(job.settings.seed),
+            )
+            batches = item.batch, None if text is None else text.batch
+            state, metrics = train_step(job.config, state, controls, job.model.params, job.constants, *batches)
+            # The numbers of a step are asked for when the next one is on its way, so that devices never wait for them.
+            if pending is not None:
+                row, totals = _report(job, *pending, totals, record, bar, started)
+            pending = step, item, metrics
+            stopping = _agreed(stop.requested, mesh)
+            if step % job.settings.checkpoint_every == 0 or step == job.steps or stopping:
+                row, totals = _report(job, *pending, totals, record, bar, started)
+                pending = None
+                totals = _save(job, saves, step, state, totals, record)
+            if stopping:
+                saves.wait()
+                say(f"stopped after step {step}; continue with --resume")
+                raise KeyboardInterrupt
+    seconds = max(time.monotonic() - started, 1e-9)
+    return state, {
+        "steps": int(state.step),
+        "loss": row.get("loss"),
+        "task_loss": row.get("task_loss"),
+        "penalty": row.get("penalty"),
+        "tokens_per_second": totals.tokens / seconds,
+        "waiting": totals.waited / seconds,
+        "seconds": seconds,
+    } | ({"skipped": totals.skipped} if totals.skipped else {})
+
+
+def _steps(job: Job, first: int) -> Iterator[tuple[StepBatch, StepBatch | None]]:
+    """Task batch and text batch of every step from `first` on, on the devices."""
+    mesh = job.config.scope.mesh
+    tasks = on_devices(job.loader.batches(first, job.steps), mesh)
+    if job.text is None:
+        yield from ((item, None) for item in tasks)
+    else:
+        yield from zip(tasks, on_devices(job.text.batches(first, job.steps), mesh), strict=True)
+
+
+def _report(
+    job: Job,
+    step: int,
+    item: StepBatch,
+    metrics: dict[str, jax.Array],
+    totals: Totals,
+    record: Callable[[str, dict[str, Any]], None],
+    bar: Any,
+    started: float,
+) -> tuple[dict[str, Any], Totals]:
+    """Write a step's row; returns it and the totals with it."""
+    found = {name: np.asarray(value).item() for name, value in metrics.items()}
+    finite, tokens = found.pop("finite"), found.pop("tokens")
+    examples = [job.kept[name] if isinstance(name, int) else name for name in item.examples]
+    if not finite and job.settings.on_nonfinite == "stop":
+        raise FloatingPointError(
+            f"step {step}: the loss is {found['loss']}, the norm of its gradient {found['grad_norm']} on examples "
+            f"{examples}; the last checkpoint is good: --resume with --on-nonfinite skip leaves such updates out"
+        )
+    rates = {"lr": float(job.rates[step - 1]), "strength": float(job.strengths[step - 1])}
+    row = {"step": step, **found, **rates, "tokens": tokens, "examples": examples}
+    if not finite:
+        say(f"step {step}: the loss is {found['loss']} on examples {examples}; this update is left out")
+        row |= {name: None for name, value in found.items() if not np.isfinite(value)} | {"skipped": True}
+    record(METRICS_FILE, row)
+    totals = replace(
+        totals,
+        tokens=totals.tokens + tokens,
+        skipped=totals.skipped + (not finite),
+        task_loss=totals.task_loss + (found["task_loss"] if finite else 0.0),
+        since=totals.since + finite,
+    )
+    seconds = max(time.monotonic() - started, 1e-9)
+    shown = {"loss": found["task_loss"], "penalty": found["penalty"], "tok/s": totals.tokens / seconds}
+    bar.set_postfix_str(", ".join(f"{name} {value:.3g}" for name, value in shown.items()), refresh=False)
+    bar.update()
+    job.log(step, {**found, **rates, "tokens_per_second": shown["tok/s"], "waiting": totals.waited / seconds})
+    return row, totals
+
+
+def _save(
+    job: Job,
+    saves: Checkpoints,
+    step: int,
+    state: TrainState,
+    totals: Totals,
+    record: Callable[[str, dict[str, Any]], None],
+) -> Totals:
+    """A checkpoint, its validation, and the adapter as users read it."""
+    metric = totals.task_loss / totals.since if totals.since else None
+    if job.validate is not None:
+        metric = job.validate(state.adapters)
+        record(VALIDATION_FILE, {"step": step, "nats": metric})
+        job.log(step, {"validation": metric})
+    saves.save(step, state, {"step": step, "seed": job.settings.seed}, metric)
+    job.publish(state.adapters)
+    return replace(totals, task_loss=0.0, since=0)
+
+
+@contextmanager
+def _records(job: Job, last_step: int) -> Iterator[Callable[[str, dict[str, Any]], None]]:
+    """Append rows to the logs; only one host does."""
+    if jax.process_index() != 0:
+        yield lambda name, row: None
+        return
+    names = (METRICS_FILE,) if job.validate is None else (METRICS_FILE, VALIDATION_FILE)
+    with ExitStack() as opened:
+        logs = (metrics_log(job.settings.out / name, last_step=last_step) for name in names)
+        files = dict(zip(names, map(opened.enter_context, logs), strict=True))
+        yield lambda name, row: append(files[name], row)
+
+
+@contextmanager
+def _profile(job: Job) -> Iterator[Callable[[int], None]]:
+    """begin(steps done): starts the profile when it is due, and ends it."""
+    wanted, running = job.settings.profile_steps, False
+
+    def begin(done: int) -> None:
+        nonlocal running
+        if wanted and done == _WARM:
+            jax.profiler.start_trace(str(job.settings.out / PROFILE))
+            running = True
+        elif running and done == _WARM + wanted:
+            jax.profiler.stop_trace()
+            running = False
+
+    try:
+        yield begin
+    finally:
+        if running:
+            jax.profiler.stop_trace()
+
+
+def _agreed(requested: bool, mesh: Any) -> bool:
+    """Whether any host wants to stop: all must save the same step."""
+    if mesh is None or jax.process_count() == 1:
+        return requested
+    return bool(multihost_utils.process_allgather(np.asarray(requested)).any())

@@ -1,0 +1,350 @@
+"""A small model where forgetting is real: what each regularizer keeps, and at what price.
+
+    python scripts/forgetting.py [--small] [--seed N] [--json FILE]
+
+1. A random LLaMA of half a million parameters learns English prose byte by byte (half of CPython's help topics).
+2. LoRA on every linear map teaches it questions whose answers are in a secret code, so that letters mean other letters.
+3. Each regularizer does so with each of its strengths, from the same start, with the same batches.
+
+Two numbers per run: nats per answer byte on questions not trained on (task), and nats per byte of prose from the other
+half of the topics (retention); lower is better in both.  Both sets are cut in two.  On the first halves a strength is
+chosen: the one of best retention among those whose task loss is at most 0.05 nats above that of `none`.  The table
+shows the second halves.  Where no strength meets that, the one of lowest task loss stands, marked by *.
+
+In a first task si and rwalk know nothing and are `none`.  "si after prose" and "rwalk after prose" train the adapter on
+prose first, with no penalty, and take that for their first task.  Nothing is downloaded.
+"""
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from e2wm_jax import lora
+from e2wm_jax.config import LlamaConfig, LoraConfig
+from e2wm_jax.data.batch import Batch, Row
+from e2wm_jax.data.loader import Loader, sorted_batches
+from e2wm_jax.data.source import read_documents
+from e2wm_jax.fisher.diagonal import fisher_diagonal
+from e2wm_jax.fisher.documents import document_batches
+from e2wm_jax.fisher.storage import Fisher
+from e2wm_jax.lora import Adapters
+from e2wm_jax.models import decoder
+from e2wm_jax.models.layers import Params
+from e2wm_jax.models.likelihood import target_nll
+from e2wm_jax.regularizers.catalogue import REGULARIZERS
+from e2wm_jax.regularizers.regularizer import Material, Options, Scope, State
+from e2wm_jax.train.schedules import learning_rates
+from e2wm_jax.train.step import Controls, StepConfig, initial_state, train_step
+
+LENGTH = 64  # bytes of a piece of prose, and of a question at most
+THINGS = ("apple", "plate", "towel", "book", "lamp", "chair", "spoon", "clock", "shirt", "phone", "candle", "radio")
+PLACES = ("kitchen", "bedroom", "hall", "garden", "cellar", "attic")
+PEOPLE = ("Mary", "John", "Anna", "Paul", "Ruth", "Carl", "Lucy", "Hans")
+CODE = str.maketrans("abcdefghijklmnopqrstuvwxyz", "qwertyuiopasdfghjklzxcvbnm")
+ALLOWED = 0.05  # nats of task loss above that of `none`
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How much of everything; the default takes some minutes on two cores."""
+
+    hidden: int = 96
+    layers: int = 4
+    pretraining_steps: int = 500
+    pretraining_rows: int = 32
+    finetuning_steps: int = 80
+    rows: int = 16  # questions, and pieces of prose, of one finetuning step
+    fisher_documents: int = 256
+    held_out: int = 128  # pieces of prose, and questions, of each half
+    strengths: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    lr: float = 3e-3
+    seed: int = 0
+
+
+# Each grid was widened until it had strengths that change nothing and strengths that hinder the task.
+STRENGTHS: dict[str, tuple[float, ...]] = {
+    "l2": (0.003, 0.01, 0.03, 0.1),
+    "ewc": (30.0, 100.0, 300.0, 1000.0),
+    "online-ewc": (30.0, 100.0, 300.0, 1000.0),
+    "factor-ewc": (1.0, 10.0, 100.0, 1000.0),
+    "mas": (0.0003, 0.001, 0.003, 0.01),
+    "row-column": (30.0, 100.0, 300.0, 1000.0),
+    "kfac": (30.0, 100.0, 300.0, 1000.0),
+    "kl-forward": (0.1, 0.3, 1.0, 3.0),
+    "kl-reverse": (0.1, 0.3, 1.0, 3.0),
+    "replay": (0.1, 0.3, 1.0, 3.0),
+    "si": (0.1, 1.0, 10.0),
+    "rwalk": (0.01, 0.1, 1.0),
+}
+AFTER_PROSE = ("si", "rwalk")
+SMALL = Setting(
+    hidden=48,
+    layers=2,
+    pretraining_steps=150,
+    finetuning_steps=60,
+    fisher_documents=64,
+    held_out=48,
+    strengths={name: STRENGTHS[name][1:3] for name in ("l2", "ewc", "kl-forward", "replay")},
+)
+
+
+class Halves(NamedTuple):
+    """Rows to choose by, and rows to report."""
+
+    choose: list[Row]
+    report: list[Row]
+
+
+@dataclass(frozen=True)
+class World:
+    """The pretrained model, what it is to learn, and what it is to keep."""
+
+    setting: Setting
+    scope: Scope
+    params: Params
+    fisher: Fisher
+    prose: list[Row]
+    task: list[Row]
+    held_out_prose: Halves
+    held_out_task: Halves
+
+
+class Scores(NamedTuple):
+    task: float
+    retention: float
+
+
+class Run(NamedTuple):
+    name: str
+    strength: float
+    choose: Scores
+    report: Scores
+
+
+def prose_rows(split: str) -> list[Row]:
+    """Pieces of `LENGTH` bytes of one half of the help topics."""
+    text = "\n".join(read_documents(split)).encode("ascii", "replace")
+    codes = np.frombuffer(text, np.uint8).astype(np.int32)
+    return [Row(codes[at : at + LENGTH], 1) for at in range(0, len(codes) - LENGTH, LENGTH)]
+
+
+def task_rows(number: int, seed: int) -> list[Row]:
+    """Different questions of who has what where; the answer, in code, is what is predicted."""
+    rng, seen, rows = random.Random(seed), set(), []
+    while len(rows) < number:
+        person, thing, place = rng.choice(PEOPLE), rng.choice(THINGS), rng.choice(PLACES)
+        if (person, thing, place) in seen:
+            continue
+        seen.add((person, thing, place))
+        prompt = f"{person} takes the {thing} to the {place}."
+        answer = f" {thing} {place}\n".translate(CODE)
+        ids = np.frombuffer((prompt + answer).encode(), np.uint8).astype(np.int32)
+        rows.append(Row(ids, len(prompt)))
+    return rows
+
+
+def build(setting: Setting) -> World:
+    """Pretrain, and measure the Fisher."""
+    config = LlamaConfig(
+        vocab_size=128,
+        hidden_size=setting.hidden,
+        intermediate_size=3 * setting.hidden,
+        num_layers=setting.layers,
+        num_heads=4,
+        num_kv_heads=4,
+        head_dim=setting.hidden // 4,
+        max_positions=LENGTH,
+        tied=True,
+    )
+    prose, other = prose_rows("pydoc:fisher"), prose_rows("pydoc:held-out")
+    random.Random(setting.seed).shuffle(other)
+    size = setting.held_out
+    questions = task_rows(len(PEOPLE) * len(THINGS) * len(PLACES), setting.seed)
+    params = pretrain(config, setting, prose)
+    spec = lora.adapter_spec(config, LoraConfig(rank=8, alpha=16.0, targets="all-linear"))
+    documents = document_batches(prose[: setting.fisher_documents], 32, LENGTH)
+    paths = {f"{target.path}.weight" for target in spec}
+    fisher = fisher_diagonal(config, params, documents, select=paths.__contains__).values
+    return World(
+        setting,
+        Scope(config, spec),
+        params,
+        fisher,
+        prose,
+        questions[2 * size :],
+        Halves(other[:size], other[size : 2 * size]),
+        Halves(questions[:size], questions[size : 2 * size]),
+    )
+
+
+def pretrain(config: LlamaConfig, setting: Setting, rows: list[Row]) -> Params:
+    """All weights by AdamW on prose."""
+    rule = optax.adamw(optax.cosine_decay_schedule(4e-3, setting.pretraining_steps), weight_decay=0.01)
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def step(params: Params, state: optax.OptState, batch: Batch) -> tuple[Params, optax.OptState]:
+        def loss(params: Params) -> jax.Array:
+            return jnp.sum(batch.weights * target_nll(config, params, batch)) / jnp.sum(batch.weights)
+
+        gradient = jax.grad(loss)(params)
+        updates, state = rule.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = decoder.initialize(config, jax.random.key(setting.seed))
+    state = rule.init(params)
+    loader = Loader(rows, setting.pretraining_rows, 1, LENGTH, setting.seed)
+    for number in range(1, setting.pretraining_steps + 1):
+        batch = jax.tree.map(lambda leaf: leaf[0], loader.step(number).batch)
+        params, state = step(params, state, batch)
+    return params
+
+
+def finetune(
+    world: World,
+    name: str,
+    *,
+    rows: Sequence[Row],
+    strength: float = 0.0,
+    adapters: Adapters | None = None,
+    constants: State | None = None,
+) -> tuple[Adapters, Callable[[State], State]]:
+    """The adapters after a task, and (state of that task -> state for the next)."""
+    setting, regularizer = world.setting, REGULARIZERS[name]
+    if adapters is None:
+        adapters = lora.initialize(world.scope.config, world.scope.spec, jax.random.key(setting.seed))
+    config = StepConfig(world.scope, name)
+    state = initial_state(config, adapters)
+    tasks = Loader(rows, setting.rows, 1, LENGTH, setting.seed)
+    texts = Loader(world.prose, setting.rows, 1, LENGTH, setting.seed + 1)
+    rates = learning_rates("linear", setting.lr, setting.finetuning_steps)
+    for step, lr in enumerate(rates, start=1):
+        text = texts.step(step).batch if regularizer.token_penalty else None
+        controls = Controls(lr, np.float32(strength), np.float32(0), np.uint32(setting.seed))
+        state, _ = train_step(config, state, controls, world.params, constants, tasks.step(step).batch, text)
+
+    def finish(before: State) -> State:
+        return regularizer.next_task(material(world, state.adapters, rows), before, state.path)
+
+    return state.adapters, finish
+
+
+def material(world: World, adapters: Adapters, rows: Sequence[Row]) -> Material:
+    options = Options(batch_size=32, max_length=LENGTH)
+    return Material(world.scope, world.params, adapters, world.fisher, rows, options)
+
+
+def runs_of(world: World, name: str, strengths: Sequence[float], *, after_prose: bool = False) -> list[Run]:
+    """One run per strength."""
+    start = lora.initialize(world.scope.config, world.scope.spec, jax.random.key(world.setting.seed))
+    prose = world.prose[: world.setting.fisher_documents]
+    constants = REGULARIZERS[name].prepare(material(world, start, prose))
+    if after_prose:
+        start, finish = finetune(world, name, rows=world.prose, constants=constants)
+        constants = finish(constants)
+    found = []
+    for strength in strengths:
+        adapters, _ = finetune(
+            world, name, rows=world.task, strength=strength, adapters=start, constants=constants
+        )
+        label = f"{name} after prose" if after_prose else name
+        found.append(Run(label, strength, *scores(world, adapters)))
+    return found
+
+
+def scores(world: World, adapters: Adapters | None) -> tuple[Scores, Scores]:
+    """Of the halves to choose by and to report."""
+    params = world.params if adapters is None else lora.merge(world.params, adapters, world.scope.spec)
+    measure = partial(nats, world.scope.config, params)
+    task, prose = world.held_out_task, world.held_out_prose
+    return (
+        Scores(measure(task.choose), measure(prose.choose)),
+        Scores(measure(task.report), measure(prose.report)),
+    )
+
+
+def nats(config: LlamaConfig, params: Params, rows: list[Row]) -> float:
+    """Per predicted byte."""
+    total = count = 0.0
+    for batch, _ in sorted_batches(rows, len(rows), LENGTH):
+        known = batch.weights > 0
+        total += float(np.sum(np.asarray(_nll(config, params, batch)), where=known))
+        count += int(known.sum())
+    return total / count
+
+
+_nll = jax.jit(target_nll, static_argnums=0)
+
+
+def chosen(plain: Run, runs: list[Run]) -> tuple[Run, bool]:
+    """The run of best retention at `none`'s task loss; or, and then False, the one of lowest task loss."""
+    equal = [run for run in runs if run.choose.task <= plain.choose.task + ALLOWED]
+    if equal:
+        return min(equal, key=lambda run: run.choose.retention), True
+    return min(runs, key=lambda run: run.choose.task), False
+
+
+def compare(setting: Setting, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """All runs, and the table of those that were chosen."""
+    started = time.monotonic()
+    world = build(setting)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(world.params))
+    _, base = scores(world, None)
+    say(f"{parameters:,} parameters, {setting.finetuning_steps} steps of finetuning, seed {setting.seed}\n")
+    say(f"{'regularizer':<18}{'strength':>9}{'task':>8}{'retention':>11}{'forgotten':>11}{'of none':>9}")
+    say(f"{'before':<18}{'':>9}{base.task:>8.3f}{base.retention:>11.3f}")
+    (plain,) = runs_of(world, "none", (0.0,))
+    forgotten = plain.report.retention - base.retention
+    rows, everything = {}, [plain]
+
+    def line(run: Run, equal: bool = True) -> None:
+        lost = run.report.retention - base.retention
+        say(
+            f"{run.name:<18}{run.strength:>9g}{run.report.task:>8.3f}{run.report.retention:>11.3f}{lost:>+11.3f}"
+            f"{lost / forgotten:>9.0%}{'' if equal else '  *'}"
+        )
+        rows[run.name] = {
+            "strength": run.strength,
+            **run.report._asdict(),
+            "forgotten": lost,
+            "equal_task_loss": equal,
+        }
+
+    line(plain)
+    for name, strengths in setting.strengths.items():
+        runs = runs_of(world, name, strengths, after_prose=name in AFTER_PROSE)
+        everything += runs
+        line(*chosen(plain, runs))
+    seconds = time.monotonic() - started
+    say(f"\n{seconds:.0f} seconds; {len(everything)} runs; * : no strength had the task loss of none")
+    return {"base": base._asdict(), "table": rows, "runs": [_record(run) for run in everything], "seconds": seconds}
+
+
+def _record(run: Run) -> dict[str, Any]:
+    return {**run._asdict(), "choose": run.choose._asdict(), "report": run.report._asdict()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="a smaller model and four regularizers")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", help="write all runs to this file")
+    arguments = parser.parse_args()
+    setting = SMALL if arguments.small else Setting(strengths=STRENGTHS)
+    found = compare(replace(setting, seed=arguments.seed))
+    if arguments.json:
+        with open(arguments.json, "w", encoding="utf-8") as file:
+            json.dump(found, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
