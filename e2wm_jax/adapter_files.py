@@ -4,6 +4,7 @@ PEFT keeps lora_A as [R, D] and lora_B as [N, R] per layer under "base_model.mod
 layers, pad to the highest rank, and undo both when writing.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 
 from e2wm_jax.config import ModelConfig
 from e2wm_jax.errors import InputError
-from e2wm_jax.files import read_json, write_json
+from e2wm_jax.files import read_json, write_text
 from e2wm_jax.lora import Adapters, AdapterSpec, TargetSpec, ends_with, linear_modules
 from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.tensor_files import open_safetensors, write_safetensors
@@ -35,7 +36,11 @@ _PLAIN_INITIALIZATIONS = (True, False, "gaussian", "orthogonal", "eva", None)  #
 def write_adapter(
     folder: Path, adapters: Adapters, spec: AdapterSpec, config: ModelConfig, *, base_model: str, dropout: float
 ) -> None:
-    """Write a PEFT directory; the configuration comes last, so that a directory with one is complete."""
+    """Write a PEFT directory; at each moment one that has a configuration holds a whole adapter.
+
+    The configuration comes last, and that of an adapter of another kind goes first. Each file is replaced at once, so a
+    directory that is written again and again by a run always holds one of its adapters.
+    """
     modules = linear_modules(config)
     tensors: dict[str, np.ndarray] = {}
     for target in spec:
@@ -45,8 +50,14 @@ def write_adapter(
                 name = f"{_PREFIX}{modules[target.path][layer]}"
                 tensors[f"{name}.lora_A.weight"] = np.ascontiguousarray(a[layer, :rank])
                 tensors[f"{name}.lora_B.weight"] = np.ascontiguousarray(b[layer, :, :rank])
+    text = json.dumps(_peft_config(spec, modules, base_model, dropout), indent=2, ensure_ascii=False) + "\n"
+    config_file = folder / CONFIG_FILE
+    if config_file.is_file() and config_file.read_bytes() != text.encode():
+        config_file.unlink()
+    for leftover in folder.glob(f".{WEIGHTS_FILE}.*"):  # of a write that was killed
+        leftover.unlink()
     write_safetensors(folder / WEIGHTS_FILE, tensors)
-    write_json(folder / CONFIG_FILE, _peft_config(spec, modules, base_model, dropout))
+    write_text(config_file, text)
 
 
 def read_adapter(folder: Path, config: ModelConfig) -> tuple[Adapters, AdapterSpec]:

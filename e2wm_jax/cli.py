@@ -43,6 +43,9 @@ COMMANDS = {
     "tasks": Command("e2wm_jax.tasks.run", "TasksSettings", "run", "trajectories to text tasks"),
     "fisher": Command("e2wm_jax.fisher.run", "FisherSettings", "run", "exact per-example diagonal Fisher of a model"),
     "train": Command("e2wm_jax.train.run", "TrainSettings", "run", "finetune LoRA adapters, held by a regularizer"),
+    "sequence": Command(
+        "e2wm_jax.train.sequence", "SequenceSettings", "run", "finetune on task after task, and measure forgetting"
+    ),
     "eval qa": Command("e2wm_jax.evaluate.qa", "QaSettings", "run", "multiple-choice accuracy"),
     "eval generate": Command(
         "e2wm_jax.evaluate.generation", "GenerationSettings", "run", "ROUGE and path overlap of what a model writes"
@@ -72,6 +75,9 @@ COMMANDS = {
     ),
     "bench penalty": Command(
         "e2wm_jax.bench.penalty", "PenaltyBenchSettings", "run", "the EWC penalty, against the official expression"
+    ),
+    "bench train": Command(
+        "e2wm_jax.bench.train", "TrainBenchSettings", "run", "the regularized LoRA step, against PEFT and transformers"
     ),
 }
 

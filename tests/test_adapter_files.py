@@ -328,6 +328,29 @@ def test_writing_again_replaces_the_adapter_and_leaves_nothing_else(base: Model,
     assert read_adapter(tmp_path, base.config)[1] == OURS["plain"]
 
 
+@pytest.mark.parametrize("name", ["plain", "some layers"])
+def test_write_stopped_before_its_last_file_leaves_a_whole_adapter_or_none(
+    name: str, base: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New weights are whole with the configuration that is there; those of another kind wait for their own."""
+
+    def killed(path: Path, text: str) -> None:
+        raise KeyboardInterrupt
+
+    write(tmp_path, base, OURS["plain"])
+    (tmp_path / ".adapter_model.safetensors.0123abcd").write_bytes(b"of a write that was killed")
+    newer = jax.tree.map(lambda value: value + 1, random_adapters(base.config, OURS[name]))
+    monkeypatch.setattr("e2wm_jax.adapter_files.write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_adapter(tmp_path, newer, OURS[name], base.config, base_model="base", dropout=0.1)
+    if name == "plain":
+        jax.tree.map(np.testing.assert_array_equal, read_adapter(tmp_path, base.config)[0], newer)
+    else:
+        with pytest.raises(InputError, match=r"adapter_config\.json: no such file"):
+            read_adapter(tmp_path, base.config)
+    assert len(list(tmp_path.iterdir())) == (2 if name == "plain" else 1)
+
+
 # ----------------------------------------------------------------------------------------------------- what is refused
 
 

@@ -142,7 +142,7 @@ def test_fisher_is_the_same_on_every_mesh(
         assert {shape for kind, shape in between if kind == "reduce-scatter"} <= parts
     elif mesh == "data=2,tensor=4":
         # Sums of what "tensor" splits, over tokens of one device each: never a weight.
-        assert {(kind, *shape[:2]) for kind, shape in between} == {("all-reduce", 4, 32)}
+        assert {(kind, *shape[:2]) for kind, shape in between} == {("all-reduce", 2, 32)}
 
 
 def test_collectives_are_found() -> None:

@@ -69,7 +69,7 @@ class FisherBenchSettings:
     documents: int = 64
     """With --packed: how many."""
     row: int | None = None
-    """With --packed: tokens of a packed row; default: --length."""
+    """With --packed: tokens of a packed row at most; default: --length."""
     keep: float = 0.1
     """Of `fused`: memory for products that would be made again, as a share of the weights'."""
     kernel: Literal["xla", "pallas_tpu", "mosaic_gpu"] = "xla"

@@ -28,6 +28,7 @@ from e2wm_jax.bench.gradient import WAYS, batch_gradient
 from e2wm_jax.bench.peers import Answer
 from e2wm_jax.config import LoraConfig, ModelConfig
 from e2wm_jax.errors import InputError
+from e2wm_jax.fisher.arrange import attention_length
 from e2wm_jax.fisher.diagonal import Computation, FisherResult, Method, accumulate, peak_bytes, result, start
 from e2wm_jax.fisher.documents import DocumentBatch, collate_documents, document_batches
 from e2wm_jax.models.decoder import Remat
@@ -141,12 +142,12 @@ def corpus(job: Job, config: ModelConfig, layout: str) -> list[DocumentBatch]:
     """Documents of unequal lengths in one of four layouts.
 
     "full" is the comparison, documents all of the greatest length; "padded" pads every row to that; "rows" sorts by
-    length and pads to the longest of a batch, about; "packed" puts several into rows of `Job.row` tokens.
+    length and pads to the longest of a batch, about; "packed" puts several into rows of at most `Job.row` tokens.
     """
     longest = max(job.lengths)
     rows, batch_size = documents(job, config.vocab_size), job.step_size
     if layout == "padded":
-        size = {"length": longest, "rows": batch_size, "documents": batch_size, "window": longest}
+        size = {"length": longest, "rows": batch_size, "documents": batch_size, "window": longest, "per_row": 1}
         numbered = [[(number, row)] for number, row in enumerate(rows)]
         starts = range(0, len(rows), batch_size)
         return [collate_documents(numbered[start : start + batch_size], **size) for start in starts]
@@ -155,7 +156,8 @@ def corpus(job: Job, config: ModelConfig, layout: str) -> list[DocumentBatch]:
     if layout != "packed":
         return list(document_batches(rows, batch_size, longest))
     of_a_step = max(1, round(batch_size * longest / job.row))  # as many tokens as in the other layouts
-    return list(document_batches(rows, of_a_step, job.row, layout="packed"))
+    attention = attention_length(config)
+    return list(document_batches(rows, of_a_step, job.row, layout="packed", attention=attention))
 
 
 def _gradient(

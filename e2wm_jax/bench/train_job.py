@@ -14,6 +14,7 @@ import numpy as np
 
 from e2wm_jax.config import MODELS, BaseDType, GPTNeoConfig, LlamaConfig, ModelConfig
 from e2wm_jax.data.batch import Row
+from e2wm_jax.data.loader import Loader
 
 SHAPES: dict[str, ModelConfig] = {
     "neo4": GPTNeoConfig(
@@ -74,6 +75,11 @@ def read_rows(job: Job) -> tuple[list[Row], list[list[int]]]:
     """What `write_rows` wrote."""
     record = json.loads(Path(job.folder, "rows.json").read_text())
     return [Row(np.asarray(ids, np.int32), first, weight) for ids, first, weight in record["rows"]], record["steps"]
+
+
+def loader_of(job: Job, rows: Sequence[Row]) -> Loader:
+    """Whose first steps are measured."""
+    return Loader(rows, job.batch_size, 1, job.max_length, job.seed)
 
 
 def adapter_folder(job: Job, index: int) -> Path:

@@ -1,7 +1,7 @@
 """Our side of `e2wm bench train`: the step with every regularizer, each compiled once per shape of its batches."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -22,11 +22,12 @@ from e2wm_jax.bench.train_job import (
     Job,
     adapter_folder,
     fisher_of,
+    loader_of,
     read_rows,
 )
 from e2wm_jax.config import LoraConfig, ModelConfig
-from e2wm_jax.data.batch import Batch, Row
-from e2wm_jax.data.loader import Loader
+from e2wm_jax.data.batch import Batch
+from e2wm_jax.errors import InputError
 from e2wm_jax.fisher.diagonal import peak_bytes
 from e2wm_jax.fisher.storage import Fisher
 from e2wm_jax.models import decoder
@@ -43,6 +44,7 @@ from e2wm_jax.train.step import Controls, StepConfig, TrainState, initial_state,
 from e2wm_jax.train.throughput import mean_work, peak_flops
 
 _TEXT_ROWS, _TEXT_LENGTH = 2, 64  # of what a regularizer reads before the first step; its cost is not measured here
+_LARGEST_ON_CPU = 5e8  # parameters of random weights
 CONTROLS = Controls(np.float32(LR), np.float32(STRENGTH), np.float32(WEIGHT_DECAY), np.uint32(0))
 
 
@@ -62,7 +64,7 @@ def operations(job: Job) -> dict[str, Callable[..., Answer]]:
     all_rows, orders = read_rows(job)
     rows = [all_rows[number] for order in orders for number in order]
     loader = loader_of(job, all_rows)
-    batches = [jax.device_put(loader.step(step + 1).batch) for step in range(len(orders))]
+    device_batches = [jax.device_put(loader.step(step + 1).batch) for step in range(len(orders))]
     made: dict[tuple[int, str], _Made] = {}
 
     def describe() -> Answer:
@@ -77,7 +79,7 @@ def operations(job: Job) -> dict[str, Callable[..., Answer]]:
             "peak": peak_flops(kind),
             "tokens": sum(len(row.ids) for row in rows),
             "predicted": sum(row.num_targets for row in rows),
-            "places": sum(batch.ids.size for batch in batches),
+            "places": sum(batch.ids.size for batch in device_batches),
         }
 
     def save(weights: bool) -> Answer:
@@ -116,28 +118,31 @@ def operations(job: Job) -> dict[str, Callable[..., Answer]]:
         it.state, metrics = compiled(it, batch)(it.state, CONTROLS, params, it.constants, batch)
         return jax.block_until_ready(metrics)
 
-    def prepare(index: int, name: str) -> Answer:
-        """The step, after it has run once on each batch."""
+    def prepare(index: int, name: str, batches: int | None = None) -> Answer:
+        """The step, after it has run once on each batch, or on so many."""
         started = time.perf_counter()
-        it = made[index, name] = make(index, name, job.dropout)
-        for batch in batches:
+        if (index, name) not in made:
+            made[index, name] = make(index, name, job.dropout)
+        it = made[index, name]
+        for batch in device_batches[:batches]:
             call(it, batch)
         lengths = [(len(row.ids), row.num_targets) for row in rows]
         return {
             "first_seconds": time.perf_counter() - started,
             "peak_bytes": max(map(peak_bytes, it.calls.values())),
-            "held_bytes": sum(x.nbytes for x in jax.tree.leaves((params, it.constants, it.state))),
+            "held_bytes": _bytes((params, it.constants, it.state)),
+            "state_bytes": _bytes((it.constants, it.state.path)),
             "flops_per_token": mean_work(config, it.config.scope.spec, lengths).total,
         }
 
-    def measure(index: int, name: str) -> Answer:
+    def measure(index: int, name: str, batches: int | None = None) -> Answer:
         it = made[index, name]
-        return {"seconds": seconds_of(job, lambda: [call(it, batch) for batch in batches])}
+        return {"seconds": seconds_of(job, lambda: [call(it, batch) for batch in device_batches[:batches]])}
 
     def losses(index: int) -> Answer:
         """Of the EWC step without dropout, from where the adapters start."""
         it = make(index, "ewc", 0.0)
-        return {"losses": [float(call(it, batch)["loss"]) for batch in batches]}
+        return {"losses": [float(call(it, batch)["loss"]) for batch in device_batches]}
 
     def waiting(index: int, name: str, steps: int) -> Answer:
         """Time until batches are there, from the loader that training has.  Nothing compiles meanwhile, and the first
@@ -171,17 +176,15 @@ def operations(job: Job) -> dict[str, Callable[..., Answer]]:
     }
 
 
-def loader_of(job: Job, rows: Sequence[Row]) -> Loader:
-    """Whose first steps are measured."""
-    return Loader(rows, job.batch_size, 1, job.max_length, job.seed)
-
-
 def load_model(job: Job) -> tuple[ModelConfig, Params]:
     """A model's files, or random weights of a shape, one weight at a time in full."""
     if job.model:
         model = load(job.model, job.dtype)
         return model.config, model.params
     config = SHAPES[job.shape]
+    numbers = sum(spec_size(config, spec) for spec in decoder.weight_table(config).values())
+    if jax.default_backend() == "cpu" and numbers > _LARGEST_ON_CPU:
+        raise InputError(f"--shape {job.shape}: {numbers / 1e9:.1f} B parameters are too many for a CPU; try neo4")
     transform, flat = quantizer(job.dtype), {}
     for number, (path, spec) in enumerate(decoder.weight_table(config).items()):
         key = jax.random.fold_in(jax.random.key(job.seed), number)
@@ -193,6 +196,10 @@ def _random(config: ModelConfig, path: str, spec: WeightSpec, key: jax.Array, dt
     table = {path: spec}
     made = initialize(table, config.num_layers, key, initializer_range=config.initializer_range, dtype=dtype)
     return jax.tree.leaves(made)[0]
+
+
+def _bytes(tree: Any) -> int:
+    return sum(x.nbytes for x in jax.tree.leaves(tree))
 
 
 def spec_size(config: ModelConfig, spec: WeightSpec) -> int:

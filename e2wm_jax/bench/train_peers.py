@@ -16,6 +16,7 @@ from e2wm_jax.bench.fisher_job import PRODUCT, most_memory, product_rate, second
 from e2wm_jax.bench.peers import Answer, serve
 from e2wm_jax.bench.train_job import LR, STRENGTH, WEIGHT_DECAY, Job, adapter_folder, fisher_of, read_rows
 from e2wm_jax.data.batch import Row
+from e2wm_jax.errors import InputError
 
 INSTALL = "pip install 'e2wm_jax[peers]'"
 
@@ -117,6 +118,10 @@ def operations(job: Job) -> dict[str, Callable[..., Answer]]:
     return {"describe": describe, "prepare": prepare, "measure": measure, "losses": losses}
 
 
+def _refusing(said: str) -> dict[str, Callable[..., Answer]]:
+    return {"describe": lambda: {"refused": said}}
+
+
 def main() -> None:
     """The process of one side."""
     side, fields = sys.argv[1], json.loads(sys.argv[2])
@@ -126,7 +131,10 @@ def main() -> None:
     if side == "ours":
         from e2wm_jax.bench import train_methods
 
-        made = train_methods.operations(job)
+        try:
+            made = train_methods.operations(job)
+        except InputError as error:
+            made = _refusing(str(error))
     else:
         made = operations(job)
     sys.stdout = answers

@@ -190,15 +190,16 @@ def _kl_and_gradient(
 ) -> tuple[jax.Array, jax.Array | None]:
     """KL [...] and its gradient [..., D]."""
     forward, tokens = direction == "forward", hidden.shape[:-1]
-    # The change as a product of its own: it is exact where the states are close, in bfloat16 and TF32 too.
-    tuned_and_change = jnp.stack([hidden, hidden - base_hidden])
+    # Accelerators round float32 states on their way into a product, and small changes would be lost; bfloat16's are not.
+    of_change = hidden.dtype == jnp.float32
+    both = jnp.stack([hidden, hidden - base_hidden if of_change else base_hidden])
 
     def add_chunk(old: _Comparison, chunk: Chunk) -> _Comparison:
         weight = _written_out(chunk, hidden)
-        tuned_scores, change = _products(tuned_and_change, weight)
-        tuned_scores = _biased(tuned_scores, chunk)
-        base_scores = tuned_scores - change
-        d = tuned_scores - base_scores  # not `change`, of which this is what rounding left: value and pull agree
+        products = _products(both, weight)
+        tuned_scores = _biased(products[0], chunk)
+        base_scores = tuned_scores - products[1] if of_change else _biased(products[1], chunk)
+        d = tuned_scores - base_scores  # even where its product is at hand: value and pull are to be of the same scores
         tuned_scores, base_scores = _new(tuned_scores, chunk), _new(base_scores, chunk)
         tuned, base = old.tuned.including(tuned_scores), old.base.including(base_scores)
         weighing, scores = (base, base_scores) if forward else (tuned, tuned_scores)

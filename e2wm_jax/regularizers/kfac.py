@@ -59,7 +59,8 @@ class KroneckerMatrix:
 
 @jax.custom_vjp
 def _matmul(x: jax.Array, leaf: KroneckerMatrix) -> jax.Array:
-    return matmul(x, leaf.weight)
+    # Under differentiation, as where it stands: where nothing is differentiated, quantized products may be rounded.
+    return jax.vjp(lambda x: matmul(x, leaf.weight), x)[0]
 
 
 def _matmul_backward(saved: tuple[jax.Array, KroneckerMatrix], g: jax.Array) -> tuple[jax.Array, KroneckerMatrix]:

@@ -28,17 +28,22 @@ def anchor_at(adapters: Adapters) -> Adapters:
 
 def adapted(material: Material) -> Params:
     """The parameters with the adapters merged in, on the mesh split as they were."""
-    scope, flat = material.scope, flatten(material.params)
-    base = {path: flat[path] for path in target_paths(scope)}
-    where = None
+    flat = flatten(material.params)
+    # Of the adapted weights alone: a compiled function copies what it hands through.
+    base = unflatten({path: flat[path] for path in target_paths(material.scope)})
+    return unflatten({**flat, **flatten(_merged(material.scope, base, material.adapters))})
+
+
+@partial(jax.jit, static_argnums=0)
+def _merged(scope: Scope, base: Params, adapters: Adapters) -> Params:
+    """Compiled, so that s B A of a whole stack is nowhere written out by itself."""
+    flat = flatten(merge(base, adapters, scope.spec))
     if scope.mesh is not None:
         table = weight_table(scope.config)
-        where = unflatten(
-            {path: stacked(weight_sharding(scope.mesh, table[path].shape, table[path].axes)) for path in base}
-        )
-    # Compiled, lest the change of a whole stack be written out; and only of the adapted weights: the others are copied.
-    merged = jax.jit(partial(merge, spec=scope.spec), out_shardings=where)(unflatten(base), material.adapters)
-    return unflatten({**flat, **flatten(merged)})
+        for path, weight in flat.items():
+            where = stacked(weight_sharding(scope.mesh, table[path].shape, table[path].axes))
+            flat[path] = jax.lax.with_sharding_constraint(weight, where)
+    return unflatten(flat)
 
 
 def row_parts(scope: Scope) -> int:

@@ -126,7 +126,8 @@ def _on_mesh(
     of_a, of_b = PartitionSpec(None, None, columns), PartitionSpec(None, rows)
 
     def add(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
-        names = tuple(name for axis in axes if axis for name in ((axis,) if isinstance(axis, str) else axis))
+        named = (name for axis in axes if axis for name in ((axis,) if isinstance(axis, str) else axis))
+        names = tuple(name for name in named if mesh.shape[name] > 1)
         return jax.lax.psum(x, names) if names else x
 
     def local(
@@ -166,12 +167,3 @@ def _backward(
 
 
 _value.defvjp(_forward, _backward)
-
-
-# Name that tests/test_train.py still imports; to be removed with its last use.
-from e2wm_jax.regularizers import l2 as _l2  # noqa: E402
-
-
-def l2_penalty(adapters: Adapters, spec: AdapterSpec, fisher: Fisher) -> jax.Array:
-    del fisher
-    return _l2.l2_penalty(adapters, spec)

@@ -12,6 +12,7 @@ Unit: (nats per token)^2.  State: r and c, N + D numbers a matrix, and the ancho
 Letters: L layers, N outputs, D inputs, R rank.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from e2wm_jax.fisher.storage import Fisher, StoredFisher, decode
 from e2wm_jax.lora import Adapters, difference
-from e2wm_jax.regularizers.measure import anchor_at, decayed_sum, target_paths
+from e2wm_jax.regularizers.measure import anchor_at, decayed_sum
 from e2wm_jax.regularizers.quadratic import placed
 from e2wm_jax.regularizers.regularizer import Material, Regularizer, Scope, State
 from e2wm_jax.regularizers.task_fisher import task_fisher
@@ -28,20 +29,24 @@ from e2wm_jax.regularizers.task_fisher import task_fisher
 
 def prepare(material: Material) -> State:
     """Row and column sums of the Fisher of the pretrained model, or nothing."""
-    return {} if material.fisher is None else {"sums": sums(material.scope, material.fisher)}
+    if material.fisher is None:
+        return {}
+    return {"sums": sums(material.scope, placed(material.scope, material.fisher))}
 
 
+@partial(jax.jit, static_argnums=0)
 def sums(scope: Scope, fisher: Fisher) -> dict[str, Any]:
-    """{"layers.q.weight": {"rows": [L, N], "columns": [L, D]}, ...} of F in any storage type, copied on a mesh."""
+    """{"layers.q.weight": {"rows": [L, N], "columns": [L, D]}, ...} of a `placed` F of any storage type."""
 
     def of_layer(fisher: StoredFisher) -> dict[str, jax.Array]:
         values = decode(fisher)
         return {"rows": jnp.sum(values, axis=1), "columns": jnp.sum(values, axis=0)}
 
-    copied = None if scope.mesh is None else NamedSharding(scope.mesh, PartitionSpec())
-    of_stack = jax.jit(lambda fisher: jax.lax.map(of_layer, fisher), out_shardings=copied)
-    values = placed(scope, fisher)
-    return {path: of_stack(values[path]) for path in target_paths(scope)}
+    # Layer by layer, so that of codes one layer at a time is decoded.
+    found = {path: jax.lax.map(of_layer, value) for path, value in fisher.items()}
+    if scope.mesh is None:
+        return found
+    return jax.lax.with_sharding_constraint(found, NamedSharding(scope.mesh, PartitionSpec()))
 
 
 def penalty(scope: Scope, adapters: Adapters, state: State) -> jax.Array:

@@ -152,8 +152,6 @@ def check(settings: TrainSettings) -> None:
             raise InputError(f"{flag} {positive}: must be a finite number above 0")
     if settings.steps is not None and settings.warmup_steps >= settings.steps:
         raise InputError(f"--warmup-steps {settings.warmup_steps}: must be fewer than --steps {settings.steps}")
-    if settings.mesh is not None:
-        check_mesh(settings, settings.mesh)
     lora.check(settings.lora)
     if not 0 <= settings.lora.dropout < 1:
         raise InputError(f"--lora.dropout {settings.lora.dropout}: must be at least 0 and below 1")

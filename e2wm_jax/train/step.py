@@ -102,6 +102,8 @@ def train_step(
     if regularizer.penalty is not None:
         # Once per optimizer step, not once per pass: it does not depend on the data.
         penalty, pull = jax.value_and_grad(partial(regularizer.penalty, config.scope))(state.adapters, constants)
+        # Else the update would be worked out in the penalty's shares, and each of its results gathered.
+        pull = _everywhere(config, pull)
     elif regularizer.token_penalty is not None:
         rows = batch if text is None else text
         penalty, pull = weighted_mean(config.scope, state.adapters, params, rows, of=regularizer.token_penalty)
@@ -126,7 +128,11 @@ def train_step(
         "tokens": jnp.sum(batch.segments >= 0),
         "finite": finite,
     }
-    found = kept.replace(step=state.step + 1), metrics
+    return _everywhere(config, (kept.replace(step=state.step + 1), metrics))
+
+
+def _everywhere(config: StepConfig, tree: State) -> State:
+    """The same on every device of the mesh, inside of `jax.jit`."""
     if config.scope.mesh is None:
-        return found
-    return jax.lax.with_sharding_constraint(found, NamedSharding(config.scope.mesh, PartitionSpec()))
+        return tree
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(config.scope.mesh, PartitionSpec()))

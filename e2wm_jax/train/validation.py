@@ -1,0 +1,119 @@
+"""The loss on held-out rows, without dropout: what checkpoints are chosen and sequences of tasks are judged by.
+
+Letters: B rows, M predicted tokens.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from e2wm_jax.data.batch import Batch, Row
+from e2wm_jax.data.loader import sorted_batches
+from e2wm_jax.data.online import OnlineTask
+from e2wm_jax.data.source import parse_mixture, read_mixture
+from e2wm_jax.data.tokenize import task_rows
+from e2wm_jax.errors import InputError
+from e2wm_jax.lora import Adapters, attach
+from e2wm_jax.models.layers import Params
+from e2wm_jax.models.spread import gathered, manual_specs
+from e2wm_jax.regularizers.regularizer import Scope
+from e2wm_jax.train.feed import put
+from e2wm_jax.train.passes import task_nll
+from e2wm_jax.train.settings import TrainSettings
+
+_ROWS = ("data", "fsdp")
+
+
+def validation_loss(
+    scope: Scope, params: Params, adapters: Adapters, rows: Sequence[Row], batch_size: int, max_length: int
+) -> float:
+    """sum(weights * nll) / count(weights > 0) over all rows, in nats: the task loss of one batch of them all.
+
+    Args:
+        rows: the same on every host.
+        batch_size: rows per forward pass; on a mesh rounded up to what its devices can share.
+    """
+    parts = 1 if scope.mesh is None else scope.mesh.shape["data"] * scope.mesh.shape["fsdp"]
+    share = -(-batch_size // parts) * parts // jax.process_count()
+    mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+    total, count = 0.0, 0
+    for batch, _ in sorted_batches(rows, share * jax.process_count(), max_length):
+        on_devices = put(Batch(*(leaf[None, mine] for leaf in batch)), scope.mesh)
+        total += float(_weighted_sum(scope, params, adapters, on_devices))
+        count += int(np.count_nonzero(batch.weights > 0))
+    return total / max(count, 1)
+
+
+def held_out_mixture(text: str, flag: str) -> list[tuple[float, Path]]:
+    """Files of a mixture with their weights, as `--data` has them.
+
+    Raises:
+        InputError: naming `flag`, for a malformed mixture or an online task in it.
+    """
+    try:
+        mixture = parse_mixture(text)
+    except InputError as error:
+        raise InputError(f"{flag}: {str(error).removeprefix('--data').lstrip()}") from error
+    for _, source in mixture:
+        if isinstance(source, OnlineTask):
+            raise InputError(f"{flag}: {source.name} has no end; give files, whose rows are the same each time")
+    return [(weight, source) for weight, source in mixture if isinstance(source, Path)]
+
+
+def held_out_rows(settings: TrainSettings, tokenizer: Any, text: str, flag: str) -> list[Row]:
+    """The rows of a mixture of files, tokenized as the training data are.
+
+    Raises:
+        InputError: as `held_out_mixture`, or for a file that cannot be read.
+    """
+    rows, _ = task_rows(
+        tokenizer,
+        read_mixture(held_out_mixture(text, flag)),
+        max_length=settings.max_length,
+        special_tokens=settings.special_tokens,
+        skip_truncated=settings.skip_truncated,
+    )
+    return rows
+
+
+def validator(
+    settings: TrainSettings, scope: Scope, params: Params, rows: Sequence[Row]
+) -> Callable[[Adapters], float] | None:
+    """The loss on the rows of --validation as a function of the adapters; None where there are none."""
+    if not rows:
+        return None
+    return partial(_loss_of, settings, scope, params, rows)
+
+
+def _loss_of(settings: TrainSettings, scope: Scope, params: Params, rows: Sequence[Row], adapters: Adapters) -> float:
+    return validation_loss(scope, params, adapters, rows, settings.batch_size, settings.max_length)
+
+
+@partial(jax.jit, static_argnums=0)
+def _weighted_sum(scope: Scope, params: Params, adapters: Adapters, batch: Batch) -> jax.Array:
+    """sum(weights * nll) over a batch [1, B]; each device of a mesh goes through its own rows (`passes`)."""
+
+    def local(adapters: Adapters, params: Params, batch: Batch) -> jax.Array:
+        rows = Batch(*(leaf[0] for leaf in batch))
+        nll = task_nll(scope, params, attach(params, adapters, scope.spec), rows)
+        return jnp.sum(rows.weights * nll)
+
+    if scope.mesh is None:
+        return local(adapters, params, batch)
+    mesh = scope.mesh
+    return jax.shard_map(
+        lambda adapters, params, batch: jax.lax.psum(
+            local(adapters, gathered(scope.config, params, mesh), batch), _ROWS
+        ),
+        mesh=mesh,
+        in_specs=(P(), manual_specs(scope.config, params, mesh), P(None, _ROWS)),
+        out_specs=P(),
+        axis_names=set(_ROWS),
+        check_vma=False,
+    )(adapters, params, batch)

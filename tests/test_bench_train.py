@@ -1,0 +1,196 @@
+"""The benchmark of the training step: its sides compute the same, and its report says what was measured."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from e2wm_jax.bench import train, train_job, train_meshes, train_methods, train_peers
+from e2wm_jax.bench.train import TrainBenchSettings, check, run
+from e2wm_jax.bench.train_job import Job, adapter_folder, fisher_of, loader_of, read_rows, write_rows
+from e2wm_jax.cli import COMMANDS
+from e2wm_jax.config import GPTNeoConfig
+from e2wm_jax.data.batch import Row
+from e2wm_jax.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+SMALL = TrainBenchSettings(
+    shape="tiny",
+    length=32,
+    batch_size=2,
+    targets=("all-linear", "q_proj"),
+    rank=2,
+    rounds=1,
+    waiting_steps=2,
+    regularizers=("none", "l2"),
+    meshes=("data=2",),
+    mesh_model="tiny",
+    cores=1,
+)
+NEO = GPTNeoConfig(
+    vocab_size=300,
+    hidden_size=32,
+    intermediate_size=64,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=4,
+    head_dim=8,
+    max_positions=64,
+    tied=True,
+    windows=(0, 8),
+)
+
+
+def small_job(folder: Path, shape: str) -> Job:
+    """Four rows of unequal lengths, two a step."""
+    settings = replace(SMALL, shape=shape, length=None, max_length=48, dropout=0.0)
+    job = Job(
+        folder=str(folder),
+        model="",
+        shape=shape,
+        dtype="float32",
+        targets=settings.targets,
+        rank=settings.rank,
+        dropout=settings.dropout,
+        remat="none",
+        batch_size=2,
+        max_length=settings.max_length,
+        cores=1,
+        clock="cpu",
+        seed=3,
+    )
+    rng = np.random.default_rng(0)
+    sizes = ((20, 3), (33, 10), (15, 4), (40, 5))
+    rows = [Row(rng.integers(0, 256, length, np.int32), length - predicted) for length, predicted in sizes]
+    write_rows(job, rows, [loader_of(job, rows).step(step).examples for step in (1, 2)])
+    (folder / "model").mkdir()
+    return job
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", ["tiny", "neo"])
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+def test_the_peer_computes_our_losses_step_by_step(
+    shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torch_oracle: Any
+) -> None:
+    """With the penalty, from the same adapters: the second loss is behind an update of AdamW."""
+    monkeypatch.setitem(train_job.SHAPES, "neo", NEO)
+    job = small_job(tmp_path, shape)
+    ours, theirs = train_methods.operations(job), train_peers.operations(job)
+    ours["save"](weights=True)
+    for index in (0, 1):
+        expected = theirs["losses"](index)["losses"]
+        assert ours["losses"](index)["losses"] == pytest.approx(expected, rel=1e-5)
+        assert expected[0] != pytest.approx(expected[1], rel=1e-3)
+    step = train_peers.TorchStep(job, 0, dropout=0.0)
+    assert float(step.penalty()) > 1e-3 * expected[0]  # it is no matter of rounding
+
+
+def test_both_sides_read_the_same_rows(tmp_path: Path) -> None:
+    job = small_job(tmp_path, "tiny")
+    rows, orders = read_rows(job)
+    assert sorted(number for order in orders for number in order) == [0, 1, 2, 3]
+    for step, order in enumerate(orders, start=1):
+        batch = loader_of(job, rows).step(step).batch
+        lengths = (np.asarray(batch.segments[0]) >= 0).sum(-1).tolist()
+        assert lengths == [len(rows[number].ids) for number in order]
+
+
+def test_f_is_the_same_everywhere_and_another_for_each_module() -> None:
+    f = fisher_of("model.layers.0.self_attn.q_proj", (4, 6), 1)
+    np.testing.assert_array_equal(f, fisher_of("model.layers.0.self_attn.q_proj", (4, 6), 1))
+    assert f.min() >= 0
+    assert not np.array_equal(f, fisher_of("model.layers.1.self_attn.q_proj", (4, 6), 1))
+
+
+@pytest.mark.slow
+def test_report_of_a_small_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+    """In processes of its own, without torch."""
+    monkeypatch.setattr(train_peers, "missing", lambda: "pip install torch")
+    out = tmp_path / "out"
+    report = json.loads(json.dumps(run(replace(SMALL, out=out))))
+    assert [row["targets"] for row in report["steps"]] == ["all-linear", "q_proj"]
+    for row in report["steps"]:
+        assert row["side"] == "ours"
+        assert row["tokens_per_second"] == pytest.approx(report["tokens"] / row["seconds"], rel=0.02)
+        assert 0 < row["mfu"] < 1
+        assert row["peak_bytes"] > row["held_bytes"] > 4 * report["parameters"]
+    assert report["tokens"] == 2 * 2 * 32
+    assert report["predicted"] == 2 * 2 * 4
+    assert [row["regularizer"] for row in report["regularizers"]] == ["none", "l2"]
+    assert report["regularizers"][0]["over_none"] == 1
+    assert 0 <= report["waiting"]["share"] < 1
+    one, two = report["meshes"]
+    assert two["gflops"] == pytest.approx(one["gflops"] / 2, rel=0.01)
+    assert one["moved_bytes"] == 0 < two["collectives"]["all-reduce"]
+    assert report["not_installed"] == {"peft": "pip install torch"}
+    train.show(report)
+    shown = capsys.readouterr().out
+    for word in ("tokens/s", "l2", "data=2", "waiting for data", "not installed"):
+        assert word in shown
+    assert "<svg" in (out / "report.html").read_text()
+    assert json.loads((out / "report.json").read_text())["steps"] == report["steps"]
+
+
+@pytest.mark.slow
+def test_a_mesh_splits_what_the_step_multiplies_and_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the devices that these tests have."""
+    monkeypatch.setattr(train_meshes, "LENGTH", 32)
+    case = {"shape": "tiny", "targets": "all-linear", "rank": 2, "batch_size": 8, "regularizer": "none"}
+    mesh = train_meshes.operations(case)["mesh"]
+    one, spread = mesh(""), mesh("fsdp=8")
+    assert spread["gflops"] == pytest.approx(one["gflops"] / 8, rel=0.01)
+    assert spread["argument_bytes"] < one["argument_bytes"] / 2
+    assert spread["collectives"]["all-gather"] > 0
+    assert spread["unknown_loops"] == 0
+
+
+def test_random_weights_of_any_base(tmp_path: Path) -> None:
+    job = small_job(tmp_path, "tiny")
+    for dtype, per_number in (("float32", 4), ("int8", 1)):
+        _, params = train_methods.load_model(replace(job, dtype=dtype))
+        assert params["layers"]["up"]["weight"].matmul if dtype == "int8" else True
+        matrices = train_methods._bytes(params["layers"]["up"])
+        assert matrices == pytest.approx(per_number * 2 * 64 * 128, rel=0.05)
+
+
+def test_a_large_shape_is_refused_on_a_cpu() -> None:
+    with pytest.raises(InputError, match=r"--shape gpt-j-6b: 6\.1 B parameters are too many for a CPU"):
+        run(replace(SMALL, shape="gpt-j-6b"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shape": "gpt-5"}, "--shape gpt-5: unknown; choose from neo4"),
+        ({"shape": "tiny", "length": None}, "--shape tiny: has no tokenizer; give the length"),
+        ({"length": 1024}, "--length 1024: the model has 512 positions"),
+        ({"regularizers": ("ewk",)}, "--regularizer ewk: .*ewc"),
+        ({"meshes": ("rows=8",)}, "--mesh rows=8: unknown axis"),
+        ({"targets": ()}, "--targets: give at least one"),
+        ({"targets": ("nothing",)}, "--lora.targets 'nothing' matches no linear map"),
+        ({"rounds": 0}, "--rounds 0: must be at least 1"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_runs(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check(replace(SMALL, **change))
+
+
+def test_adapters_of_every_choice_have_a_folder(tmp_path: Path) -> None:
+    job = small_job(tmp_path, "tiny")
+    train_methods.operations(job)["save"](weights=False)
+    targets = [
+        json.loads((adapter_folder(job, index) / "adapter_config.json").read_text())["target_modules"]
+        for index in (0, 1)
+    ]
+    assert len(targets[0]) == 7
+    assert targets[1] == ["q_proj"]
+
+
+def test_it_is_a_command() -> None:
+    assert COMMANDS["bench train"].module == "e2wm_jax.bench.train"

@@ -1,0 +1,143 @@
+"""Training under faults: killed again and again, on a full disk, with damaged checkpoints; the end is always the same."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from e2wm_jax.cli import main
+from e2wm_jax.metrics import read_metrics
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+ROOT = Path(__file__).parents[1]
+KILLS = 20
+EXAMPLES = 30
+
+# Imports once, then a process for each attempt: what `python -m e2wm_jax train` is after its imports. The parent never
+# touches a device, so that its children may. An attempt is killed
+#   "row": after a new row of the metrics;  "write": after a checkpoint's writing has begun;  "any": after its start;
+# each time a moment later; None: not at all. Prints [attempt, signal or exit code] as JSON.
+DRIVER = """
+import json, os, random, signal, sys, time, warnings
+from pathlib import Path
+warnings.simplefilter("ignore")
+import e2wm_jax.train.run, orbax.checkpoint, safetensors.numpy, tokenizers, transformers
+from e2wm_jax.cli import main
+
+out, seed, attempts = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
+words, log = sys.argv[4:], out / "metrics.jsonl"
+rng = random.Random(seed)
+
+def rows():
+    return log.read_bytes().count(b"\\n") if log.is_file() else 0
+
+def writing():
+    return {path.name for path in (out / "checkpoints").glob("*tmp*")}
+
+def due(kind, state):
+    if kind == "any":
+        return time.monotonic() > state["until"]
+    if kind == "row":
+        return rows() >= state["rows"]
+    return bool(writing() - state["writing"])
+
+for kind in attempts:
+    # Rows behind the last checkpoint are dropped and written again, so that the new ones are those beyond.
+    state = {"rows": rows() + rng.randrange(1, 4), "writing": writing(), "until": time.monotonic() + rng.uniform(0, 2)}
+    later = rng.choice([0, 0.002, 0.01, 0.03])
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            code = main(words)
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    status = None
+    while status is None:
+        if kind and due(kind, state):
+            time.sleep(later)
+            os.kill(child, signal.SIGKILL)
+            kind = None
+        found, ended = os.waitpid(child, os.WNOHANG)
+        status = os.waitstatus_to_exitcode(ended) if found else None
+        time.sleep(0.001)
+    last = sorted(int(path.name) for path in (out / "checkpoints").glob("*") if path.name.isdigit())[-1:]
+    print(json.dumps([status, rows(), last]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def words(tiny_llama, tmp_path_factory) -> list[str]:
+    """The command but for --out: sixty steps of four of thirty examples."""
+    folder = tmp_path_factory.mktemp("tasks")
+    rng = random.Random(0)
+    lines = [
+        {"input": f"Count {'x ' * n}", "ref": str(n)} for n in (rng.randrange(1, 12) for _ in range(EXAMPLES))
+    ]
+    (folder / "count.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return [
+        *("train", "--model", str(tiny_llama), "--data", str(folder / "count.json")),
+        *("--steps", "60", "--batch-size", "4", "--max-length", "48", "--lr", "0.003"),
+        *("--lora.rank", "4", "--lora.dropout", "0.1", "--regularizer", "l2", "--strength", "0.01"),
+        *("--checkpoint-every", "2", "--keep-checkpoints", "2", "--keep-best", "1"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory) -> dict[str, str]:
+    """The environment of runs that compile once together."""
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"),
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
+def attempts(out: Path, kinds: list[str | None], words: list[str], environment: dict[str, str]) -> list[list[Any]]:
+    """[exit code, rows, last checkpoint] after each attempt at the run."""
+    command = [sys.executable, "-c", DRIVER, str(out), "1", json.dumps(kinds), *words, "--out", str(out)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+
+
+@pytest.fixture(scope="module")
+def left_alone(words, compiled, tmp_path_factory) -> Path:
+    """The run that nobody disturbs."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    assert [code for code, *_ in attempts(out, [None], words, compiled)] == [0]
+    return out
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    """Metrics and adapter to the byte, and the same checkpoints."""
+    for name in ("metrics.jsonl", "adapter/adapter_model.safetensors", "adapter/adapter_config.json"):
+        assert (found / name).read_bytes() == (expected / name).read_bytes(), name
+    steps = [sorted(path.name for path in (folder / "checkpoints").iterdir()) for folder in (found, expected)]
+    assert steps[0] == steps[1]
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_ends_as_the_run_left_alone(words, compiled, left_alone, tmp_path):
+    out = tmp_path / "run"
+    kinds = [("row", "write", "write", "any")[number % 4] for number in range(KILLS)]
+    seen = attempts(out, [*kinds, None], [*words, "--resume"], compiled)
+    print(seen)
+    assert [code for code, *_ in seen] == [-9] * KILLS + [0]
+    assert_same_run(out, left_alone)
+    examples = [name for row in read_metrics(out / "metrics.jsonl") for name in row["examples"]]
+    for start in range(0, len(examples), EXAMPLES):  # each epoch, every example once
+        assert set(Counter(examples[start : start + EXAMPLES]).values()) == {1}
