@@ -90,6 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except FloatingPointError as error:  # of a run that went wrong, not of the program
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except SystemExit:  # tyro after --help
         return 0
     except KeyboardInterrupt:

@@ -3,7 +3,7 @@
     python scripts/forgetting.py [--small] [--seed N] [--json FILE]
 
 1. A random LLaMA of half a million parameters learns English prose byte by byte (half of CPython's help topics).
-2. LoRA on every linear map teaches it questions whose answers are in a secret code, so that letters mean other letters.
+2. LoRA on every linear map teaches it to find a word in a list and to write it in a code of other letters.
 3. Each regularizer does so with each of its strengths, from the same start, with the same batches.
 
 Two numbers per run: nats per answer byte on questions not trained on (task), and nats per byte of prose from the other
@@ -31,8 +31,8 @@ import optax
 
 from e2wm_jax import lora
 from e2wm_jax.config import LlamaConfig, LoraConfig
-from e2wm_jax.data.batch import Batch, Row
-from e2wm_jax.data.loader import Loader, sorted_batches
+from e2wm_jax.data.batch import Batch, Row, collate
+from e2wm_jax.data.loader import sorted_batches
 from e2wm_jax.data.source import read_documents
 from e2wm_jax.fisher.diagonal import fisher_diagonal
 from e2wm_jax.fisher.documents import document_batches
@@ -44,9 +44,9 @@ from e2wm_jax.models.likelihood import target_nll
 from e2wm_jax.regularizers.catalogue import REGULARIZERS
 from e2wm_jax.regularizers.regularizer import Material, Options, Scope, State
 from e2wm_jax.train.schedules import learning_rates
-from e2wm_jax.train.step import Controls, StepConfig, initial_state, train_step
+from e2wm_jax.train.step import Controls, StepConfig, TrainState, initial_state, train_step
 
-LENGTH = 64  # bytes of a piece of prose, and of a question at most
+LENGTH = 64  # bytes of a piece of prose; questions are shorter
 THINGS = ("apple", "plate", "towel", "book", "lamp", "chair", "spoon", "clock", "shirt", "phone", "candle", "radio")
 PLACES = ("kitchen", "bedroom", "hall", "garden", "cellar", "attic")
 PEOPLE = ("Mary", "John", "Anna", "Paul", "Ruth", "Carl", "Lucy", "Hans")
@@ -60,14 +60,14 @@ class Setting:
 
     hidden: int = 96
     layers: int = 4
-    pretraining_steps: int = 500
+    pretraining_steps: int = 400
     pretraining_rows: int = 32
-    finetuning_steps: int = 80
+    finetuning_steps: int = 100
     rows: int = 16  # questions, and pieces of prose, of one finetuning step
     fisher_documents: int = 256
     held_out: int = 128  # pieces of prose, and questions, of each half
     strengths: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    lr: float = 3e-3
+    lr: float = 5e-3
     seed: int = 0
 
 
@@ -139,15 +139,15 @@ def prose_rows(split: str) -> list[Row]:
 
 
 def task_rows(number: int, seed: int) -> list[Row]:
-    """Different questions of who has what where; the answer, in code, is what is predicted."""
+    """Different lists of who, what and where; the answer, what of it in code, is predicted."""
     rng, seen, rows = random.Random(seed), set(), []
     while len(rows) < number:
         person, thing, place = rng.choice(PEOPLE), rng.choice(THINGS), rng.choice(PLACES)
         if (person, thing, place) in seen:
             continue
         seen.add((person, thing, place))
-        prompt = f"{person} takes the {thing} to the {place}."
-        answer = f" {thing} {place}\n".translate(CODE)
+        prompt = f"{person}, {thing}, {place}:"
+        answer = f" {thing}\n".translate(CODE)
         ids = np.frombuffer((prompt + answer).encode(), np.uint8).astype(np.int32)
         rows.append(Row(ids, len(prompt)))
     return rows
@@ -191,74 +191,73 @@ def pretrain(config: LlamaConfig, setting: Setting, rows: list[Row]) -> Params:
     """All weights by AdamW on prose."""
     rule = optax.adamw(optax.cosine_decay_schedule(4e-3, setting.pretraining_steps), weight_decay=0.01)
 
-    @partial(jax.jit, donate_argnums=(0, 1))
-    def step(params: Params, state: optax.OptState, batch: Batch) -> tuple[Params, optax.OptState]:
-        def loss(params: Params) -> jax.Array:
-            return jnp.sum(batch.weights * target_nll(config, params, batch)) / jnp.sum(batch.weights)
-
-        gradient = jax.grad(loss)(params)
+    def step(carry: tuple[Params, optax.OptState], batch: Batch) -> tuple[tuple[Params, optax.OptState], None]:
+        params, state = carry
+        gradient = jax.grad(lambda params: jnp.mean(target_nll(config, params, batch)))(params)
         updates, state = rule.update(gradient, state, params)
-        return optax.apply_updates(params, updates), state
+        return (optax.apply_updates(params, updates), state), None
 
     params = decoder.initialize(config, jax.random.key(setting.seed))
-    state = rule.init(params)
-    loader = Loader(rows, setting.pretraining_rows, 1, LENGTH, setting.seed)
-    for number in range(1, setting.pretraining_steps + 1):
-        batch = jax.tree.map(lambda leaf: leaf[0], loader.step(number).batch)
-        params, state = step(params, state, batch)
-    return params
+    batches = draw(rows, setting.pretraining_steps, setting.pretraining_rows, setting.seed)
+    return jax.jit(lambda carry: jax.lax.scan(step, carry, batches))((params, rule.init(params)))[0][0]
+
+
+def draw(rows: Sequence[Row], steps: int, size: int, seed: int) -> Batch:
+    """Random batches of different rows, leaves [steps, size, ...]."""
+    rng = np.random.default_rng(seed)
+    length, targets = max(len(row.ids) for row in rows), max(row.num_targets for row in rows)
+    drawn = [
+        collate(
+            [rows[place] for place in rng.choice(len(rows), size, replace=False)],
+            length=length,
+            num_targets=targets,
+            batch_size=size,
+        )
+        for _ in range(steps)
+    ]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *drawn)
 
 
 def finetune(
-    world: World,
-    name: str,
-    *,
-    rows: Sequence[Row],
-    strength: float = 0.0,
-    adapters: Adapters | None = None,
-    constants: State | None = None,
-) -> tuple[Adapters, Callable[[State], State]]:
-    """The adapters after a task, and (state of that task -> state for the next)."""
-    setting, regularizer = world.setting, REGULARIZERS[name]
-    if adapters is None:
-        adapters = lora.initialize(world.scope.config, world.scope.spec, jax.random.key(setting.seed))
-    config = StepConfig(world.scope, name)
-    state = initial_state(config, adapters)
-    tasks = Loader(rows, setting.rows, 1, LENGTH, setting.seed)
-    texts = Loader(world.prose, setting.rows, 1, LENGTH, setting.seed + 1)
+    world: World, name: str, rows: Sequence[Row], strengths: Sequence[float], start: Adapters, constants: State
+) -> TrainState:
+    """The states after a task, with each strength: leaves have a leading axis.  They are trained side by side."""
+    setting, config = world.setting, StepConfig(world.scope, name)
+    batches = draw(rows, setting.finetuning_steps, setting.rows, setting.seed)
+    texts = None
+    if REGULARIZERS[name].token_penalty is not None:
+        texts = draw(world.prose, setting.finetuning_steps, setting.rows, setting.seed + 1)
+    passes = jax.tree.map(lambda leaf: leaf[:, None], (batches, texts))  # one forward pass in each step
     rates = learning_rates("linear", setting.lr, setting.finetuning_steps)
-    for step, lr in enumerate(rates, start=1):
-        text = texts.step(step).batch if regularizer.token_penalty else None
-        controls = Controls(lr, np.float32(strength), np.float32(0), np.uint32(setting.seed))
-        state, _ = train_step(config, state, controls, world.params, constants, tasks.step(step).batch, text)
 
-    def finish(before: State) -> State:
-        return regularizer.next_task(material(world, state.adapters, rows), before, state.path)
+    def train(strength: jax.Array, params: Params, constants: State) -> TrainState:
+        def step(state: TrainState, item: tuple[jax.Array, tuple[Batch, Batch | None]]) -> tuple[TrainState, None]:
+            rate, data = item
+            return train_step(config, state, Controls(rate, strength), params, constants, *data)[0], None
 
-    return state.adapters, finish
+        return jax.lax.scan(step, initial_state(config, start), (rates, passes))[0]
+
+    side_by_side = jax.jit(jax.vmap(train, in_axes=(0, None, None)))
+    return side_by_side(np.asarray(strengths, np.float32), world.params, constants)
+
+
+def runs_of(world: World, name: str, strengths: Sequence[float]) -> list[Run]:
+    """One run per strength; `si` and `rwalk` with prose as the task before."""
+    regularizer, prose = REGULARIZERS[name], world.prose[: world.setting.fisher_documents]
+    start = lora.initialize(world.scope.config, world.scope.spec, jax.random.key(world.setting.seed))
+    constants, label = regularizer.prepare(material(world, start, prose)), name
+    if name in AFTER_PROSE:
+        done = jax.tree.map(lambda leaf: leaf[0], finetune(world, name, world.prose, (0.0,), start, constants))
+        start, label = done.adapters, f"{name} after prose"
+        constants = regularizer.next_task(material(world, start, prose), constants, done.path)
+    trained = finetune(world, name, world.task, strengths, start, constants).adapters
+    adapters = [jax.tree.map(lambda leaf, place=place: leaf[place], trained) for place in range(len(strengths))]
+    return [Run(label, strength, *scores(world, one)) for strength, one in zip(strengths, adapters, strict=True)]
 
 
 def material(world: World, adapters: Adapters, rows: Sequence[Row]) -> Material:
     options = Options(batch_size=32, max_length=LENGTH)
     return Material(world.scope, world.params, adapters, world.fisher, rows, options)
-
-
-def runs_of(world: World, name: str, strengths: Sequence[float], *, after_prose: bool = False) -> list[Run]:
-    """One run per strength."""
-    start = lora.initialize(world.scope.config, world.scope.spec, jax.random.key(world.setting.seed))
-    prose = world.prose[: world.setting.fisher_documents]
-    constants = REGULARIZERS[name].prepare(material(world, start, prose))
-    if after_prose:
-        start, finish = finetune(world, name, rows=world.prose, constants=constants)
-        constants = finish(constants)
-    found = []
-    for strength in strengths:
-        adapters, _ = finetune(
-            world, name, rows=world.task, strength=strength, adapters=start, constants=constants
-        )
-        label = f"{name} after prose" if after_prose else name
-        found.append(Run(label, strength, *scores(world, adapters)))
-    return found
 
 
 def scores(world: World, adapters: Adapters | None) -> tuple[Scores, Scores]:
@@ -274,12 +273,9 @@ def scores(world: World, adapters: Adapters | None) -> tuple[Scores, Scores]:
 
 def nats(config: LlamaConfig, params: Params, rows: list[Row]) -> float:
     """Per predicted byte."""
-    total = count = 0.0
-    for batch, _ in sorted_batches(rows, len(rows), LENGTH):
-        known = batch.weights > 0
-        total += float(np.sum(np.asarray(_nll(config, params, batch)), where=known))
-        count += int(known.sum())
-    return total / count
+    (batch,) = [batch for batch, _ in sorted_batches(rows, len(rows), LENGTH)]
+    known = batch.weights > 0
+    return float(np.mean(np.asarray(_nll(config, params, batch))[known]))
 
 
 _nll = jax.jit(target_nll, static_argnums=0)
@@ -321,7 +317,7 @@ def compare(setting: Setting, say: Callable[[str], None] = print) -> dict[str, A
 
     line(plain)
     for name, strengths in setting.strengths.items():
-        runs = runs_of(world, name, strengths, after_prose=name in AFTER_PROSE)
+        runs = runs_of(world, name, strengths)
         everything += runs
         line(*chosen(plain, runs))
     seconds = time.monotonic() - started

@@ -93,7 +93,7 @@ def test_best_fit_by_hand() -> None:
 
 
 def test_best_fit_leaves_little_room() -> None:
-    lengths = np.random.default_rng(0).integers(1, 400, 3000).tolist()
+    lengths = np.random.default_rng(0).integers(1, 300, 3000).tolist()
     bins = best_fit(lengths, lambda length: 400)
     loads = sorted(sum(lengths[index] for index in places) for places in bins)
     assert loads[0] + loads[1] > 400

@@ -472,7 +472,6 @@ def test_kfac_is_the_whole_fisher_where_one_token_matters(pair):
 
 
 def test_kfac_of_a_quantized_model_is_that_of_the_weights_it_stands_for():
-    """A text of few tokens: products that nobody differentiates would be rounded."""
     rng, rows = np.random.default_rng(0), random_rows(2)
     flat = flatten(decoder.initialize(CONFIG, jax.random.key(0)))
     written = dict(flat)
@@ -524,21 +523,23 @@ def test_no_array_of_tokens_times_vocabulary(name):
 def test_states_and_penalties_on_a_mesh_equal_those_on_one_device():
     mesh = make_mesh("data=2,fsdp=2,tensor=2")
     config = replace(CONFIG, vocab_size=32)
-    params, adapters = decoder.initialize(config, jax.random.key(0)), moved(START, 1)
-    params = jax.tree.map(lambda x: x * 4, params)
-    now = moved(adapters, 2)
+    spec = tuple(target for target in SPEC if target.path != "layers.v")
+    params = jax.tree.map(lambda x: x * 4, decoder.initialize(config, jax.random.key(0)))
+    start = {target.path: START[target.path] for target in spec}
+    adapters = moved(start, 1, spec)
+    now = moved(adapters, 2, spec)
     rows = random_rows(7)  # of the eight places of two batches one stays empty
     options = Options(decay=DECAY, batch_size=3, max_length=24)
     fisher = random_measure("ewc", np.random.default_rng(3))
     for name in ("ewc", "online-ewc", "mas", "row-column", "kfac"):
         found = []
-        for scope in (Scope(config, SPEC), Scope(config, SPEC, mesh)):
-            before = Material(scope, params, START, fisher, (), options)
+        for scope in (Scope(config, spec), Scope(config, spec, mesh)):
+            before = Material(scope, params, start, fisher, (), options)
             done = Material(scope, params, adapters, fisher, rows, options)
             state = REGULARIZERS[name].next_task(done, REGULARIZERS[name].prepare(before), ())
             found.append((value_and_gradient(name, scope)(now, state), state))
         for one, several in zip(*map(jax.tree.leaves, found), strict=True):
-            assert relative_error(several, one) < 1e-5 or not np.any(one), name
+            assert relative_error(several, one) < 1e-5, name
         large = [
             leaf for leaf in jax.tree.leaves(found[1][1]) if leaf.ndim == 3 and leaf.shape[1] >= 16 <= leaf.shape[2]
         ]

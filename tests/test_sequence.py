@@ -25,7 +25,7 @@ from e2wm_jax.train.validation import held_out_rows, validation_loss
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-STEPS, LENGTH = 8, 32
+STEPS, LENGTH = 12, 32
 THINGS = ("apple", "plate", "cup", "book")
 
 
@@ -51,8 +51,8 @@ def test_scores_by_hand():
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Two tasks that want other answers to the same questions: whoever learns the second forgets the first."""
     folder = tmp_path_factory.mktemp("tasks")
-    for name, place in (("first", "kitchen"), ("second", "garden")):
-        rows = [{"input": f"Where is the {thing}?", "ref": f"Walk to the {place}."} for thing in THINGS]
+    for name, answer in (("first", "Walk to the kitchen."), ("second", "13, 27!")):
+        rows = [{"input": f"Where is the {thing}?", "ref": answer} for thing in THINGS]
         (folder / f"{name}.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder / "first.json", folder / "second.json"
 
@@ -68,7 +68,7 @@ def options(tiny_llama: Path, files: tuple[Path, Path]) -> dict[str, Any]:
         "batch_size": 4,
         "max_length": LENGTH,
         "steps": STEPS,
-        "lr": 0.02,
+        "lr": 0.05,
     }
 
 
@@ -83,7 +83,7 @@ def held(options: dict[str, Any], files: tuple[Path, Path], tmp_path_factory: py
 def held_options(options: dict[str, Any], files: tuple[Path, Path]) -> dict[str, Any]:
     text = files[0].with_name("text.txt")
     text.write_text("Mary walks to the kitchen.\n\nThe quick brown fox jumps over 13 lazy dogs.\n")
-    return {**options, "regularizer": "online-ewc", "strength": 1e4, "text": (str(text),)}
+    return {**options, "regularizer": "online-ewc", "strength": 1e3, "text": (str(text),)}
 
 
 def test_matrix_is_the_loss_of_the_saved_adapters(held: Path, options: dict[str, Any], files: Any, tiny: Model):
@@ -129,11 +129,12 @@ def test_the_first_task_is_a_run_of_train_and_the_second_goes_on_from_it(
 
 def test_what_is_held_is_forgotten_less(held: Path, options: dict[str, Any], tmp_path: Path):
     free = run(SequenceSettings(out=tmp_path / "free", names=("a", "b"), **options))
-    kept = json.loads((held / "sequence.json").read_text())["scores"]
-    print(f"forgetting {free['forgetting']:.3f} free, {kept['forgetting']:.3f} held")
+    record = json.loads((held / "sequence.json").read_text())
+    print(f"forgetting {free['forgetting']:.3f} free, {record['scores']['forgetting']:.3f} held")
     assert free["tasks"] == ["a", "b"]
-    assert free["forgetting"] > 0.5
-    assert kept["forgetting"] < 0.5 * free["forgetting"]
+    assert free["forgetting"] > 1
+    assert record["scores"]["forgetting"] < 0.4 * free["forgetting"]
+    assert record["losses"][2][1] < record["losses"][1][1] - 0.5  # and yet it learned the second task
     assert free["backward_transfer"] == -free["forgetting"]  # of two tasks they are the same
 
 
@@ -163,6 +164,7 @@ def assert_same_sequence(found: Path, expected: Path) -> None:
         assert ours[key] == theirs[key]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("regularizer", ["online-ewc", "si"])
 def test_resumed_sequence_equals_an_uninterrupted_one(
     held: Path, options: dict[str, Any], files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, regularizer: str
@@ -185,6 +187,7 @@ def test_resumed_sequence_equals_an_uninterrupted_one(
     assert_same_sequence(out, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("regularizer", ["ewc", "factor-ewc"])
 def test_importance_of_some_rows_of_the_finished_task(
     options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, regularizer: str
@@ -199,7 +202,8 @@ def test_importance_of_some_rows_of_the_finished_task(
         return original.next_task(material, state, path)
 
     monkeypatch.setitem(catalogue.REGULARIZERS, regularizer, original._replace(next_task=next_task))
-    settings = {**options, "regularizer": regularizer, "steps": 2, "importance_samples": 3}
+    general = {"regularizer_data": ("pydoc:fisher",), "regularizer_samples": 1} if regularizer == "factor-ewc" else {}
+    settings = {**options, "regularizer": regularizer, "steps": 2, "importance_samples": 3, **general}
     run(SequenceSettings(out=tmp_path / "run", **settings))
     assert seen == [3]  # once: nothing follows the last task
     assert read_metrics(tmp_path / "run/task-2/metrics.jsonl")[1]["penalty"] > 0

@@ -1,8 +1,9 @@
-"""Training under faults: killed again and again, on a full disk, with damaged checkpoints; the end is always the same."""
+"""Training under faults: killed again and again, a full disk, damaged checkpoints; the end is always the same."""
 
 import json
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -29,12 +30,16 @@ DRIVER = """
 import json, os, random, signal, sys, time, warnings
 from pathlib import Path
 warnings.simplefilter("ignore")
-import e2wm_jax.train.run, orbax.checkpoint, safetensors.numpy, tokenizers, transformers
+import e2wm_jax.train.run
 from e2wm_jax.cli import main
+from e2wm_jax.data.tokenizer import load_tokenizer
+from e2wm_jax.model_files import locate
 
-out, seed, attempts = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
-words, log = sys.argv[4:], out / "metrics.jsonl"
-rng = random.Random(seed)
+attempts, words = json.loads(sys.argv[1]), sys.argv[2:]
+out, model = (words[words.index(name) + 1] for name in ("--out", "--model"))
+out, log = Path(out), Path(out) / "metrics.jsonl"
+load_tokenizer(locate(model))  # for what it imports
+rng = random.Random(0)
 
 def rows():
     return log.read_bytes().count(b"\\n") if log.is_file() else 0
@@ -69,7 +74,7 @@ for kind in attempts:
             kind = None
         found, ended = os.waitpid(child, os.WNOHANG)
         status = os.waitstatus_to_exitcode(ended) if found else None
-        time.sleep(0.001)
+        time.sleep(0.002)
     last = sorted(int(path.name) for path in (out / "checkpoints").glob("*") if path.name.isdigit())[-1:]
     print(json.dumps([status, rows(), last]), flush=True)
 """
@@ -80,9 +85,7 @@ def words(tiny_llama, tmp_path_factory) -> list[str]:
     """The command but for --out: sixty steps of four of thirty examples."""
     folder = tmp_path_factory.mktemp("tasks")
     rng = random.Random(0)
-    lines = [
-        {"input": f"Count {'x ' * n}", "ref": str(n)} for n in (rng.randrange(1, 12) for _ in range(EXAMPLES))
-    ]
+    lines = [{"input": f"Count {'x ' * n}", "ref": str(n)} for n in (rng.randrange(1, 12) for _ in range(EXAMPLES))]
     (folder / "count.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return [
         *("train", "--model", str(tiny_llama), "--data", str(folder / "count.json")),
@@ -107,7 +110,7 @@ def compiled(tmp_path_factory) -> dict[str, str]:
 
 def attempts(out: Path, kinds: list[str | None], words: list[str], environment: dict[str, str]) -> list[list[Any]]:
     """[exit code, rows, last checkpoint] after each attempt at the run."""
-    command = [sys.executable, "-c", DRIVER, str(out), "1", json.dumps(kinds), *words, "--out", str(out)]
+    command = [sys.executable, "-c", DRIVER, json.dumps(kinds), *words, "--out", str(out)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
@@ -141,3 +144,65 @@ def test_killed_twenty_times_ends_as_the_run_left_alone(words, compiled, left_al
     examples = [name for row in read_metrics(out / "metrics.jsonl") for name in row["examples"]]
     for start in range(0, len(examples), EXAMPLES):  # each epoch, every example once
         assert set(Counter(examples[start : start + EXAMPLES]).values()) == {1}
+
+
+# ------------------------------------------------------------------------------------------------- disk and checkpoints
+
+
+@pytest.fixture
+def copy(left_alone, tmp_path) -> Path:
+    """A finished run, to be spoiled."""
+    return Path(shutil.copytree(left_alone, tmp_path / "run"))
+
+
+def test_full_disk_ends_the_run_with_a_line_and_it_can_go_on(words, left_alone, copy, capsys):
+    """The kernel refuses to write files of more than half a megabyte: the next checkpoint."""
+    shutil.rmtree(copy / "checkpoints/60")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19, limits[1]))
+    try:
+        assert main([*words, "--out", str(copy), "--resume"]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    said = capsys.readouterr().err
+    assert "resuming after step 58 of 60" in said
+    assert said.splitlines()[-1] == (
+        f"error: {copy}/checkpoints: cannot write the checkpoint of step 60: File too large; "
+        "make room and --resume: earlier checkpoints are kept, the newest is 58"
+    )
+    assert "Traceback" not in said
+    assert main([*words, "--out", str(copy), "--resume"]) == 0
+    assert_same_run(copy, left_alone)
+
+
+@pytest.mark.parametrize("spoilt", ["arrays", "position", "everything"])
+def test_resume_from_the_checkpoint_before_a_damaged_one(words, left_alone, copy, capsys, spoilt):
+    """One bit of the largest file of arrays; a position that says another step; a directory with nothing in it."""
+    newest = copy / "checkpoints/60"
+    if spoilt == "arrays":
+        path = max((newest / "state").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    elif spoilt == "position":
+        path = newest / "position/metadata"
+        path.write_text(path.read_text().replace('"step": 60', '"step": 59'))
+    else:
+        shutil.rmtree(newest)
+        newest.mkdir()
+    assert main([*words, "--out", str(copy), "--resume"]) == 0
+    said = capsys.readouterr().err
+    assert f"{newest}: damaged checkpoint (" in said
+    assert "; using checkpoint 58\nresuming after step 58 of 60\n" in said
+    shutil.rmtree(copy / "checkpoints/60.damaged")
+    assert_same_run(copy, left_alone)
+
+
+def test_resume_without_a_whole_checkpoint_starts_again(words, left_alone, copy, capsys):
+    for path in (copy / "checkpoints").iterdir():
+        (path / "position/metadata").write_bytes(b"")
+    assert main([*words, "--out", str(copy), "--resume"]) == 0
+    assert "there is no other, so nothing is restored" in capsys.readouterr().err
+    for path in (copy / "checkpoints").glob("*.damaged"):
+        shutil.rmtree(path)
+    assert_same_run(copy, left_alone)

@@ -46,9 +46,7 @@ UNTIED = dataclasses.replace(CONFIG, tied=False, attention_bias=True)
 SPEC = lora.adapter_spec(CONFIG, LoraConfig(rank=4, targets="all-linear"))
 MESHES = ("data=8", "fsdp=8", "data=2,fsdp=2,tensor=2")
 STEPS = 20
-COLLECTIVE = re.compile(
-    r"= (.+?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
-)
+COLLECTIVE = re.compile(r"= (.+?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
 
 pytestmark = [
     pytest.mark.usefixtures("quick_compilation"),
@@ -162,9 +160,8 @@ def test_packed_and_accumulated_are_one_large_batch() -> None:
         "accumulated": {"batch_size": 8, "accumulate": 2},
         "packed": {"batch_size": 16, "accumulate": 1, "pack": True},
     }.items():
-        loader = Loader(random_rows(), max_length=32, seed=0, **options)
+        loader = Loader(random_rows(), max_length=32, seed=0, parts=8, **options)
         config = StepConfig(Scope(CONFIG, SPEC), "none")
-        state = initial_state(config, lora.initialize(CONFIG, SPEC, jax.random.key(1)))
         params = decoder.initialize(CONFIG, jax.random.key(0))
         for mesh in (None, make_mesh("data=4,fsdp=2")):
             here = config._replace(scope=config.scope._replace(mesh=mesh))
@@ -337,5 +334,3 @@ def test_meshes_that_do_not_fit_are_refused(
     assert main([*words, *flags]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-
-

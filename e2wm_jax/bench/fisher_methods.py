@@ -31,8 +31,8 @@ from e2wm_jax.errors import InputError
 from e2wm_jax.fisher.arrange import attention_length
 from e2wm_jax.fisher.diagonal import Computation, FisherResult, Method, accumulate, peak_bytes, result, start
 from e2wm_jax.fisher.documents import DocumentBatch, collate_documents, document_batches
-from e2wm_jax.models.decoder import Remat
 from e2wm_jax.models import decoder
+from e2wm_jax.models.decoder import Remat
 from e2wm_jax.models.layers import Params
 from e2wm_jax.models.saving import write_model
 from e2wm_jax.models.weights import hf_names, load

@@ -56,8 +56,8 @@ def _lead(report: dict[str, Any]) -> str:
     share = report["tokens"] / report["places"]
     return (
         f"{report['model']} ({report['parameters'] / 1e6:.1f} M parameters), {report['device']}, jax {report['jax']}; "
-        f"a plain product runs at {report['gflops']:.0f} GFLOP/s, {known}. A measurement reads {report['tokens']} tokens "
-        f"in {report['settings']['steps']} steps, {report['predicted']} of them predicted, {share:.0%} of the places."
+        f"a plain product runs at {report['gflops']:.0f} GFLOP/s, {known}. A measurement reads {report['tokens']} "
+        f"tokens in {report['settings']['steps']} steps ({share:.0%} of the places), predicts {report['predicted']}."
     )
 
 

@@ -190,7 +190,7 @@ def _kl_and_gradient(
 ) -> tuple[jax.Array, jax.Array | None]:
     """KL [...] and its gradient [..., D]."""
     forward, tokens = direction == "forward", hidden.shape[:-1]
-    # Accelerators round float32 states on their way into a product, and small changes would be lost; bfloat16's are not.
+    # Accelerators round float32 states on their way into a product: small changes would be lost.  bfloat16's are not.
     of_change = hidden.dtype == jnp.float32
     both = jnp.stack([hidden, hidden - base_hidden if of_change else base_hidden])
 

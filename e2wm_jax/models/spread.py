@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -71,9 +72,9 @@ def _product_forward(x: jax.Array, w: GatheredMatrix) -> tuple[jax.Array, Gather
 
 def _product_backward(w: GatheredMatrix, g: jax.Array) -> tuple[jax.Array, None]:
     whole = w.whole()
-    inputs = jax.ShapeDtypeStruct((*g.shape[:-1], whole.shape[-1]), g.dtype)
-    (dx,) = jax.linear_transpose(lambda x: matmul(x, whole), inputs)(g)
-    return dx, None  # the weight is frozen
+    # A product is linear in x, so its value does not matter, and that of the product is never asked for.
+    _, pull = jax.vjp(lambda x: matmul(x, whole), jnp.zeros((*g.shape[:-1], whole.shape[-1]), g.dtype))
+    return pull(g)[0], None  # the weight is frozen
 
 
 _product.defvjp(_product_forward, _product_backward)

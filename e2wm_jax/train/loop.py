@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ from e2wm_jax.regularizers.regularizer import State
 from e2wm_jax.train.feed import on_devices
 from e2wm_jax.train.settings import TrainSettings
 from e2wm_jax.train.step import Controls, StepConfig, TrainState, train_step
+from e2wm_jax.train.throughput import Pace
 
 METRICS_FILE, VALIDATION_FILE, PROFILE = "metrics.jsonl", "validation.jsonl", "profile"
 _WARM = 2  # steps before a profile begins: those that compile
@@ -42,6 +43,7 @@ class Job:
     validate: Callable[[Adapters], float] | None
     publish: Callable[[Adapters], None]  # write the adapter for users
     log: Callable[[int, dict[str, float]], None]  # metrics to trackers
+    pace: Pace  # before the first step
 
     @property
     def steps(self) -> int:
@@ -53,11 +55,30 @@ class Job:
 class Totals:
     """Of the steps that this process did."""
 
+    pace: Pace
+    clock: float  # when the step before was done, or a checkpoint behind it
     tokens: int = 0
     waited: float = 0.0  # seconds for data
     skipped: int = 0  # updates left out
     task_loss: float = 0.0  # sum since the last checkpoint ...
     since: int = 0  # ... over so many steps
+
+
+class _Sinks(NamedTuple):
+    """Where numbers go."""
+
+    record: Callable[[str, dict[str, Any]], None]  # a row to a log of the run directory
+    bar: Any
+    saves: Checkpoints
+
+
+class _Pending(NamedTuple):
+    """A step whose numbers nobody has asked for yet."""
+
+    step: int
+    item: StepBatch
+    metrics: dict[str, jax.Array]
+    waited: float
 
 
 def run_loop(job: Job, state: TrainState, saves: Checkpoints) -> tuple[TrainState, dict[str, Any]]:
@@ -71,7 +92,8 @@ def run_loop(job: Job, state: TrainState, saves: Checkpoints) -> tuple[TrainStat
         KeyboardInterrupt: after Ctrl-C or SIGTERM, with a checkpoint of the last whole step.
     """
     first, mesh = int(state.step) + 1, job.config.scope.mesh
-    totals, started = Totals(), time.monotonic()
+    started = time.monotonic()
+    totals = Totals(replace(job.pace, done=first - 1), started)
     with (
         _records(job, first - 1) as record,
         progress_bar("train", job.steps, "step") as bar,
@@ -79,14 +101,15 @@ def run_loop(job: Job, state: TrainState, saves: Checkpoints) -> tuple[TrainStat
         _profile(job) as profiled,
     ):
         bar.update(first - 1)
+        sinks = _Sinks(record, bar, saves)
         # What a finished run reports again.
         row: dict[str, Any] = next(reversed(read_metrics(job.settings.out / METRICS_FILE)), {})
-        pending: tuple[int, StepBatch, dict[str, jax.Array]] | None = None
+        pending: _Pending | None = None
         steps = _steps(job, first)
         for step in range(first, job.steps + 1):
             before = time.monotonic()
             item, text = next(steps)
-            totals = replace(totals, waited=totals.waited + time.monotonic() - before)
+            waited = time.monotonic() - before
             profiled(step - first)
             controls = Controls(
                 job.rates[step - 1],
@@ -98,19 +121,19 @@ def run_loop(job: Job, state: TrainState, saves: Checkpoints) -> tuple[TrainStat
             state, metrics = train_step(job.config, state, controls, job.model.params, job.constants, *batches)
             # The numbers of a step are asked for when the next one is on its way, so that devices never wait for them.
             if pending is not None:
-                row, totals = _report(job, *pending, totals, record, bar, started)
-            pending = step, item, metrics
+                row, totals = _report(job, sinks, pending, totals)
+            pending = _Pending(step, item, metrics, waited)
             stopping = _agreed(stop.requested, mesh)
             if step % job.settings.checkpoint_every == 0 or step == job.steps or stopping:
-                row, totals = _report(job, *pending, totals, record, bar, started)
+                row, totals = _report(job, sinks, pending, totals)
                 pending = None
-                totals = _save(job, saves, step, state, totals, record)
+                totals = _save(job, sinks, step, state, totals)
             if stopping:
                 saves.wait()
                 say(f"stopped after step {step}; continue with --resume")
                 raise KeyboardInterrupt
     seconds = max(time.monotonic() - started, 1e-9)
-    return state, {
+    summary = {
         "steps": int(state.step),
         "loss": row.get("loss"),
         "task_loss": row.get("task_loss"),
@@ -118,7 +141,8 @@ def run_loop(job: Job, state: TrainState, saves: Checkpoints) -> tuple[TrainStat
         "tokens_per_second": totals.tokens / seconds,
         "waiting": totals.waited / seconds,
         "seconds": seconds,
-    } | ({"skipped": totals.skipped} if totals.skipped else {})
+    }
+    return state, summary | ({"skipped": totals.skipped} if totals.skipped else {})
 
 
 def _steps(job: Job, first: int) -> Iterator[tuple[StepBatch, StepBatch | None]]:
@@ -131,63 +155,56 @@ def _steps(job: Job, first: int) -> Iterator[tuple[StepBatch, StepBatch | None]]
         yield from zip(tasks, on_devices(job.text.batches(first, job.steps), mesh), strict=True)
 
 
-def _report(
-    job: Job,
-    step: int,
-    item: StepBatch,
-    metrics: dict[str, jax.Array],
-    totals: Totals,
-    record: Callable[[str, dict[str, Any]], None],
-    bar: Any,
-    started: float,
-) -> tuple[dict[str, Any], Totals]:
+def _report(job: Job, sinks: _Sinks, pending: _Pending, totals: Totals) -> tuple[dict[str, Any], Totals]:
     """Write a step's row; returns it and the totals with it."""
-    found = {name: np.asarray(value).item() for name, value in metrics.items()}
+    step = pending.step
+    found = {name: np.asarray(value).item() for name, value in pending.metrics.items()}
     finite, tokens = found.pop("finite"), found.pop("tokens")
-    examples = [job.kept[name] if isinstance(name, int) else name for name in item.examples]
+    examples = [job.kept[name] if isinstance(name, int) else name for name in pending.item.examples]
     if not finite and job.settings.on_nonfinite == "stop":
+        kept = sinks.saves.steps()
         raise FloatingPointError(
             f"step {step}: the loss is {found['loss']}, the norm of its gradient {found['grad_norm']} on examples "
-            f"{examples}; the last checkpoint is good: --resume with --on-nonfinite skip leaves such updates out"
+            f"{examples}; "
+            + (f"the last good checkpoint is {kept[-1]}: " if kept else "")
+            + "--resume with --on-nonfinite skip leaves such updates out"
         )
     rates = {"lr": float(job.rates[step - 1]), "strength": float(job.strengths[step - 1])}
     row = {"step": step, **found, **rates, "tokens": tokens, "examples": examples}
     if not finite:
         say(f"step {step}: the loss is {found['loss']} on examples {examples}; this update is left out")
         row |= {name: None for name, value in found.items() if not np.isfinite(value)} | {"skipped": True}
-    record(METRICS_FILE, row)
+    sinks.record(METRICS_FILE, row)
+    now = time.monotonic()
     totals = replace(
         totals,
+        pace=totals.pace.after(now - totals.clock, tokens, pending.waited),
+        clock=now,
         tokens=totals.tokens + tokens,
+        waited=totals.waited + pending.waited,
         skipped=totals.skipped + (not finite),
         task_loss=totals.task_loss + (found["task_loss"] if finite else 0.0),
         since=totals.since + finite,
     )
-    seconds = max(time.monotonic() - started, 1e-9)
-    shown = {"loss": found["task_loss"], "penalty": found["penalty"], "tok/s": totals.tokens / seconds}
-    bar.set_postfix_str(", ".join(f"{name} {value:.3g}" for name, value in shown.items()), refresh=False)
-    bar.update()
-    job.log(step, {**found, **rates, "tokens_per_second": shown["tok/s"], "waiting": totals.waited / seconds})
+    speed = totals.pace.numbers()
+    shown = {"loss": found["task_loss"], "penalty": found["penalty"], "tok/s": speed["tokens_per_second"]}
+    shown |= {"MFU": speed["mfu"]} if "mfu" in speed else {}
+    sinks.bar.set_postfix_str(", ".join(f"{name} {value:.3g}" for name, value in shown.items()), refresh=False)
+    sinks.bar.update()
+    job.log(step, {**found, **rates, **speed})
     return row, totals
 
 
-def _save(
-    job: Job,
-    saves: Checkpoints,
-    step: int,
-    state: TrainState,
-    totals: Totals,
-    record: Callable[[str, dict[str, Any]], None],
-) -> Totals:
+def _save(job: Job, sinks: _Sinks, step: int, state: TrainState, totals: Totals) -> Totals:
     """A checkpoint, its validation, and the adapter as users read it."""
     metric = totals.task_loss / totals.since if totals.since else None
     if job.validate is not None:
         metric = job.validate(state.adapters)
-        record(VALIDATION_FILE, {"step": step, "nats": metric})
+        sinks.record(VALIDATION_FILE, {"step": step, "nats": metric})
         job.log(step, {"validation": metric})
-    saves.save(step, state, {"step": step, "seed": job.settings.seed}, metric)
+    sinks.saves.save(step, state, {"step": step, "seed": job.settings.seed}, metric)
     job.publish(state.adapters)
-    return replace(totals, task_loss=0.0, since=0)
+    return replace(totals, clock=time.monotonic(), task_loss=0.0, since=0)
 
 
 @contextmanager

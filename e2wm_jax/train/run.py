@@ -38,6 +38,7 @@ from e2wm_jax.train.report import write_report
 from e2wm_jax.train.schedules import learning_rates, strengths
 from e2wm_jax.train.settings import TrainSettings, check, check_mesh
 from e2wm_jax.train.step import StepConfig, TrainState, initial_state
+from e2wm_jax.train.throughput import Pace, mean_work, peak_flops
 from e2wm_jax.train.trackers import check as check_trackers
 from e2wm_jax.train.trackers import trackers
 from e2wm_jax.train.validation import held_out_rows, validator
@@ -83,10 +84,10 @@ def make_ready(settings: TrainSettings) -> Mesh | None:
     Raises:
         InputError: naming the flag, its value and the rule.
     """
-    check_implementation("--penalty-kernel", settings.penalty_kernel)
     check_trackers(settings.trackers)
     if settings.distributed:
-        join_hosts()
+        join_hosts()  # before anything asks for a device
+    check_implementation("--penalty-kernel", settings.penalty_kernel)
     mesh = _mesh(settings)
     check_out(settings)
     return mesh
@@ -168,12 +169,21 @@ def train_task(
             validate=validator(settings, scope, model.params, inputs.held_out),
             publish=lambda adapters: publish(settings, adapters, config, model),
             log=log,
+            pace=_pace(config, loader, steps),
         )
         state, summary = run_loop(job, state, saves)
     publish(settings, state.adapters, config, model)
     if first:
         write_report(settings.out / REPORT_FILE, settings.out / METRICS_FILE, summary, resolved(settings))
     return state, summary
+
+
+def _pace(config: StepConfig, loader: Loader, steps: int) -> Pace:
+    """How speed is to be measured: by the work of the files' rows and the peak of the devices, where it is known."""
+    mesh = config.scope.mesh
+    work = mean_work(config.scope.config, config.scope.spec, ((len(row.ids), row.num_targets) for row in loader.rows))
+    peak = peak_flops(jax.devices()[0].device_kind) if work.total else None
+    return Pace(steps, flops_per_token=work.total, peak=peak and peak * (1 if mesh is None else mesh.size))
 
 
 def options(settings: TrainSettings) -> Options:

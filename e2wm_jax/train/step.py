@@ -22,7 +22,7 @@ from e2wm_jax.sharding import everywhere
 from e2wm_jax.train.passes import weighted_mean
 
 Optimizer = Literal["adamw", "sgd"]
-Scalar = jax.Array | np.generic | float
+Scalar = jax.Array | np.number | float
 
 
 @struct.dataclass
