@@ -205,8 +205,8 @@ class LoraWeight:
 
 
 def _kept(keys: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
-    """Which inputs dropout leaves, [B, *shape] from keys [B].  A row's depend on its key alone, so that a row is treated
-    alike wherever it lies on a mesh.
+    """Which inputs dropout leaves, [B, *shape] from keys [B].  A row's depend on its key alone: it is treated alike
+    wherever it lies on a mesh.
 
     Two 16-bit draws are cut from each 32 random bits, which on a CPU take longer than the adapter's own products; the
     rate is met to 1 / 131072.

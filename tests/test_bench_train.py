@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
@@ -16,7 +16,6 @@ from e2wm_jax.cli import COMMANDS
 from e2wm_jax.config import MODELS, GPTNeoConfig, LoraConfig
 from e2wm_jax.data.batch import Row
 from e2wm_jax.errors import InputError
-from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.train.throughput import flops_per_token
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -30,7 +29,7 @@ SMALL = TrainBenchSettings(
     rounds=1,
     waiting_steps=2,
     regularizers=("none", "l2"),
-    meshes=("data=2",),
+    meshes=("fsdp=8",),
     mesh_model="tiny",
     cores=1,
 )
@@ -108,9 +107,32 @@ def test_f_is_the_same_everywhere_and_another_for_each_module() -> None:
     assert not np.array_equal(f, fisher_of("model.layers.1.self_attn.q_proj", (4, 6), 1))
 
 
+class InThisProcess:
+    """Stands for a `Peer`: five processes would each import jax."""
+
+    def __init__(self, side: str, case: dict[str, Any], *, module: str) -> None:
+        assert (side, module) in (("ours", train._MODULE), ("mesh", train._MESHES))
+        case = json.loads(json.dumps(case))
+        if side == "ours":
+            self._operations = train_methods.operations(Job(**{**case, "targets": tuple(case["targets"])}))
+        else:
+            self._operations = train_meshes.operations(case)
+
+    def ask(self, operation: str, **arguments: Any) -> Any:
+        return json.loads(json.dumps({"seconds": 0.0, **self._operations[operation](**arguments)}))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
 @pytest.mark.slow
 def test_report_of_a_small_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
-    """In processes of its own, without torch."""
+    """Without torch."""
+    monkeypatch.setattr(train, "Peer", InThisProcess)
+    monkeypatch.setattr(train_meshes, "LENGTH", 32)
     monkeypatch.setattr(train_peers, "missing", lambda: "pip install torch")
     out = tmp_path / "out"
     report = json.loads(json.dumps(run(replace(SMALL, out=out))))
@@ -125,33 +147,21 @@ def test_report_of_a_small_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
     assert [row["regularizer"] for row in report["regularizers"]] == ["none", "l2"]
     assert report["regularizers"][0]["over_none"] == 1
     assert 0 <= report["waiting"]["share"] < 1
-    one, two = report["meshes"]
-    assert two["gflops"] == pytest.approx(one["gflops"] / 2, rel=0.01)
-    assert one["moved_bytes"] == 0 < two["collectives"]["all-reduce"]
+    one, spread = report["meshes"]
+    spec = lora.adapter_spec(MODELS["tiny"], LoraConfig(rank=2, targets="all-linear"))
+    work = flops_per_token(MODELS["tiny"], spec, 32, 0.5).total * 8 * 32
+    assert one["gflops"] == pytest.approx(work / 1e9, rel=0.01)
+    assert spread["gflops"] == pytest.approx(work / 8 / 1e9, rel=0.01)
+    assert one["moved_bytes"] == 0 < spread["collectives"]["all-gather"]
+    assert spread["argument_bytes"] < one["argument_bytes"] / 2
+    assert spread["unknown_loops"] == 0
     assert report["not_installed"] == {"peft": "pip install torch"}
     train.show(report)
     shown = capsys.readouterr().out
-    for word in ("tokens/s", "l2", "data=2", "waiting for data", "not installed"):
+    for word in ("tokens/s", "l2", "fsdp=8", "waiting for data", "not installed"):
         assert word in shown
     assert "<svg" in (out / "report.html").read_text()
     assert json.loads((out / "report.json").read_text())["steps"] == report["steps"]
-
-
-@pytest.mark.slow
-def test_a_mesh_splits_what_the_step_multiplies_and_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the devices that these tests have."""
-    monkeypatch.setattr(train_meshes, "LENGTH", 32)
-    case = {"shape": "tiny", "targets": "all-linear", "rank": 2, "batch_size": 8, "regularizer": "none"}
-    mesh = train_meshes.operations(case)["mesh"]
-    found = mesh("fsdp=8")
-    config = MODELS["tiny"]
-    spec = lora.adapter_spec(config, LoraConfig(rank=2, targets="all-linear"))
-    work = flops_per_token(config, spec, 32, 0.5).total * 8 * 32
-    assert found["gflops"] == pytest.approx(work / 8 / 1e9, rel=0.01)
-    numbers = sum(train_methods.spec_size(config, each) for each in weight_table(config).values())
-    assert found["argument_bytes"] < 4 * numbers / 2
-    assert found["collectives"]["all-gather"] > 0
-    assert found["unknown_loops"] == 0
 
 
 def test_random_weights_of_any_base(tmp_path: Path) -> None:

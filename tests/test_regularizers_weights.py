@@ -25,6 +25,7 @@ from e2wm_jax.lora import Adapters, AdapterSpec, TargetSpec, adapter_spec, delta
 from e2wm_jax.models import decoder
 from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.quantized import Int8Matrix
+from e2wm_jax.models.spread import place
 from e2wm_jax.models.weights import Model, flatten, load, unflatten
 from e2wm_jax.regularizers import ewc, kfac, mas, online_ewc, row_column
 from e2wm_jax.regularizers.catalogue import REGULARIZERS, regularizer
@@ -522,9 +523,9 @@ def test_no_array_of_tokens_times_vocabulary(name):
 @pytest.mark.skipif(jax.device_count() < 8, reason=f"needs 8 devices, there are {jax.device_count()}")
 def test_states_and_penalties_on_a_mesh_equal_those_on_one_device():
     mesh = make_mesh("data=2,fsdp=2,tensor=2")
-    config = replace(CONFIG, vocab_size=32)
+    config = replace(CONFIG, vocab_size=32, initializer_range=0.1)
     spec = tuple(target for target in SPEC if target.path != "layers.v")
-    params = jax.tree.map(lambda x: x * 4, decoder.initialize(config, jax.random.key(0)))
+    params = decoder.initialize(config, jax.random.key(0))
     start = {target.path: START[target.path] for target in spec}
     adapters = moved(start, 1, spec)
     now = moved(adapters, 2, spec)
@@ -533,9 +534,9 @@ def test_states_and_penalties_on_a_mesh_equal_those_on_one_device():
     fisher = random_measure("ewc", np.random.default_rng(3))
     for name in ("ewc", "online-ewc", "mas", "row-column", "kfac"):
         found = []
-        for scope in (Scope(config, spec), Scope(config, spec, mesh)):
-            before = Material(scope, params, start, fisher, (), options)
-            done = Material(scope, params, adapters, fisher, rows, options)
+        for scope, weights in ((Scope(config, spec), params), (Scope(config, spec, mesh), place(config, params, mesh))):
+            before = Material(scope, weights, start, fisher, (), options)
+            done = Material(scope, weights, adapters, fisher, rows, options)
             state = REGULARIZERS[name].next_task(done, REGULARIZERS[name].prepare(before), ())
             found.append((value_and_gradient(name, scope)(now, state), state))
         for one, several in zip(*map(jax.tree.leaves, found), strict=True):

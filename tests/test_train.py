@@ -221,7 +221,7 @@ def test_first_twenty_losses_equal_a_pytorch_and_peft_run(options, tiny_llama, t
     written = load_file(tmp_path / "run/adapter/adapter_model.safetensors")
     assert written.keys() == final.keys()
     for name, value in written.items():
-        # As a whole: AdamW divides by the gradient's size, and of GPT-Neo one number's first gradient is 2e-8, rounding.
+        # As a whole: AdamW divides by the gradient's size, and one number of GPT-Neo's begins with 2e-8, all rounding.
         assert np.linalg.norm(value - final[name]) < 1e-3 * np.linalg.norm(final[name]), name
 
 

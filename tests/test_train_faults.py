@@ -48,16 +48,14 @@ def writing():
     return {path.name for path in (out / "checkpoints").glob("*tmp*")}
 
 def due(kind, state):
-    if kind == "any":
-        return time.monotonic() > state["until"]
-    if kind == "row":
-        return rows() >= state["rows"]
-    return bool(writing() - state["writing"])
+    if kind == "write":
+        return bool(writing() - state["writing"])
+    return rows() >= state["rows"] or (kind == "any" and time.monotonic() > state["until"])
 
 for kind in attempts:
     # Rows behind the last checkpoint are dropped and written again, so that the new ones are those beyond.
-    state = {"rows": rows() + rng.randrange(1, 4), "writing": writing(), "until": time.monotonic() + rng.uniform(0, 2)}
-    later = rng.choice([0, 0.002, 0.01, 0.03])
+    state = {"rows": rows() + rng.choice([1, 2]), "writing": writing(), "until": time.monotonic() + rng.uniform(0, 4)}
+    later = rng.choice([0, 0.003, 0.01, 0.04])
     child = os.fork()
     if child == 0:
         code = 1
@@ -82,14 +80,14 @@ for kind in attempts:
 
 @pytest.fixture(scope="module")
 def words(tiny_llama, tmp_path_factory) -> list[str]:
-    """The command but for --out: sixty steps of four of thirty examples."""
+    """The command but for --out: eighty steps of four of thirty examples."""
     folder = tmp_path_factory.mktemp("tasks")
     rng = random.Random(0)
     lines = [{"input": f"Count {'x ' * n}", "ref": str(n)} for n in (rng.randrange(1, 12) for _ in range(EXAMPLES))]
     (folder / "count.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return [
         *("train", "--model", str(tiny_llama), "--data", str(folder / "count.json")),
-        *("--steps", "60", "--batch-size", "4", "--max-length", "48", "--lr", "0.003"),
+        *("--steps", "80", "--batch-size", "4", "--max-length", "48", "--lr", "0.003"),
         *("--lora.rank", "4", "--lora.dropout", "0.1", "--regularizer", "l2", "--strength", "0.01"),
         *("--checkpoint-every", "2", "--keep-checkpoints", "2", "--keep-best", "1"),
     ]
@@ -157,7 +155,7 @@ def copy(left_alone, tmp_path) -> Path:
 
 def test_full_disk_ends_the_run_with_a_line_and_it_can_go_on(words, left_alone, copy, capsys):
     """The kernel refuses to write files of more than half a megabyte: the next checkpoint."""
-    shutil.rmtree(copy / "checkpoints/60")
+    shutil.rmtree(copy / "checkpoints/80")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19, limits[1]))
     try:
@@ -165,10 +163,10 @@ def test_full_disk_ends_the_run_with_a_line_and_it_can_go_on(words, left_alone, 
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     said = capsys.readouterr().err
-    assert "resuming after step 58 of 60" in said
+    assert "resuming after step 78 of 80" in said
     assert said.splitlines()[-1] == (
-        f"error: {copy}/checkpoints: cannot write the checkpoint of step 60: File too large; "
-        "make room and --resume: earlier checkpoints are kept, the newest is 58"
+        f"error: {copy}/checkpoints: cannot write the checkpoint of step 80: File too large; "
+        "make room and --resume: earlier checkpoints are kept, the newest is 78"
     )
     assert "Traceback" not in said
     assert main([*words, "--out", str(copy), "--resume"]) == 0
@@ -177,24 +175,25 @@ def test_full_disk_ends_the_run_with_a_line_and_it_can_go_on(words, left_alone, 
 
 @pytest.mark.parametrize("spoilt", ["arrays", "position", "everything"])
 def test_resume_from_the_checkpoint_before_a_damaged_one(words, left_alone, copy, capsys, spoilt):
-    """One bit of the largest file of arrays; a position that says another step; a directory with nothing in it."""
-    newest = copy / "checkpoints/60"
+    """Bits of the largest file of arrays; a position that says another step; a directory with nothing in it."""
+    newest = copy / "checkpoints/80"
     if spoilt == "arrays":
         path = max((newest / "state").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
         data = bytearray(path.read_bytes())
-        data[len(data) // 2] ^= 1
+        for place in range(0, len(data), 64):
+            data[place] ^= 1
         path.write_bytes(data)
     elif spoilt == "position":
         path = newest / "position/metadata"
-        path.write_text(path.read_text().replace('"step": 60', '"step": 59'))
+        path.write_text(path.read_text().replace('"step": 80', '"step": 79'))
     else:
         shutil.rmtree(newest)
         newest.mkdir()
     assert main([*words, "--out", str(copy), "--resume"]) == 0
     said = capsys.readouterr().err
     assert f"{newest}: damaged checkpoint (" in said
-    assert "; using checkpoint 58\nresuming after step 58 of 60\n" in said
-    shutil.rmtree(copy / "checkpoints/60.damaged")
+    assert "; using checkpoint 78\nresuming after step 78 of 80\n" in said
+    shutil.rmtree(copy / "checkpoints/80.damaged")
     assert_same_run(copy, left_alone)
 
 

@@ -101,16 +101,24 @@ def manual_specs(config: ModelConfig, params: Params, mesh: Mesh) -> Params:
     return jax.tree.map(only, specs(config, params, mesh), is_leaf=lambda x: isinstance(x, PartitionSpec))
 
 
-def gathered(config: ModelConfig, params: Params, mesh: Mesh) -> Params:
-    """Inside `jax.shard_map`, the parameters with a `GatheredMatrix` wherever "fsdp" splits a weight."""
+def splits(config: ModelConfig, params: Params, mesh: Mesh) -> dict[str, tuple[int | None, ...]]:
+    """For every weight that "fsdp" splits, which dimension of each leaf of one layer."""
     if mesh.shape[AXIS] == 1:
-        return params
-    flat, found = flatten(params), {}
-    for path, value in flat.items():
-        stacked = weight_table(config)[path].stacked
-        splits = tuple(_split(spec[stacked:]) for spec in _flat_specs(config, path, value, mesh))
-        found[path] = value if all(split is None for split in splits) else GatheredMatrix(value, splits)
-    return unflatten(found)
+        return {}
+    found = {
+        path: tuple(
+            _split(spec[weight_table(config)[path].stacked :]) for spec in _flat_specs(config, path, value, mesh)
+        )
+        for path, value in flatten(params).items()
+    }
+    return {path: dimensions for path, dimensions in found.items() if any(d is not None for d in dimensions)}
+
+
+def gathered(params: Params, splits: dict[str, tuple[int | None, ...]]) -> Params:
+    """Inside `jax.shard_map`, this device's part of the parameters with a `GatheredMatrix` for every weight of `splits`
+    (which go by the shapes outside)."""
+    flat = flatten(params)
+    return unflatten({path: GatheredMatrix(x, splits[path]) if path in splits else x for path, x in flat.items()})
 
 
 def _split(spec: Sequence[Any]) -> int | None:

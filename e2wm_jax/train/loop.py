@@ -19,11 +19,12 @@ from e2wm_jax.models.weights import Model
 from e2wm_jax.progress import progress_bar, say
 from e2wm_jax.regularizers.regularizer import State
 from e2wm_jax.train.feed import on_devices
+from e2wm_jax.train.report import VALIDATION_FILE
 from e2wm_jax.train.settings import TrainSettings
 from e2wm_jax.train.step import Controls, StepConfig, TrainState, train_step
 from e2wm_jax.train.throughput import Pace
 
-METRICS_FILE, VALIDATION_FILE, PROFILE = "metrics.jsonl", "validation.jsonl", "profile"
+METRICS_FILE, PROFILE = "metrics.jsonl", "profile"
 _WARM = 2  # steps before a profile begins: those that compile
 
 

@@ -9,6 +9,7 @@ Letters: K accumulated passes, B rows, T tokens, M predicted tokens.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from e2wm_jax.lora import Adapters, attach
 from e2wm_jax.models.frozen_head import token_nll
 from e2wm_jax.models.layers import Params
 from e2wm_jax.models.likelihood import target_labels, target_states
-from e2wm_jax.models.spread import gathered, manual_specs
+from e2wm_jax.models.spread import gathered, manual_specs, splits
 from e2wm_jax.regularizers.regularizer import Scope
 from e2wm_jax.regularizers.tokens import head_of
 
@@ -74,24 +75,37 @@ def weighted_mean(
         zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, adapters))
         return jax.lax.scan(accumulate, zero, (batch, jnp.arange(batch.ids.shape[0])))[0]
 
-    if scope.mesh is None:
-        total, gradient = sums(adapters, params, batch, 0)
-    else:
-        mesh = scope.mesh
-
-        def local(adapters: Adapters, params: Params, batch: Batch) -> tuple[jax.Array, Adapters]:
-            part = jax.lax.axis_index("data") * mesh.shape["fsdp"] + jax.lax.axis_index("fsdp")
-            found = sums(adapters, gathered(scope.config, params, mesh), batch, part * batch.ids.shape[1])
-            return jax.lax.psum(found, _ROWS)
-
-        # check_vma would sum the gradient of the adapters, which are the same everywhere, once per pass.
-        total, gradient = jax.shard_map(
-            local,
-            mesh=mesh,
-            in_specs=(P(), manual_specs(scope.config, params, mesh), P(None, _ROWS)),
-            out_specs=P(),
-            axis_names=set(_ROWS),
-            check_vma=False,
-        )(adapters, params, batch)
+    total, gradient = summed_over_devices(scope, sums, adapters, params, batch)
     count = jnp.maximum(jnp.sum(batch.weights > 0), 1).astype(jnp.float32)
     return total / count, jax.tree.map(lambda g: g / count, gradient)
+
+
+def summed_over_devices(
+    scope: Scope,
+    function: Callable[[Adapters, Params, Batch, jax.Array | int], Any],
+    adapters: Adapters,
+    params: Params,
+    batch: Batch,
+) -> Any:
+    """The sum over devices of function(adapters, params, its rows of the batch, which row of a pass is its first).
+
+    Args:
+        batch: leaves with leading axes [K, B].
+    """
+    if scope.mesh is None:
+        return function(adapters, params, batch, 0)
+    mesh, spread = scope.mesh, splits(scope.config, params, scope.mesh)
+
+    def local(adapters: Adapters, params: Params, batch: Batch) -> Any:
+        part = jax.lax.axis_index("data") * mesh.shape["fsdp"] + jax.lax.axis_index("fsdp")
+        return jax.lax.psum(function(adapters, gathered(params, spread), batch, part * batch.ids.shape[1]), _ROWS)
+
+    # check_vma would sum the gradient of the adapters, which are the same everywhere, once per pass.
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(P(), manual_specs(scope.config, params, mesh), P(None, _ROWS)),
+        out_specs=P(),
+        axis_names=set(_ROWS),
+        check_vma=False,
+    )(adapters, params, batch)

@@ -7,21 +7,28 @@ import e2wm_jax
 from e2wm_jax.metrics import read_metrics
 from e2wm_jax.report import Section, details, key_values, line_chart, page, write
 
+VALIDATION_FILE = "validation.jsonl"
 _SMOOTHED_STEPS = 20  # window of the heavier line
 
 
 def write_report(path: Path, metrics: Path, summary: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Draw a run's metrics with its summary and settings into one self-contained page."""
+    """Draw a run's metrics, and its validation.jsonl if there is one, with summary and settings into one page."""
     rows = read_metrics(metrics)
 
     def chart(column: str, title: str, unit: str) -> str:
-        series = {column: [(row["step"], row[column]) for row in rows]}
+        # A step whose loss was no number has none to draw.
+        series = {column: [(row["step"], row[column]) for row in rows if row[column] is not None]}
         return line_chart(series, title=title, x_label="step", y_label=unit, smooth=_SMOOTHED_STEPS)
 
     charts = [chart("task_loss", "Task loss", "nats per answer token")]
+    if (validation := metrics.with_name(VALIDATION_FILE)).is_file():
+        held_out = {"validation": [(row["step"], row["nats"]) for row in read_metrics(validation)]}
+        charts.append(line_chart(held_out, title="Held-out tasks", x_label="step", y_label="nats per answer token"))
     if any(row["penalty"] for row in rows):
         charts.append(chart("penalty", "Penalty", "strength times penalty"))
     charts += [chart("grad_norm", "Gradient norm", "norm"), chart("lr", "Learning rate", "learning rate")]
+    if len({row["strength"] for row in rows}) > 1:
+        charts.append(chart("strength", "Strength", "strength"))
     sections = [
         Section("Outcome", [key_values(summary)]),
         Section("Training", charts),

@@ -116,6 +116,7 @@ def run(settings: SequenceSettings) -> dict[str, Any]:
     for index in range(len(settings.tasks)):
         adapters, state = _learn(sequence, index, adapters, state)
     publish(settings, adapters, config, model)
+    _write(settings, record)
     return {name: value for name, value in record.items() if name != "scores"} | {
         **record["scores"],
         "adapter": str(settings.out / ADAPTER),
@@ -216,6 +217,11 @@ def _measure(sequence: _Sequence, done: int, adapters: Adapters, summary: dict[s
     record["runs"] += [] if summary is None else [summary]
     if done == len(settings.tasks):
         record["scores"] = scores(record["losses"])
+    _write(settings, record)
+
+
+def _write(settings: SequenceSettings, record: dict[str, Any]) -> None:
+    """The record and the report of it; of several hosts the first does."""
     if jax.process_index() == 0:
         write_json(settings.out / RECORD_FILE, record)
         write_report(settings.out / REPORT_FILE, record, resolved(settings))

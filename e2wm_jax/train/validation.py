@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec as P
 
 from e2wm_jax.data.batch import Batch, Row
 from e2wm_jax.data.loader import sorted_batches
@@ -21,10 +20,9 @@ from e2wm_jax.data.tokenize import task_rows
 from e2wm_jax.errors import InputError
 from e2wm_jax.lora import Adapters, attach
 from e2wm_jax.models.layers import Params
-from e2wm_jax.models.spread import gathered, manual_specs
 from e2wm_jax.regularizers.regularizer import Scope
 from e2wm_jax.train.feed import put
-from e2wm_jax.train.passes import task_nll
+from e2wm_jax.train.passes import summed_over_devices, task_nll
 from e2wm_jax.train.settings import TrainSettings
 
 _ROWS = ("data", "fsdp")
@@ -50,16 +48,25 @@ def validation_loss(
     return total / max(count, 1)
 
 
+def mixture_of(text: str, flag: str) -> list[tuple[float, Path | OnlineTask]]:
+    """`parse_mixture` of another flag than --data.
+
+    Raises:
+        InputError: naming `flag`, for a malformed mixture.
+    """
+    try:
+        return parse_mixture(text)
+    except InputError as error:
+        raise InputError(f"{flag}: {str(error).removeprefix('--data').lstrip()}") from error
+
+
 def held_out_mixture(text: str, flag: str) -> list[tuple[float, Path]]:
-    """Files of a mixture with their weights, as `--data` has them.
+    """Files of a mixture with their weights.
 
     Raises:
         InputError: naming `flag`, for a malformed mixture or an online task in it.
     """
-    try:
-        mixture = parse_mixture(text)
-    except InputError as error:
-        raise InputError(f"{flag}: {str(error).removeprefix('--data').lstrip()}") from error
+    mixture = mixture_of(text, flag)
     for _, source in mixture:
         if isinstance(source, OnlineTask):
             raise InputError(f"{flag}: {source.name} has no end; give files, whose rows are the same each time")
@@ -99,21 +106,10 @@ def _loss_of(settings: TrainSettings, scope: Scope, params: Params, rows: Sequen
 def _weighted_sum(scope: Scope, params: Params, adapters: Adapters, batch: Batch) -> jax.Array:
     """sum(weights * nll) over a batch [1, B]; each device of a mesh goes through its own rows (`passes`)."""
 
-    def local(adapters: Adapters, params: Params, batch: Batch) -> jax.Array:
+    def local(adapters: Adapters, params: Params, batch: Batch, first_row: jax.Array | int) -> jax.Array:
+        del first_row
         rows = Batch(*(leaf[0] for leaf in batch))
         nll = task_nll(scope, params, attach(params, adapters, scope.spec), rows)
         return jnp.sum(rows.weights * nll)
 
-    if scope.mesh is None:
-        return local(adapters, params, batch)
-    mesh = scope.mesh
-    return jax.shard_map(
-        lambda adapters, params, batch: jax.lax.psum(
-            local(adapters, gathered(scope.config, params, mesh), batch), _ROWS
-        ),
-        mesh=mesh,
-        in_specs=(P(), manual_specs(scope.config, params, mesh), P(None, _ROWS)),
-        out_specs=P(),
-        axis_names=set(_ROWS),
-        check_vma=False,
-    )(adapters, params, batch)
+    return summed_over_devices(scope, local, adapters, params, batch)
