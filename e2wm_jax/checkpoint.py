@@ -4,7 +4,6 @@ What orbax leaves open is closed here: a digest of every leaf, so that a file th
 checkpoint before it then; and errors of the disk as one line. Files of a checkpoint appear under their number at once.
 """
 
-import errno
 import hashlib
 import json
 import logging
@@ -25,18 +24,12 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
-from e2wm_jax.errors import InputError
+from e2wm_jax.errors import WAYS_OUT, InputError, disk_error
 from e2wm_jax.progress import say
 
 DAMAGED = ".damaged"  # follows the number of a checkpoint that was set aside
 _STATE, _RECORD = "state", "position"
 _ROOM = 1 << 20  # bytes beside those of the arrays, for what orbax writes about them
-# What a disk may say, and the way out; orbax and tensorstore pass it on as text only.
-_WAY_OUT = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room"),
-    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make it writable"),
-    **dict.fromkeys((errno.EIO, errno.ENOENT, errno.ENOTDIR), "see to the disk"),
-}
 
 
 class Restored(NamedTuple):
@@ -246,7 +239,7 @@ class Checkpoints:
                 with tempfile.TemporaryFile(dir=self.folder) as file:
                     os.posix_fallocate(file.fileno(), 0, size)
             except OSError as error:
-                code = error.errno if error.errno in _WAY_OUT else 0  # not, say, a file system that reserves nothing
+                code = error.errno if error.errno in WAYS_OUT else 0  # not, say, a file system that reserves nothing
         if jax.process_count() > 1:
             code = int(multihost_utils.broadcast_one_to_all(np.int32(code)))
         if code:
@@ -258,12 +251,12 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            code = _disk_error(error)
+            code = disk_error(error)
             if code is None or isinstance(error, InputError):
                 raise
             kept = [int(path.name) for path in self.folder.glob("*") if path.name.isdigit()]
             raise InputError(
-                f"{self.folder}: cannot {what}: {os.strerror(code)}; {_WAY_OUT[code]}"
+                f"{self.folder}: cannot {what}: {os.strerror(code)}; {WAYS_OUT[code]}"
                 + (f" and --resume: earlier checkpoints are kept, the newest is {max(kept)}" if kept else "")
             ) from error
 
@@ -298,16 +291,6 @@ def _everywhere(holds: bool) -> bool:
     if jax.process_count() == 1:
         return holds
     return bool(multihost_utils.process_allgather(np.asarray(holds)).all())
-
-
-def _disk_error(error: BaseException | None) -> int | None:
-    """The errno behind this error, if the disk is behind it."""
-    while error is not None:
-        for code in _WAY_OUT:
-            if (isinstance(error, OSError) and error.errno == code) or os.strerror(code) in str(error):
-                return code
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def _is_news(record: logging.LogRecord) -> bool:

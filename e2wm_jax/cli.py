@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from dataclasses import fields
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from e2wm_jax import __version__
-from e2wm_jax.errors import InputError
+from e2wm_jax.errors import WAYS_OUT, InputError, disk_error
 
 
 class Command(NamedTuple):
@@ -102,6 +103,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of stdout has gone (`| head`): nothing more to say, and nothing to flush at exit.
         sys.stdout = io.StringIO()
         return 0
+    except OSError as error:
+        code = disk_error(error)
+        if code is None or isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{os.strerror(code)}; {WAYS_OUT[code]}; --resume continues a run", file=sys.stderr)
+        return 2
 
 
 def _dispatch(words: list[str]) -> int:

@@ -1,4 +1,14 @@
-"""The one exception that means "the user can fix this"."""
+"""The one exception that means "the user can fix this", and what a disk may say."""
+
+import errno
+import os
+
+# Errors of a disk, and the way out.
+WAYS_OUT = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make it writable"),
+    **dict.fromkeys((errno.EIO, errno.ENOENT, errno.ENOTDIR), "see to the disk"),
+}
 
 
 class InputError(ValueError):
@@ -18,3 +28,13 @@ def check_at_least(*rules: tuple[str, int | None, int]) -> None:
     for flag, value, least in rules:
         if value is not None and value < least:
             raise InputError(f"{flag} {value}: must be at least {least}")
+
+
+def disk_error(error: BaseException | None) -> int | None:
+    """The errno behind an exception, if it is one of `WAYS_OUT`; libraries may have passed it on as text only."""
+    while error is not None:
+        for code in WAYS_OUT:
+            if (isinstance(error, OSError) and error.errno == code) or os.strerror(code) in str(error):
+                return code
+        error = error.__cause__ or error.__context__
+    return None

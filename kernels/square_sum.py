@@ -26,8 +26,9 @@ def square_sum(
     group: int = 1,
     implementation: str = "xla",
 ) -> jax.Array:
-    """`total + sum_j (sum_{t in document j} g_t x_t^T)^2`,, with no more than `group` products [N, D] alive at a time, or
-    two where there are but two documents.
+    """`total + sum_j (sum_{t in document j} g_t x_t^T)^2`, with no more than `group` products [N, D] alive at a time.
+
+    Of two documents, both products may be alive.
 
     Sums are float32: products of bfloat16 are exact in it, float32 inputs are multiplied at full precision.
 

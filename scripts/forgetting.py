@@ -91,9 +91,11 @@ SMALL = Setting(
     hidden=32,
     layers=2,
     pretraining_steps=120,
+    pretraining_rows=12,
     finetuning_steps=40,
-    fisher_documents=64,
-    held_out=48,
+    rows=8,
+    fisher_documents=32,
+    held_out=32,
     lr=1e-2,
     strengths={"l2": (0.01,), "ewc": (100.0,), "kl-forward": (0.3,), "replay": (0.3,)},
 )
@@ -291,7 +293,7 @@ def chosen(plain: Run, runs: list[Run]) -> tuple[Run, bool]:
     return min(runs, key=lambda run: run.choose.task), False
 
 
-def compare(setting: Setting, say: Callable[[str], None] = partial(print, flush=True)) -> dict[str, Any]:
+def compare(setting: Setting, say: Callable[[str], None] = print) -> dict[str, Any]:
     """All runs, and the table of those that were chosen."""
     started = time.monotonic()
     world = build(setting)
@@ -338,7 +340,7 @@ def main() -> None:
     parser.add_argument("--json", help="write all runs to this file")
     arguments = parser.parse_args()
     setting = SMALL if arguments.small else Setting(strengths=STRENGTHS)
-    found = compare(replace(setting, seed=arguments.seed))
+    found = compare(replace(setting, seed=arguments.seed), partial(print, flush=True))
     if arguments.json:
         with open(arguments.json, "w", encoding="utf-8") as file:
             json.dump(found, file, indent=1)

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import subprocess
@@ -205,3 +206,21 @@ def test_resume_without_a_whole_checkpoint_starts_again(words, left_alone, copy,
     for path in (copy / "checkpoints").glob("*.damaged"):
         shutil.rmtree(path)
     assert_same_run(copy, left_alone)
+
+
+def test_output_that_cannot_be_written_is_refused_with_a_line(words, tmp_path, capsys):
+    """A disk that has no room for the first file; and a place where nobody may make a directory."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        assert main([*words, "--out", str(tmp_path / "run")]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == "error: File too large; make room; --resume continues a run"
+    if not Path("/sys/kernel").is_dir():
+        pytest.skip("only Linux has /sys")
+    assert main([*words, "--out", "/sys/kernel/run"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    reason = "Operation not permitted|Permission denied"
+    assert re.fullmatch(rf"error: /sys/kernel/run: ({reason}); make it writable; .*", said[-1]), said[-1]

@@ -65,15 +65,22 @@ def fisher_digest(fisher: Fisher) -> str:
     return digest.hexdigest()
 
 
+def _holds_something(out: Path) -> bool:
+    """Whether `out` is anything but a directory that is empty, or as a run killed in its very first write left it."""
+    if not out.is_dir():
+        return out.exists()
+    return any(not path.name.startswith(f".{CONFIG_FILE}.") for path in out.iterdir())
+
+
 def check_out(settings: TrainSettings) -> None:
     """A fresh directory, or with --resume one of the same settings."""
     out, config = settings.out, settings.out / CONFIG_FILE
     if not settings.resume:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if _holds_something(out):
             raise InputError(f"--out {out}: already holds a run; continue it with --resume, or give a new directory")
         return
     if not config.is_file():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if _holds_something(out):
             raise InputError(f"--resume: {out} holds no {CONFIG_FILE}, so no run; give the directory of a run")
         return  # never started: starts now
     earlier = read_json(config)

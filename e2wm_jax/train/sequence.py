@@ -127,15 +127,16 @@ def show(result: dict[str, Any]) -> None:
     """The matrix of losses as a table, and what it comes to."""
     names, texts = result["tasks"], result["text"]
     columns = [*names, *(["general text"] if texts else [])]
-    width = max(len("before"), *(len(f"after {name}") for name in names))
+    facts = ("average_loss", "forgetting", "backward_transfer", "forward_transfer", "adapter")
+    width = max(map(len, (*facts, *(f"after {name}" for name in names))))
     print(" " * width, *(f"{name:>12}" for name in columns))
     for number, row in enumerate(result["losses"]):
         values = [*row, *([texts[number]] if texts else [])]
         moment = f"after {names[number - 1]}" if number else "before"
         print(f"{moment:<{width}}", *(f"{value:12.4f}" for value in values))
-    for name in ("average_loss", "forgetting", "backward_transfer", "forward_transfer", "adapter"):
+    for name in facts:
         value = result[name]
-        print(f"{name:<{width}} ", f"{value:.4f}" if isinstance(value, float) else value)
+        print(f"{name:<{width}}", f"{value:12.4f}" if isinstance(value, float) else value)
 
 
 def _read_texts(settings: SequenceSettings, tokenizer: Any) -> tuple[_Texts, dict[str, str]]:

@@ -25,8 +25,6 @@ from e2wm_jax.train.feed import put
 from e2wm_jax.train.passes import summed_over_devices, task_nll
 from e2wm_jax.train.settings import TrainSettings
 
-_ROWS = ("data", "fsdp")
-
 
 def validation_loss(
     scope: Scope, params: Params, adapters: Adapters, rows: Sequence[Row], batch_size: int, max_length: int
