@@ -108,8 +108,8 @@ def no_loading(monkeypatch) -> None:
     def refuse(*_: Any) -> None:
         raise AssertionError("the model was loaded before the input was checked")
 
-    for module in ("train.run", "fisher.run", "evaluate.model"):
-        monkeypatch.setattr(f"e2wm_jax.{module}.load", refuse)
+    for function in ("train.run.load_model", "fisher.run.load", "evaluate.model.load"):
+        monkeypatch.setattr(f"e2wm_jax.{function}", refuse)
 
 
 # -------------------------------------------------------------------------------------------------------------- results

@@ -15,7 +15,7 @@ from e2wm_jax import lora
 from e2wm_jax.config import LlamaConfig
 from e2wm_jax.data.batch import Row
 from e2wm_jax.lora import Adapters, AdapterSpec, TargetSpec
-from e2wm_jax.models import decoder
+from e2wm_jax.models import decoder, spread
 from e2wm_jax.models.weights import flatten, unflatten
 from e2wm_jax.regularizers import rwalk
 from e2wm_jax.regularizers.factor_ewc import FACTOR_EWC, factor_fisher
@@ -163,9 +163,10 @@ def test_factor_fisher_is_that_of_single_documents(params, rows, exact, batch_si
 
 
 def test_factor_fisher_is_the_same_on_a_mesh(params, rows):
-    scope = SCOPE._replace(mesh=make_mesh("data=2,fsdp=2,tensor=2"))
+    mesh = make_mesh("data=2,fsdp=2,tensor=2")
+    scope, split = SCOPE._replace(mesh=mesh), spread.place(TINY, params, mesh)
     one = factor_fisher(material(params, moved(), rows, batch_size=2))
-    many = factor_fisher(material(params, moved(), rows, scope, batch_size=2))  # 4 rows a batch: one per device
+    many = factor_fisher(material(split, moved(), rows, scope, batch_size=2))  # 4 rows a batch: one per device
     assert relative_error(leaves(many), leaves(one)) < 1e-6
 
 

@@ -202,8 +202,7 @@ def test_importance_of_some_rows_of_the_finished_task(
         return original.next_task(material, state, path)
 
     monkeypatch.setitem(catalogue.REGULARIZERS, regularizer, original._replace(next_task=next_task))
-    general = {"regularizer_data": ("pydoc:fisher",), "regularizer_samples": 1} if regularizer == "factor-ewc" else {}
-    settings = {**options, "regularizer": regularizer, "steps": 2, "importance_samples": 3, **general}
+    settings = {**options, "regularizer": regularizer, "steps": 2, "importance_samples": 3}
     run(SequenceSettings(out=tmp_path / "run", **settings))
     assert seen == [3]  # once: nothing follows the last task
     assert read_metrics(tmp_path / "run/task-2/metrics.jsonl")[1]["penalty"] > 0

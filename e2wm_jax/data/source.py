@@ -34,8 +34,11 @@ class Question:
     where: str
 
 
-def parse_mixture(text: str) -> list[tuple[float, Path | OnlineTask]]:
+def parse_mixture(text: str, flag: str = "--data") -> list[tuple[float, Path | OnlineTask]]:
     """Parse "1 plan.json 0.7 online:act_recog" into [(weight, path or task), ...]; a bare name has weight 1.
+
+    Args:
+        flag: what the text was given to, for messages.
 
     Raises:
         InputError: for a weight without a name, a weight that is not positive, or an unknown online task.
@@ -51,14 +54,14 @@ def parse_mixture(text: str) -> list[tuple[float, Path | OnlineTask]]:
             weight = None
             continue
         if weight is not None:
-            raise InputError(f"--data {text!r}: two weights in a row before {word!r}; write 'weight file weight file'")
+            raise InputError(f"{flag} {text!r}: two weights in a row before {word!r}; write 'weight file weight file'")
         if not 0 < number < float("inf"):
-            raise InputError(f"--data {text!r}: weight {word} must be positive")
+            raise InputError(f"{flag} {text!r}: weight {word} must be positive")
         weight = number
     if weight is not None:
-        raise InputError(f"--data {text!r}: the last weight has no file behind it; write 'weight file weight file'")
+        raise InputError(f"{flag} {text!r}: the last weight has no file behind it; write 'weight file weight file'")
     if not mixture:
-        raise InputError("--data is empty; write 'weight file weight file', e.g. '1 plan.json 0.7 activity.json'")
+        raise InputError(f"{flag} is empty; write 'weight file weight file', e.g. '1 plan.json 0.7 activity.json'")
     return mixture
 
 

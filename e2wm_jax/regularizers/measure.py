@@ -52,7 +52,9 @@ def row_parts(scope: Scope) -> int:
 
 
 def documents(material: Material) -> Iterator[DocumentBatch]:
-    """All rows as documents, each in a row of its own; on a mesh this host's parts of each batch."""
+    """All rows, if any, as documents, each in a row of its own; on a mesh this host's parts of each batch."""
+    if not material.rows:
+        return iter(())
     parts, options = row_parts(material.scope), material.options
     size = -(-options.batch_size // parts) * parts
     hosts = (jax.process_index(), jax.process_count())

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import tyro
 
-from e2wm_jax.data.source import online_tasks
+from e2wm_jax.data.source import online_tasks, parse_mixture
 from e2wm_jax.errors import InputError, check_at_least
 from e2wm_jax.regularizers.catalogue import regularizer
 from e2wm_jax.regularizers.regularizer import same_state
 from e2wm_jax.train import settings as train
 from e2wm_jax.train.settings import TrainSettings
-from e2wm_jax.train.validation import held_out_mixture, mixture_of
+from e2wm_jax.train.validation import held_out_mixture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ def check(settings: SequenceSettings) -> None:
     for text in tests:
         held_out_mixture(text, "--tests")
     for index, text in enumerate(tasks):
-        endless = online_tasks(mixture_of(text, "--tasks"))
+        endless = online_tasks(parse_mixture(text, "--tasks"))
         if endless and settings.steps is None:
             raise InputError(f"--tasks: {endless[0][1].name} has no end; say how far to go with --steps N")
         train.check(_with_a_free_start(task_settings(settings, index)))

@@ -46,25 +46,13 @@ def validation_loss(
     return total / max(count, 1)
 
 
-def mixture_of(text: str, flag: str) -> list[tuple[float, Path | OnlineTask]]:
-    """`parse_mixture` of another flag than --data.
-
-    Raises:
-        InputError: naming `flag`, for a malformed mixture.
-    """
-    try:
-        return parse_mixture(text)
-    except InputError as error:
-        raise InputError(f"{flag}: {str(error).removeprefix('--data').lstrip()}") from error
-
-
 def held_out_mixture(text: str, flag: str) -> list[tuple[float, Path]]:
     """Files of a mixture with their weights.
 
     Raises:
         InputError: naming `flag`, for a malformed mixture or an online task in it.
     """
-    mixture = mixture_of(text, flag)
+    mixture = parse_mixture(text, flag)
     for _, source in mixture:
         if isinstance(source, OnlineTask):
             raise InputError(f"{flag}: {source.name} has no end; give files, whose rows are the same each time")
