@@ -78,7 +78,7 @@ class TrainBenchSettings:
     mesh_model: str = "llama4"
     """--shape of that step; its batch has a row per device of 128 tokens."""
     clock: Literal["wall", "cpu"] = "wall"
-    """cpu: processor time of the process that measures, all its threads, for a CPU that others use too."""
+    """cpu: processor time, for a CPU that others use too; with --cores 1, since threads that wait spin and count."""
     cores: int = 0
     """CPU cores for everyone; 0: all."""
     out: Path | None = None

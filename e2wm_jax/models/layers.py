@@ -122,7 +122,39 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: 
 
     q [B, T, H, K]; k, v [B, S, G, K], each shared by H / G query heads; mask [B, 1, T, S] -> [B, T, H, K].
     """
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale)
+    batch, tokens, _, size = q.shape
+    shared, seen = k.shape[2], k.shape[1]
+    # Queries of a shared key one after another: products of two axes, and no transposed scores.
+    grouped = q.reshape(batch, tokens, shared, -1, size).transpose(0, 2, 3, 1, 4).reshape(batch, shared, -1, size)
+    scores = jnp.einsum("bgqk,bsgk->bgqs", grouped, k, preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, shared, -1, tokens, seen)
+    weights = _masked_softmax(scores, mask[:, :, None], size**-0.5 if scale is None else scale).astype(v.dtype)
+    mixed = jnp.einsum("bgqs,bsgk->bgqk", weights.reshape(batch, shared, -1, seen), v)
+    return mixed.reshape(batch, shared, -1, tokens, size).transpose(0, 3, 1, 2, 4).reshape(q.shape)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _masked_softmax(scores: jax.Array, mask: jax.Array, scale: float) -> jax.Array:
+    """Softmax of scale * scores, even where the mask hides everything; only its result is kept for the gradient."""
+    scores = jnp.where(mask, scores * scale, -1e30)
+    e = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+    return e / jnp.sum(e, axis=-1, keepdims=True)
+
+
+def _masked_softmax_forward(
+    scores: jax.Array, mask: jax.Array, scale: float
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    weights = _masked_softmax(scores, mask, scale)
+    return weights, (weights, mask)
+
+
+def _masked_softmax_backward(scale: float, saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, None]:
+    weights, mask = saved
+    scores = weights * (g - jnp.sum(weights * g, axis=-1, keepdims=True)) * scale
+    return jnp.where(mask, scores, 0), None
+
+
+_masked_softmax.defvjp(_masked_softmax_forward, _masked_softmax_backward)
 
 
 def cached_attention(
