@@ -215,7 +215,7 @@ def test_importance_of_some_rows_of_the_finished_task(
         ({"tests": ("{first}",)}, r"--tests: 1 given for 2 --tasks"),
         ({"names": ("a", "a")}, r"--names a a: give 2 different names"),
         ({"data": "{first}"}, r"--data .*: a sequence has --tasks instead"),
-        ({"tasks": ("1 {first}", "1 2 {second}")}, r"--tasks: .*two weights in a row"),
+        ({"tasks": ("1 {first}", "1 2 {second}")}, r"--tasks .*two weights in a row"),
         ({"tasks": ("1 {first}", "online:count"), "steps": None}, r"--tasks: online:count has no end"),
         ({"tests": ("{first}", "online:count")}, r"--tests: online:count has no end; give files"),
         ({"tasks": ("1 {first}", "no-such.json")}, r"no-such\.json: no such file"),

@@ -52,7 +52,7 @@ class Options:
     """Numbers that some regularizers have."""
 
     decay: float = 1.0  # of earlier tasks' importance, gamma
-    damping: float = 1e-3  # xi of si, epsilon of rwalk
+    damping: float = 1e-3  # xi of si
     batch_size: int = 4  # rows that `prepare` and `next_task` read at once
     max_length: int = 800  # longest of those rows
     seed: int = 0

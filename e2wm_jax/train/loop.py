@@ -103,8 +103,9 @@ def run_loop(job: Job, state: TrainState, saves: Checkpoints) -> tuple[TrainStat
     ):
         bar.update(first - 1)
         sinks = _Sinks(record, bar, saves)
-        # What a finished run reports again.
-        row: dict[str, Any] = next(reversed(read_metrics(job.settings.out / METRICS_FILE)), {})
+        row: dict[str, Any] = {}
+        if jax.process_index() == 0:  # what a finished run reports again
+            row = next(reversed(read_metrics(job.settings.out / METRICS_FILE)), {})
         pending: _Pending | None = None
         steps = _steps(job, first)
         for step in range(first, job.steps + 1):

@@ -48,7 +48,7 @@ class TrainSettings:
     decay: float = 1.0
     """Of earlier tasks' importance (gamma), in sequences of tasks."""
     damping: float = 1e-3
-    """xi of si, epsilon of rwalk."""
+    """xi of si: added to the squared way of each number that its path is divided by."""
     fisher_scale: Literal["none", "rowmax127"] = "none"
     """rowmax127 uses round(127 F / row maximum), for strengths published with the official code."""
     penalty_kernel: Implementation = "xla"
