@@ -16,9 +16,14 @@ import jax.numpy as jnp
 
 Params = dict[str, Any]  # nested dicts; leaves are arrays, or a Matrix, Table or Vector in their place
 
-_tanh_gelu = partial(jax.nn.gelu, approximate=True)
+# A function whose backward pass keeps its inputs only and computes the rest again, where that costs no product with a
+# weight: what a scan over layers keeps of every layer takes longer to write and read than to make.  Without the barriers
+# that `jax.checkpoint` adds by default, a compiler that sees both passes at once makes it once.
+_remade = partial(jax.checkpoint, prevent_cse=False)
+
+_tanh_gelu = _remade(partial(jax.nn.gelu, approximate=True))
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {  # by their names in Hugging Face configurations
-    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu": _remade(partial(jax.nn.gelu, approximate=False)),
     "gelu_new": _tanh_gelu,
     "gelu_fast": _tanh_gelu,
     "gelu_pytorch_tanh": _tanh_gelu,
@@ -101,22 +106,37 @@ def linear(x: jax.Array, p: Mapping[str, Any]) -> jax.Array:
 
 def rms_norm(x: jax.Array, w: jax.Array | Vector, eps: float) -> jax.Array:
     """Root-mean-square norm (Zhang & Sennrich 2019); statistics in float32, scale in the model's dtype."""
+    return multiply(_over_root_mean_square(x, eps), w)
+
+
+@partial(_remade, static_argnums=1)
+def _over_root_mean_square(x: jax.Array, eps: float) -> jax.Array:
     x32 = x.astype(jnp.float32)
-    normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
-    return multiply(normed.astype(x.dtype), w)
+    return (x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)).astype(x.dtype)
 
 
 def layer_norm(x: jax.Array, p: Mapping[str, Any], eps: float) -> jax.Array:
     """Layer norm (Ba et al. 2016) with parameters {optional "weight": [D], optional "bias": [D]}; statistics in
     float32, scale and shift in the model's dtype."""
-    x32 = x.astype(jnp.float32)
-    centered = x32 - jnp.mean(x32, axis=-1, keepdims=True)
-    normed = centered * jax.lax.rsqrt(jnp.mean(jnp.square(centered), axis=-1, keepdims=True) + eps)
-    y = normed.astype(x.dtype)
+    y = _over_standard_deviation(x, eps)
     y = multiply(y, p["weight"]) if "weight" in p else y
     return add(y, p["bias"]) if "bias" in p else y
 
 
+@partial(_remade, static_argnums=1)
+def _over_standard_deviation(x: jax.Array, eps: float) -> jax.Array:
+    x32 = x.astype(jnp.float32)
+    centered = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+    return (centered * jax.lax.rsqrt(jnp.mean(jnp.square(centered), axis=-1, keepdims=True) + eps)).astype(x.dtype)
+
+
+@_remade
+def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """silu(gate) * up (Shazeer 2020)."""
+    return jax.nn.silu(gate) * up
+
+
+@partial(_remade, static_argnums=4)
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float | None = None) -> jax.Array:
     """Dot-product attention scaled by 1 / sqrt(K) unless told otherwise, softmax in float32.
 

@@ -13,7 +13,7 @@ from e2wm_jax.config import DynamicScaling, LlamaConfig
 from e2wm_jax.errors import InputError
 from e2wm_jax.models import rope
 from e2wm_jax.models.family import Attend
-from e2wm_jax.models.layers import Params, linear, lookup, rms_norm
+from e2wm_jax.models.layers import Params, linear, lookup, rms_norm, swiglu
 from e2wm_jax.models.weight_table import LinearSpec, WeightSpec, WeightTable, linear_weights
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
@@ -80,7 +80,7 @@ def layer(
         x = x + linear(mixed.reshape(*x.shape[:2], -1), p["o"])
     with jax.named_scope("mlp"):
         normed = rms_norm(x, p["mlp_norm"]["weight"], config.norm_eps)
-        return x + linear(jax.nn.silu(linear(normed, p["gate"])) * linear(normed, p["up"]), p["down"]), kept
+        return x + linear(swiglu(linear(normed, p["gate"]), linear(normed, p["up"])), p["down"]), kept
 
 
 def finish(config: LlamaConfig, params: Params, x: jax.Array) -> jax.Array:
