@@ -16,9 +16,9 @@ import jax.numpy as jnp
 
 Params = dict[str, Any]  # nested dicts; leaves are arrays, or a Matrix, Table or Vector in their place
 
-# A function whose backward pass keeps its inputs only and computes the rest again, where that costs no product with a
+# A function whose backward pass keeps its inputs only and computes the rest again.  For what costs no product with a
 # weight: what a scan over layers keeps of every layer takes longer to write and read than to make.  Without the barriers
-# that `jax.checkpoint` adds by default, a compiler that sees both passes at once makes it once.
+# of `jax.checkpoint`, a compiler that sees both passes at once makes it once.
 _remade = partial(jax.checkpoint, prevent_cse=False)
 
 _tanh_gelu = _remade(partial(jax.nn.gelu, approximate=True))
