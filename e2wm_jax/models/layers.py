@@ -17,8 +17,8 @@ import jax.numpy as jnp
 Params = dict[str, Any]  # nested dicts; leaves are arrays, or a Matrix, Table or Vector in their place
 
 # A function whose backward pass keeps its inputs only and computes the rest again.  For what costs no product with a
-# weight: what a scan over layers keeps of every layer takes longer to write and read than to make.  Without the barriers
-# of `jax.checkpoint`, a compiler that sees both passes at once makes it once.
+# weight: to write and read what a scan keeps of every layer takes longer than to make it.  Without the barriers of
+# `jax.checkpoint`, a compiler that sees both passes at once makes it once.
 _remade = partial(jax.checkpoint, prevent_cse=False)
 
 _tanh_gelu = _remade(partial(jax.nn.gelu, approximate=True))
