@@ -4,9 +4,11 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from e2wm_jax import lora
 from e2wm_jax.config import LlamaConfig, LoraConfig
@@ -233,6 +236,29 @@ def test_spread_weights_are_gathered_a_layer_at_a_time(remat: Any) -> None:
     assert {kind for kind, _ in found} <= {"all-gather", "all-reduce", "all-to-all"}
 
 
+def test_what_tensor_splits_stays_split() -> None:
+    """On a mesh of three axes devices swap halves of their share of a weight; only the adapters' gradients are put
+    together, and ids."""
+    found = collectives(compiled("data=2,fsdp=2,tensor=2", regularizer="none"))
+    sizes = {kind: [size(shape) for k, shapes in found if k == kind for shape in shapes] for kind, _ in found}
+    largest = max(size(spec.shape) for spec in decoder.weight_table(CONFIG).values())
+    assert max(sizes["collective-permute"]) <= largest / 4
+    adapters = lora.initialize(CONFIG, SPEC, jax.random.key(1))
+    assert max(sizes["all-gather"]) <= max(leaf.size for leaf in jax.tree.leaves(adapters))
+    assert sum(sizes["all-gather"]) <= sum(leaf.size for leaf in jax.tree.leaves(adapters)) + 2 * 8 * 32
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+def test_swapping_halves_is_gathering(devices: int) -> None:
+    mesh = make_mesh(f"fsdp={devices},data={8 // devices}")
+    x = jnp.arange(16 * 8, dtype=jnp.float32).reshape(16, 8)
+    for axis, where in ((0, P("fsdp")), (1, P(None, "fsdp"))):
+        together = jax.shard_map(
+            partial(spread._exchanged, axis=axis), mesh=mesh, in_specs=where, out_specs=P(), check_vma=False
+        )
+        np.testing.assert_array_equal(together(x), x)
+
+
 def test_what_a_device_holds_falls_as_computed() -> None:
     """Weights, F and batch; the adapters and the optimizer are on every device."""
     arguments = {mesh: compiled(mesh).memory_analysis().argument_size_in_bytes for mesh in ("data=8", "fsdp=8")}
@@ -307,8 +333,6 @@ def test_two_hosts_of_four_devices_train_as_one(tiny_llama: Path, tmp_path: Path
     assert [row["examples"] for row in found] == [row["examples"] for row in expected]
     assert_same(found, expected)
     # Another mesh goes on where this one stopped: from the checkpoint of step 3 on one device.
-    import shutil
-
     shutil.rmtree(tmp_path / "two/checkpoints/6")
     assert main([*words, "--out", str(tmp_path / "two"), "--checkpoint-every", "3", "--resume"]) == 0
     again = read_metrics(tmp_path / "two/metrics.jsonl")

@@ -98,7 +98,7 @@ def summed_over_devices(
 
     def local(adapters: Adapters, params: Params, batch: Batch) -> Any:
         part = jax.lax.axis_index("data") * mesh.shape["fsdp"] + jax.lax.axis_index("fsdp")
-        return jax.lax.psum(function(adapters, gathered(params, spread), batch, part * batch.ids.shape[1]), _ROWS)
+        return jax.lax.psum(function(adapters, gathered(params, mesh, spread), batch, part * batch.ids.shape[1]), _ROWS)
 
     # check_vma would sum the gradient of the adapters, which are the same everywhere, once per pass.
     return jax.shard_map(

@@ -97,12 +97,13 @@ def train_step(
     task_loss, task_gradient = weighted_mean(
         config.scope, state.adapters, params, batch, dropout=config.dropout, key=key
     )
+    # Else the update would be worked out in shares of a mesh's devices, and each of its results gathered.
+    task_gradient = _everywhere(config, task_gradient)
 
     penalty, pull = jnp.float32(0), jax.tree.map(jnp.zeros_like, state.adapters)
     if regularizer.penalty is not None:
         # Once per optimizer step, not once per pass: it does not depend on the data.
         penalty, pull = jax.value_and_grad(partial(regularizer.penalty, config.scope))(state.adapters, constants)
-        # Else the update would be worked out in the penalty's shares, and each of its results gathered.
         pull = _everywhere(config, pull)
     elif regularizer.token_penalty is not None:
         rows = batch if text is None else text
