@@ -149,7 +149,8 @@ def test_report_of_a_small_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
     assert 0 <= report["waiting"]["share"] < 1
     one, spread = report["meshes"]
     spec = lora.adapter_spec(MODELS["tiny"], LoraConfig(rank=2, targets="all-linear"))
-    work = flops_per_token(MODELS["tiny"], spec, 32, 0.5).total * 8 * 32
+    each = flops_per_token(MODELS["tiny"], spec, 32, 0.5)
+    work = (each.total + each.attention / 6) * 8 * 32  # scores are made twice
     assert one["gflops"] == pytest.approx(work / 1e9, rel=0.01)
     assert spread["gflops"] == pytest.approx(work / 8 / 1e9, rel=0.01)
     assert one["moved_bytes"] == 0 < spread["collectives"]["all-gather"]

@@ -284,12 +284,12 @@ def test_sgd_and_remat_give_the_update_written_out(tiny, options):
     from e2wm_jax.models.likelihood import target_nll
 
     item = next(iter(Loader(rows_of(options), 2, 2, MAX_LENGTH, 0).batches(1, 1)))
-    start = initialize(tiny.config, step_config(tiny).spec, jax.random.key(0))
+    start = initialize(tiny.config, step_config(tiny).scope.spec, jax.random.key(0))
     start = jax.tree.map(lambda x: x + 0.01, start)
     flat = Batch(*(leaf.reshape(-1, leaf.shape[-1]) for leaf in item.batch))
 
     def loss(adapters):
-        adapted = attach(tiny.params, adapters, step_config(tiny).spec)
+        adapted = attach(tiny.params, adapters, step_config(tiny).scope.spec)
         return jnp.sum(flat.weights * target_nll(tiny.config, adapted, flat)) / np.sum(flat.weights > 0)
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(start)

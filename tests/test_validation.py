@@ -115,7 +115,7 @@ def test_every_checkpoint_has_its_loss_and_the_best_one_is_kept(
 @pytest.mark.parametrize(
     ("mixture", "words"),
     [
-        ("1 1 a.json", r"--validation: .*two weights in a row"),
+        ("1 1 a.json", r"--validation .*two weights in a row"),
         ("no-such.json", r"no-such\.json: no such file"),
         ("online:count", r"--validation: online:count has no end; give files"),
     ],
