@@ -241,7 +241,7 @@ def test_mistakes_are_found_before_anything_is_written(
     def refuse(*_: Any) -> None:
         raise AssertionError("the model was loaded before the input was checked")
 
-    monkeypatch.setattr("e2wm_jax.train.sequence.load_model", refuse)
+    monkeypatch.setattr("e2wm_jax.train.sequence.load_all", refuse)
     changed = {name: filled(value) for name, value in changes.items()}
     with pytest.raises(InputError, match=words):
         run(SequenceSettings(**{**options, "out": tmp_path / "run", **changed}))

@@ -103,7 +103,22 @@ def load_model(settings: TrainSettings, files: ModelFiles, mesh: Mesh | None) ->
 
 
 def _train(settings: TrainSettings, files: ModelFiles, mesh: Mesh | None, inputs: Inputs) -> dict[str, Any]:
-    content = inputs.content
+    model, adapters, fisher, config = load_all(settings, files, mesh, inputs.content)
+    rows = () if inputs.corpus is None else inputs.corpus.rows
+    material = Material(config.scope, model.params, adapters, fisher, rows, options(settings))
+    prepare = partial(REGULARIZERS[settings.regularizer].prepare, material)
+    _, summary = train_task(settings, config, model, adapters, prepare, inputs)
+    return {**summary, "adapter": str(settings.out / ADAPTER)}
+
+
+def load_all(
+    settings: TrainSettings, files: ModelFiles, mesh: Mesh | None, content: dict[str, str]
+) -> tuple[Model, Adapters, Fisher | None, StepConfig]:
+    """Model, first adapters, Fisher if there is one, and step; their digests go into `content`.
+
+    Raises:
+        InputError: if they do not fit each other, or with --resume are not those of the run.
+    """
     model = load_model(settings, files, mesh)
     content["model"] = model.fingerprint
     check_same(settings, content)
@@ -112,12 +127,7 @@ def _train(settings: TrainSettings, files: ModelFiles, mesh: Mesh | None, inputs
     if fisher is not None:
         content["fisher"] = fisher_digest(fisher)
         check_same(settings, content)
-    config = step_config(settings, model, spec, mesh)
-    rows = () if inputs.corpus is None else inputs.corpus.rows
-    material = Material(config.scope, model.params, adapters, fisher, rows, options(settings))
-    prepare = partial(REGULARIZERS[settings.regularizer].prepare, material)
-    _, summary = train_task(settings, config, model, adapters, prepare, inputs)
-    return {**summary, "adapter": str(settings.out / ADAPTER)}
+    return model, adapters, fisher, step_config(settings, model, spec, mesh)
 
 
 def train_task(

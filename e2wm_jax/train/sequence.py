@@ -26,19 +26,16 @@ from e2wm_jax.models.weights import Model
 from e2wm_jax.progress import say
 from e2wm_jax.regularizers.catalogue import REGULARIZERS
 from e2wm_jax.regularizers.regularizer import Material, State, same_state
-from e2wm_jax.train.directory import CONFIG_FILE, CONTENT, check_same, content_of, fisher_digest, resolved
+from e2wm_jax.train.directory import CONFIG_FILE, CONTENT, check_same, content_of, resolved
 from e2wm_jax.train.feed import open_data, read_text
 from e2wm_jax.train.run import (
     ADAPTER,
     REPORT_FILE,
     Inputs,
-    load_fisher,
-    load_model,
+    load_all,
     make_ready,
     options,
     publish,
-    start,
-    step_config,
     train_task,
 )
 from e2wm_jax.train.sequence_report import write_report
@@ -98,15 +95,7 @@ def run(settings: SequenceSettings) -> dict[str, Any]:
             content |= content_of(task, texts.corpus)
     check_same(settings, content)
 
-    model = load_model(settings, files, mesh)
-    content["model"] = model.fingerprint
-    check_same(settings, content)
-    adapters, spec = start(settings, model)
-    fisher = load_fisher(settings, model, spec)
-    if fisher is not None:
-        content["fisher"] = fisher_digest(fisher)
-        check_same(settings, content)
-    config = step_config(settings, model, spec, mesh)
+    model, adapters, fisher, config = load_all(settings, files, mesh, content)
     record = _open_record(settings, content)
     sequence = _Sequence(settings, config, model, fisher, tokenizer, texts, content, record)
 
