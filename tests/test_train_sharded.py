@@ -23,7 +23,7 @@ from e2wm_jax.config import LlamaConfig, LoraConfig
 from e2wm_jax.data.batch import Batch, Row
 from e2wm_jax.data.loader import Loader
 from e2wm_jax.metrics import read_metrics
-from e2wm_jax.models import decoder, spread
+from e2wm_jax.models import decoder, exchange, spread
 from e2wm_jax.models.layers import Params
 from e2wm_jax.models.quantized import quantize_params
 from e2wm_jax.models.weights import flatten
@@ -249,14 +249,20 @@ def test_what_tensor_splits_stays_split() -> None:
 
 
 @pytest.mark.parametrize("devices", [2, 8])
-def test_swapping_halves_is_gathering(devices: int) -> None:
+@pytest.mark.parametrize("axis", [0, 1])
+def test_swapping_halves_is_gathering(devices: int, axis: int) -> None:
     mesh = make_mesh(f"fsdp={devices},data={8 // devices}")
     x = jnp.arange(16 * 8, dtype=jnp.float32).reshape(16, 8)
-    for axis, where in ((0, P("fsdp")), (1, P(None, "fsdp"))):
-        together = jax.shard_map(
-            partial(spread._exchanged, axis=axis), mesh=mesh, in_specs=where, out_specs=P(), check_vma=False
-        )
-        np.testing.assert_array_equal(together(x), x)
+    split = P(*[None] * axis, "fsdp")
+
+    def scattered(whole: jax.Array) -> jax.Array:
+        return exchange.scatter_sum(whole * (1 + jax.lax.axis_index("fsdp")), "fsdp", axis)
+
+    over = partial(jax.shard_map, mesh=mesh, check_vma=False)
+    together = over(partial(exchange.gather, axis_name="fsdp", axis=axis), in_specs=split, out_specs=P())
+    np.testing.assert_array_equal(together(x), x)
+    sums = over(scattered, in_specs=P(), out_specs=split)
+    np.testing.assert_array_equal(sums(x), x * sum(range(1, devices + 1)))
 
 
 def test_what_a_device_holds_falls_as_computed() -> None:

@@ -169,7 +169,7 @@ class _Leaves:
         flat = dict(flatten(params))
         for name in flat:
             if split := self.splits.get(prefix + name):
-                flat[name] = jax.lax.all_gather(flat[name], split.axis, axis=split.dimension, tiled=True)
+                flat[name] = split.gathered(flat[name])
         return unflatten(flat)
 
     def squared(

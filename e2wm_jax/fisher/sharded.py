@@ -24,6 +24,7 @@ from e2wm_jax.fisher import fused
 from e2wm_jax.fisher.documents import DocumentBatch
 from e2wm_jax.fisher.squares import Split
 from e2wm_jax.models.decoder import weight_table
+from e2wm_jax.models.exchange import exchangeable
 from e2wm_jax.models.layers import Params
 from e2wm_jax.models.weights import flatten, unflatten
 from e2wm_jax.sharding import batch_sharding, partition
@@ -115,7 +116,7 @@ def _splits(config: ModelConfig, params: Params, mesh: Mesh) -> dict[str, Split]
     for path, spec in weight_table(config).items():
         where = partition(mesh, spec.shape, spec.axes)
         if "fsdp" in where and isinstance(flat[path], jax.Array):
-            found[path] = Split("fsdp", where.index("fsdp"))
+            found[path] = Split("fsdp", where.index("fsdp"), exchangeable(mesh, "fsdp"))
     return found
 
 

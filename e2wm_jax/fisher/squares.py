@@ -25,6 +25,7 @@ from flax import struct
 
 from e2wm_jax.fisher.documents import DocumentBatch
 from e2wm_jax.kernels.square_sum import square_sum
+from e2wm_jax.models import exchange
 from e2wm_jax.models.layers import Matrix, Table, add, lookup, matmul, multiply
 
 _EXACT = jax.lax.Precision.HIGHEST  # sums of float32 numbers stay float32 sums on accelerators too
@@ -35,6 +36,19 @@ class Split(NamedTuple):
 
     axis: str
     dimension: int
+    by_exchange: bool = False  # `models.exchange`
+
+    def gathered(self, part: jax.Array) -> jax.Array:
+        """A device's part of an array -> the whole."""
+        if self.by_exchange:
+            return exchange.gather(part, self.axis, self.dimension)
+        return jax.lax.all_gather(part, self.axis, axis=self.dimension, tiled=True)
+
+    def scattered(self, whole: jax.Array) -> jax.Array:
+        """Each device's own array -> this device's part of their sum."""
+        if self.by_exchange:
+            return exchange.scatter_sum(whole, self.axis, self.dimension)
+        return jax.lax.psum_scatter(whole, self.axis, scatter_dimension=self.dimension, tiled=True)
 
 
 @struct.dataclass
@@ -123,7 +137,7 @@ def _added(
     if split is None:
         return squares(total)
     whole = squares(jnp.zeros(shape, jnp.float32))
-    return total + jax.lax.psum_scatter(whole, split.axis, scatter_dimension=split.dimension, tiled=True)
+    return total + split.scattered(whole)
 
 
 @struct.dataclass

@@ -13,6 +13,7 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from e2wm_jax.config import ModelConfig
+from e2wm_jax.models import exchange
 from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.layers import Params, lookup, matmul
 from e2wm_jax.models.quantized import dense
@@ -41,11 +42,11 @@ class GatheredMatrix:
     def whole(self) -> Any:
         """All rows and columns."""
         leaves, kind = jax.tree.flatten(self.part)
-        put_together = _exchanged if self.by_exchange else partial(jax.lax.all_gather, axis_name=AXIS, tiled=True)
+        put_together = exchange.gather if self.by_exchange else partial(jax.lax.all_gather, tiled=True)
         return jax.tree.unflatten(
             kind,
             [
-                leaf if dimension is None else put_together(leaf, axis=dimension)
+                leaf if dimension is None else put_together(leaf, AXIS, axis=dimension)
                 for leaf, dimension in zip(leaves, self.dimensions, strict=True)
             ],
         )
@@ -119,31 +120,12 @@ def splits(config: ModelConfig, params: Params, mesh: Mesh) -> dict[str, tuple[i
 
 def gathered(params: Params, mesh: Mesh, splits: dict[str, tuple[int | None, ...]]) -> Params:
     """Inside `jax.shard_map`, this device's part of the parameters with a `GatheredMatrix` for every weight of `splits`
-    (which go by the shapes outside).
-
-    Beside a tensor axis, which is left to the compiler, an all-gather over fsdp would first gather the weight over
-    tensor too (XLA's partitioner splits no all-gather of a manual axis).  Pairwise exchanges it leaves alone, so there
-    the parts are put together by log2 S of those, which move as many bytes.
-    """
-    by_exchange = mesh.shape["tensor"] > 1 and mesh.shape[AXIS].bit_count() == 1
+    (which go by the shapes outside)."""
+    by_exchange = exchange.exchangeable(mesh, AXIS)
     flat = flatten(params)
     return unflatten(
         {path: GatheredMatrix(x, splits[path], by_exchange) if path in splits else x for path, x in flat.items()}
     )
-
-
-def _exchanged(part: jax.Array, axis: int) -> jax.Array:
-    """`jax.lax.all_gather(part, AXIS, axis=axis, tiled=True)` for a power of two of devices: in each turn every device
-    swaps what it has with the one whose number differs in one bit."""
-    devices, me, have = jax.lax.axis_size(AXIS), jax.lax.axis_index(AXIS), part
-    distance = 1
-    while distance < devices:
-        other = jax.lax.ppermute(have, AXIS, [(device, device ^ distance) for device in range(devices)])
-        upper = (me & distance) > 0
-        low, high = jnp.where(upper, other, have), jnp.where(upper, have, other)
-        have = jnp.concatenate([low, high], axis=axis)
-        distance *= 2
-    return have
 
 
 def _split(spec: Sequence[Any]) -> int | None:
