@@ -16,6 +16,7 @@ from dataclasses import fields
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from e2wm_jax import __version__
+from e2wm_jax.allocator import keep_freed_memory
 from e2wm_jax.errors import WAYS_OUT, InputError, disk_error
 
 
@@ -81,6 +82,12 @@ COMMANDS = {
         "e2wm_jax.bench.train", "TrainBenchSettings", "run", "the regularized LoRA step, against PEFT and transformers"
     ),
 }
+
+
+def program() -> int:
+    """The whole process is one command, whose arrays come and go: `main`, with an allocator for that."""
+    keep_freed_memory()
+    return main()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "e2wm_jax"
 STEPS = (
     ("errors",),
     (
+        "allocator",
         "files",
         "progress",
         "processes",

@@ -12,6 +12,7 @@ import numpy as np
 
 from e2wm_jax import lora
 from e2wm_jax.adapter_files import read_adapter, write_adapter
+from e2wm_jax.allocator import keep_freed_memory
 from e2wm_jax.bench.fisher_job import PRODUCT, product_rate, seconds_of
 from e2wm_jax.bench.peers import Answer
 from e2wm_jax.bench.train_job import (
@@ -60,6 +61,7 @@ class _Made:
 
 def operations(job: Job) -> dict[str, Callable[..., Answer]]:
     """What the process can be asked for (`peers.Peer`)."""
+    keep_freed_memory()  # as `e2wm train` does
     config, params = load_model(job)
     all_rows, orders = read_rows(job)
     rows = [all_rows[number] for order in orders for number in order]
