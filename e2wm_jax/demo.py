@@ -79,6 +79,11 @@ PRESETS = {
     ),
 }
 
+STAGES = (
+    *("plan", "explore", "tasks", "fisher", "LoRA", "EWC-LoRA"),
+    *("evaluate base", "evaluate LoRA", "evaluate EWC-LoRA"),
+)
+
 
 @dataclass(frozen=True)
 class DemoSettings:
@@ -102,26 +107,39 @@ def run(settings: DemoSettings) -> dict[str, Any]:
     _claim(settings)
     demo = _Demo(settings, PRESETS[settings.preset])
     started = time.monotonic()
-    stages: dict[str, Callable[[], dict[str, Any]]] = {
-        "plan": demo.collect_plans,
-        "explore": demo.explore,
-        "tasks": demo.make_tasks,
-        "fisher": demo.compute_fisher,
-        "LoRA": lambda: demo.finetune("lora"),
-        "EWC-LoRA": lambda: demo.finetune("ewc-lora"),
-        "evaluate base": lambda: demo.evaluate(None),
-        "evaluate LoRA": lambda: demo.evaluate("lora"),
-        "evaluate EWC-LoRA": lambda: demo.evaluate("ewc-lora"),
-    }
+    stages: tuple[Callable[[], dict[str, Any]], ...] = (
+        demo.collect_plans,
+        demo.explore,
+        demo.make_tasks,
+        demo.compute_fisher,
+        lambda: demo.finetune("lora"),
+        lambda: demo.finetune("ewc-lora"),
+        lambda: demo.evaluate(None),
+        lambda: demo.evaluate("lora"),
+        lambda: demo.evaluate("ewc-lora"),
+    )
     results = {}
-    for number, (name, stage) in enumerate(stages.items(), start=1):
+    for number, (name, stage) in enumerate(zip(STAGES, stages, strict=True), start=1):
         results[name] = _once(settings.out / "stages" / f"{number}.json", f"[{number}/{len(stages)}] {name}", stage)
     report = settings.out / "report.html"
-    write_report(report, settings.out, results, dataclasses.asdict(PRESETS[settings.preset]))
+    redraw(settings.out, report)
     models = {name: results[f"evaluate {name}"] for name in ("base", "LoRA", "EWC-LoRA")}
     seconds = sum(result["stage_seconds"] for result in results.values())
     say(f"{time.monotonic() - started:.0f} s now, {seconds:.0f} s in all")
     return {"models": models, "seconds": seconds, "report": str(report)}
+
+
+def redraw(folder: Path, path: Path) -> None:
+    """The report of a demo that has run.
+
+    Raises:
+        InputError: if a stage has not run yet.
+    """
+    files = {name: folder / "stages" / f"{number}.json" for number, name in enumerate(STAGES, start=1)}
+    if missing := [name for name, file in files.items() if not file.is_file()]:
+        raise InputError(f"{folder}: the stage {missing[0]!r} has not run; go on with e2wm demo --out {folder}")
+    sizes = PRESETS[read_json(folder / "demo.json")["preset"]]
+    write_report(path, folder, {name: read_json(file) for name, file in files.items()}, dataclasses.asdict(sizes))
 
 
 def show(result: dict[str, Any]) -> None:

@@ -1,32 +1,28 @@
 """The demo's `report.html`: what was learned, what was forgotten, and where the Fisher holds the model."""
 
 import math
-from collections import defaultdict
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 import e2wm_jax
+from e2wm_jax.fisher.report import pictures, read_tensors
 from e2wm_jax.metrics import read_metrics
 from e2wm_jax.report import (
     Point,
     Section,
     details,
-    heat_map,
     key_values,
     line_chart,
     page,
     paragraph,
     scatter_chart,
     table,
-    trajectory,
     write,
 )
+from e2wm_jax.simulate.journey import journey
 from e2wm_jax.simulate.shards import load_trajectories
-from e2wm_jax.tensor_files import open_tensors
 
 _MODELS = ("base", "LoRA", "EWC-LoRA")
 _RUNS = {"LoRA": "lora", "EWC-LoRA": "ewc-lora"}
@@ -38,7 +34,7 @@ def write_report(path: Path, folder: Path, results: dict[str, dict[str, Any]], s
     sections = [
         Section("Result", [*_verdict(scores), _table(scores), _trade_off(scores)]),
         Section("Losses", _losses(folder)),
-        Section("Fisher by layer", [_fisher(folder / "fisher")]),
+        Section("Fisher by layer", pictures(read_tensors(folder / "fisher"))),
         Section("What the agent lived", list(_trajectories(folder))),
         Section("How it was made", [_times(results), details("Sizes", key_values(sizes))]),
     ]
@@ -110,36 +106,17 @@ def _losses(folder: Path) -> list[str]:
     ]
 
 
-def _fisher(folder: Path) -> str:
-    """Mean F of every adapted matrix, layers down, modules across."""
-    tensors = open_tensors(folder)
-    means: dict[int, dict[str, float]] = defaultdict(dict)
-    for name in tensors.names:
-        parts = name.split(".")  # model.layers.3.self_attn.q_proj.weight
-        means[int(parts[2])][parts[-2]] = float(np.mean(tensors.read(name)))
-    modules = [
-        m for m in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj") if m in means[0]
-    ]
-    return heat_map(
-        [[means[layer][module] for module in modules] for layer in sorted(means)],
-        [f"layer {layer}" for layer in sorted(means)],
-        [module.removesuffix("_proj") for module in modules],
-        title="Mean Fisher information of each adapted matrix",
-        value_label="mean F",
-    )
-
-
 def _trajectories(folder: Path) -> Iterator[str]:
     experiences = folder / "experiences"
     planned = (
         t for t in load_trajectories([experiences / "mcts"]) if len(t.steps) >= 5 and set(t.goal) <= set(t.achieved)
     )
     for found in islice(planned, 1):
-        yield paragraph(f"Searched: {found.task}. Goal: {'; '.join(found.goal)}.")
-        yield trajectory([(step.action, step.ok) for step in found.steps], title=f"{found.task} ({found.scene})")
+        yield paragraph("Searched:")
+        yield from journey(found)
     for found in islice(load_trajectories([experiences / "random"]), 1):
         yield paragraph("Explored at random, with an inclination to carry things about:")
-        yield trajectory([(step.action, step.ok) for step in found.steps], title=found.scene)
+        yield from journey(found)
 
 
 def _times(results: dict[str, dict[str, Any]]) -> str:

@@ -151,6 +151,15 @@ def test_mixture_carries_weights_and_places(tmp_path: Path) -> None:
     assert [(e.weight, e.where) for e in examples] == [(1.0, f"{first}:1"), (0.7, f"{second}:1"), (0.7, f"{second}:3")]
 
 
+def test_plain_text_is_all_to_be_learned(tmp_path: Path) -> None:
+    (tmp_path / "prose.txt").write_text("One.\nStill one.\n\n \nTwo.\n")
+    where = f"{tmp_path / 'prose.txt'}: document"
+    assert read_mixture([(0.5, tmp_path / "prose.txt")]) == [
+        TaskExample("", "One.\nStill one.", 0.5, f"{where} 1"),
+        TaskExample("", "Two.", 0.5, f"{where} 2"),
+    ]
+
+
 # ------------------------------------------------------------------------------------------------------------- readers
 
 

@@ -1,7 +1,12 @@
 """Scores against plain PyTorch: one sequence at a time, no padding, no shared prefixes."""
 
+import gzip
+import itertools
 import json
 import math
+import re
+from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +14,18 @@ import numpy as np
 import pytest
 
 from e2wm_jax.data.source import Question, read_questions
+from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError
 from e2wm_jax.evaluate import perplexity as perplexity_command
 from e2wm_jax.evaluate import qa as qa_command
+from e2wm_jax.evaluate.generation import mean_rouge
 from e2wm_jax.evaluate.model import Evaluated, load_evaluated
 from e2wm_jax.evaluate.perplexity import PerplexitySettings, perplexity
 from e2wm_jax.evaluate.qa import QaSettings, accuracy, answer_scores, task_name
+from e2wm_jax.evaluate.sets import find_sets, read_set
+from e2wm_jax.evaluate.statistics import bootstrap_interval
+from e2wm_jax.evaluate.suite import SuiteOptions, evaluate_sets
+from e2wm_jax.model_files import locate
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -140,9 +151,6 @@ def test_an_empty_input_is_scored_from_the_second_token(tiny, tiny_torch):
 @pytest.mark.usefixtures("full_compilation")
 @pytest.mark.slow
 def test_scores_of_smollm2_equal_pytorch_on_fifty_official_questions(shared_data, smollm2, smollm2_torch):
-    from e2wm_jax.data.tokenizer import load_tokenizer
-    from e2wm_jax.model_files import locate
-
     evaluated = Evaluated(smollm2.config, smollm2.params, load_tokenizer(locate("smollm2-135m")))
     for task, number in (("act_recog", 20), ("housework_qa", 20), ("obj_move", 10)):
         questions = read_questions(shared_data / f"e2wm/eval/qa/{task}.json.gz")
@@ -155,6 +163,91 @@ def test_scores_of_smollm2_equal_pytorch_on_fifty_official_questions(shared_data
             np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4, err_msg=question.where)
             assert np.argmax(ours) == np.argmax(theirs)
         print(f"{number} official questions of {task}: scores differ by at most {worst:.1e} nats")
+
+
+def plain_words(text: str) -> list[str]:
+    """Words as ROUGE's authors' script takes them with stemming (Lin 2004): longer than three letters are stemmed."""
+    stemmer = pytest.importorskip("nltk.stem.porter").PorterStemmer()
+    words = re.findall("[a-z0-9]+", text.lower())
+    return [stemmer.stem(word) if len(word) > 3 else word for word in words]
+
+
+def plain_rouge(prediction: str, reference: str) -> dict[str, float]:
+    """F of overlapping words, pairs of words, and of the longest common subsequence."""
+    ours, theirs = plain_words(prediction), plain_words(reference)
+
+    def f(common: int, mine: int, other: int) -> float:
+        return 2 * common / (mine + other) if common else 0.0  # of precision common/mine and recall common/other
+
+    def overlap(n: int) -> float:
+        mine, other = (Counter(zip(*(words[i:] for i in range(n)), strict=False)) for words in (ours, theirs))
+        return f((mine & other).total(), mine.total(), other.total())
+
+    @cache
+    def longest(i: int, j: int) -> int:
+        if i == len(ours) or j == len(theirs):
+            return 0
+        if ours[i] == theirs[j]:
+            return 1 + longest(i + 1, j + 1)
+        return max(longest(i + 1, j), longest(i, j + 1))
+
+    return {"rouge1": overlap(1), "rouge2": overlap(2), "rougeL": f(longest(0, 0), len(ours), len(theirs))}
+
+
+def plain_overlap(prediction: str, reference: str) -> float:
+    """Every run of one list looked for in the other."""
+    ours, theirs = prediction.split(", "), reference.split(", ")
+    runs = [ours[i:j] for i, j in itertools.combinations(range(len(ours) + 1), 2)]
+    common = [len(run) for run in runs for k in range(len(theirs)) if theirs[k : k + len(run)] == run]
+    return max(common, default=0) / max(len(ours), len(theirs))
+
+
+def test_rouge_equals_a_plain_one_on_all_official_plans(shared_data):
+    """Each plan against the next one of its file."""
+    for one in find_sets(shared_data / "e2wm/eval"):
+        if one.kind == "generate" and one.name != "obj_move_path":
+            plans = [example.ref for example in read_set(one)]
+            pairs = list(itertools.pairwise(plans))
+            found = mean_rouge(*zip(*pairs, strict=True))
+            expected = [plain_rouge(*pair) for pair in pairs]
+            assert 0.1 < found["rouge2"] < found["rougeL"] < found["rouge1"] < 0.9
+            for name, value in found.items():
+                assert value == pytest.approx(np.mean([scores[name] for scores in expected]), abs=1e-9), one.name
+
+
+@pytest.mark.usefixtures("full_compilation")
+@pytest.mark.slow
+def test_eval_all_equals_an_independent_scorer_on_every_official_set(shared_data, smollm2, smollm2_torch, tmp_path):
+    """The shortest example of each of the eleven sets, from the file to the score; PyTorch is to be done soon."""
+    torch = pytest.importorskip("torch")
+    evaluated = Evaluated(smollm2.config, smollm2.params, load_tokenizer(locate("smollm2-135m")))
+    tokenizer, rows = evaluated.tokenizer, {}
+    for one in find_sets(shared_data / "e2wm/eval"):
+        lines = gzip.decompress(one.path.read_bytes()).decode().split("\n")
+        rows[one.name] = json.loads(min(filter(None, lines), key=len))
+        (tmp_path / f"{one.name}.json").write_text(json.dumps(rows[one.name]) + "\n")
+    options = SuiteOptions(batch_size=1, max_new_tokens=16)
+    results = evaluate_sets(evaluated, find_sets(tmp_path), options, tmp_path / "out")
+    assert len(results) == 11
+    for name, row in rows.items():
+        (written,) = map(json.loads, (tmp_path / f"out/predictions/{name}.jsonl").read_text().splitlines())
+        if "answer" in row:
+            question = Question(row["input"], tuple(row["answer_list"]), row["answer_list"].index(row["answer"]), name)
+            theirs = torch_scores(smollm2_torch, tokenizer, question, qa_command.RULES[name])
+            np.testing.assert_allclose(written["scores"], theirs, rtol=1e-4, atol=1e-4, err_msg=name)
+            assert results[name]["accuracy"] == float(np.argmax(theirs) == question.gold)
+            continue
+        ids = torch.tensor([tokenizer(row["input"], add_special_tokens=False)["input_ids"]])
+        with torch.no_grad():
+            found = smollm2_torch.generate(
+                ids, attention_mask=torch.ones_like(ids), num_beams=4, do_sample=False, max_new_tokens=16
+            )
+        text = tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True).split("\n")[0].strip()
+        assert written == {"index": 0, "prediction": text, "reference": row["ref"]}
+        expected = (
+            {"lcs": plain_overlap(text, row["ref"])} if name == "obj_move_path" else plain_rouge(text, row["ref"])
+        )
+        assert {metric: results[name][metric] for metric in expected} == pytest.approx(expected, abs=1e-6)
 
 
 def test_rule_follows_the_name_of_the_file():
@@ -205,7 +298,14 @@ def test_qa_command_writes_predictions_and_wears_a_peft_adapter(
         np.testing.assert_allclose(row["scores"], expected, rtol=1e-4, atol=1e-5)
         assert row["choice"] == np.argmax(expected)
     correct = sum(row["choice"] == row["gold"] for row in rows)
-    assert result == {"task": "count", "accuracy": correct / 6, "n": 6, "majority": 1.0}
+    interval = bootstrap_interval([float(row["choice"] == row["gold"]) for row in rows])
+    assert result == {
+        "task": "count",
+        "accuracy": correct / 6,
+        "n": 6,
+        "majority": 1.0,
+        "intervals": {"accuracy": interval},
+    }
 
 
 def test_task_option_overrides_the_file_name(tiny_llama, qa_file, tmp_path):

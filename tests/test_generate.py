@@ -307,9 +307,11 @@ def test_eval_generate_writes_what_transformers_writes(tiny_llama, torch_oracle,
         assert row == {"index": index, "prediction": text, "reference": "the kitchen, the table"}
     if task == "obj_move_path":
         expected = np.mean([list_overlap(row["prediction"], row["reference"]) for row in rows])
+        low, high = result.pop("intervals")["lcs"]
+        assert low <= result["lcs"] <= high
         assert result == {"task": task, "lcs": pytest.approx(expected), "n": 3}
     else:
-        assert result.keys() == {"task", "rouge1", "rouge2", "rougeL", "n"}
+        assert result.keys() == {"task", "rouge1", "rouge2", "rougeL", "n", "intervals"}
 
 
 def test_generate_command_cuts_at_the_stop_and_reads_prompts(tiny_llama, tmp_path):

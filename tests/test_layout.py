@@ -39,8 +39,10 @@ STEPS = (
     ("evaluate",),
     ("bench",),
     ("export",),
+    ("compare",),
     ("doctor", "demo_report"),
     ("demo",),
+    ("pages",),
     ("cli",),
     ("__main__",),
 )

@@ -11,21 +11,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from e2wm_jax.report import (
+    Plan,
     Point,
     Section,
+    Stop,
+    Thing,
     bar_chart,
     details,
     drawing,
+    floor_plan,
     heat_map,
     key_values,
     line_chart,
     page,
     paragraph,
     preformatted,
+    room_map,
     scatter_chart,
     standalone,
     style,
     table,
+    texts,
     trajectory,
     write,
 )
@@ -108,6 +114,12 @@ def test_a_trajectory_says_which_steps_failed():
     assert {"[WALK] <kitchen> (1)", " (ok)", " (failed)", "2 steps, 1 failed"} <= set(parsed.text)
 
 
+def test_texts_stand_beside_each_other_under_their_names():
+    parsed = outline(texts({"before": "", "after": "1. Walk"}, title="plan 3"))
+    assert parsed.text == ["plan 3", "before", "(nothing)", "after", "1. Walk"]
+    assert len(parsed.named("pre")) == 2
+
+
 def test_facts_and_folded_blocks():
     facts = outline(key_values({"rate": 8e-4, "resumed": False, "adapter": None, "epochs": 3}))
     assert facts.text == ["rate", "0.0008", "resumed", "no", "adapter", "\u2013", "epochs", "3"]
@@ -119,6 +131,7 @@ def test_facts_and_folded_blocks():
 
 
 def blocks(text: str) -> list[str]:
+    walk = [text, text], [Thing(text, 0), Thing("", 1)], [Stop(text, 0), Stop(text, 1, ok=False), Stop(text, None)]
     return [
         paragraph(text),
         preformatted(text),
@@ -132,6 +145,9 @@ def blocks(text: str) -> list[str]:
         ),
         bar_chart({text: {text: 1.0}}, title=text, x_label=text, baselines={text: 0.5}, baseline_label=text),
         heat_map([[1.0]], [text], [text], title=text, value_label=text),
+        texts({text: text}, title=text),
+        room_map(*walk, title=text, doors=[(0, 1)], start=0),
+        floor_plan(*walk, Plan([(0, 0, 1, 1), (1, 0, 3, 2)], [(0.5, 0.5), (2, 1)]), title=text, start=0),
     ]
 
 

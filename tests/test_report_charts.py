@@ -9,7 +9,19 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from e2wm_jax.report import Point, bar_chart, drawing, heat_map, line_chart, scatter_chart
+from e2wm_jax.report import (
+    Plan,
+    Point,
+    Stop,
+    Thing,
+    bar_chart,
+    drawing,
+    floor_plan,
+    heat_map,
+    line_chart,
+    room_map,
+    scatter_chart,
+)
 
 LOSSES = {"LoRA": [(step, 3 / step) for step in range(1, 60)], "EWC-LoRA": [(step, 2 / step) for step in range(1, 60)]}
 anything = st.floats(width=64)
@@ -34,6 +46,10 @@ def positions(node: ET.Element, dx: float = 0.0, dy: float = 0.0) -> Iterator[tu
         yield (dx + get("cx"), dy + get("cy"))
     elif node.tag == "path" and "marker" in node.get("class", ""):
         yield (dx, dy)
+    elif node.tag == "path" and "way" in node.get("class", ""):
+        # A point at the end of a way moves from its first corner; a curve stays among its ends and handles.
+        numbers = list(map(float, re.findall(r"-?[\d.]+", node.get("d").partition("l")[0])))
+        yield from ((dx + x, dy + y) for x, y in zip(numbers[::2], numbers[1::2], strict=True))
     elif node.tag == "path":
         yield from (
             (dx + float(x), dy + float(y)) for x, y in (p.split(",") for p in re.findall(r"[^ML]+", node.get("d")))
@@ -302,3 +318,52 @@ def test_heat_maps_of_any_numbers_are_sound(rows, columns, log, data):
     values = [[data.draw(anything) for _ in range(columns)] for _ in range(rows)]
     names = data.draw(st.lists(st.text(max_size=40), min_size=rows + columns, max_size=rows + columns))
     check(heat_map(values, names[:rows], names[rows:], title="t", log=log))
+
+
+# --- walks -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_walk_stands_in_its_rooms_and_fails_where_it_fails():
+    things = [Thing("start", 1), Thing("", 0), Thing("fridge", 0), Thing("bed", 2)]
+    stops = [Stop("Walk", 1), Stop("Walk", 2), Stop("Open", 2, ok=False), Stop("Walk", 3, ok=False), Stop("Sit", None)]
+    svg = check(room_map(["kitchen", "hall", "bedroom"], things, stops, title="t", doors=[(0, 1)], start=0))
+    assert {"kitchen", "hall", "bedroom", "fridge", "bed", "start", "1 Walk"} <= set(texts(svg))
+    failed = [node.text for node in of_class(svg, "failed")]
+    assert failed == ["3 Open \u2717", "4 Walk \u2717"]
+    assert len(of_class(svg, "way")) == 2, "to the kitchen and to the fridge; nobody came to the bed"
+    assert len(of_class(svg, "door")) == 1
+    said = (
+        "Doors: kitchen to hall. 1 Walk at kitchen. 2 Walk at fridge in the kitchen. 3 Open at fridge in the kitchen, "
+    )
+    assert said + "failed. 4 Walk at bed in the bedroom, failed. 5 Sit." in svg.find("desc").text
+
+
+def test_rooms_with_a_door_come_to_stand_beside_each_other():
+    doors = [(0, 3), (3, 1), (1, 2)]  # a row of four rooms
+    svg = check(room_map(["a", "b", "c", "d"], [], [], title="t", doors=doors))
+    assert len(of_class(svg, "door")) == 3
+
+
+def test_each_person_has_a_way():
+    stops = [Stop("Walk", 0), Stop("Walk", 1, actor=1), Stop("Walk", 1), Stop("Walk", 0, actor=1)]
+    svg = check(room_map(["hall"], [Thing("bed", 0), Thing("lamp", 0)], stops, title="t"))
+    assert [node.get("class") for node in of_class(svg, "way")] == ["way c0", "way c1"]
+
+
+@short
+@given(st.data())
+def test_walks_of_any_kind_are_sound(data):
+    rooms = data.draw(st.lists(st.text(max_size=40), max_size=7))
+    room = st.integers(0, max(len(rooms) - 1, 0))
+    things = data.draw(st.lists(st.builds(Thing, st.text(max_size=40), room), max_size=6 if rooms else 0))
+    thing = st.none() | st.integers(0, len(things) - 1) if things else st.none()
+    step = st.builds(Stop, st.text(min_size=1, max_size=30), thing, st.booleans(), st.integers(0, 2))
+    stops = data.draw(st.lists(step, max_size=12))
+    doors = data.draw(st.lists(st.tuples(room, room).filter(lambda pair: pair[0] < pair[1]), max_size=5))
+    start = data.draw(thing)
+    check(room_map(rooms, things, stops, title="t", doors=doors if len(rooms) > 1 else [], start=start))
+    near = st.floats(-100, 100)
+    boxes = [tuple(sorted(data.draw(st.tuples(near, near)))) for _ in range(2 * len(rooms))]
+    plan = Plan([(x[0], y[0], x[1], y[1]) for x, y in zip(boxes[::2], boxes[1::2], strict=True)],
+                [data.draw(st.tuples(near, near)) for _ in things])  # fmt: skip
+    check(floor_plan(rooms, things, stops, plan, title="t", start=start))

@@ -82,8 +82,17 @@ def read_task(path: Path, weight: float = 1.0) -> list[TaskExample]:
 
 
 def read_mixture(mixture: Sequence[tuple[float, Path | OnlineTask]]) -> list[TaskExample]:
-    """All examples of the files of a mixture, in order."""
-    return [example for weight, path in mixture if isinstance(path, Path) for example in read_task(path, weight)]
+    """All examples of the files of a mixture, in order; of plain text (`*.txt`, possibly gzipped) each document is one,
+    all of it to be learned."""
+    files = [(weight, path) for weight, path in mixture if isinstance(path, Path)]
+    return [example for weight, path in files for example in _read_examples(path, weight)]
+
+
+def _read_examples(path: Path, weight: float) -> list[TaskExample]:
+    if not _is_plain_text(path):
+        return read_task(path, weight)
+    documents = enumerate(read_documents(str(path)), start=1)
+    return [TaskExample("", document, weight, f"{path}: document {number}") for number, document in documents]
 
 
 def online_tasks(mixture: Sequence[tuple[float, Path | OnlineTask]]) -> tuple[tuple[float, OnlineTask], ...]:
@@ -125,7 +134,7 @@ def read_documents(path: str) -> list[str]:
     if path in PYDOC_SPLITS:
         return _pydoc_topics("fisher" if path == "pydoc:fisher" else "held-out")
     file = Path(path)
-    if file.name.removesuffix(".gz").endswith(".txt"):
+    if _is_plain_text(file):
         documents = [block.strip() for block in re.split(r"\n\s*\n", read_text(file))]
     else:
         documents = [_string(record, "text", f"{file}:{number}") for number, record in read_json_lines(file)]
@@ -135,6 +144,10 @@ def read_documents(path: str) -> list[str]:
             f"{file}: no documents; give JSON lines with 'text', or .txt with blank lines between documents"
         )
     return documents
+
+
+def _is_plain_text(path: Path) -> bool:
+    return path.name.removesuffix(".gz").endswith(".txt")
 
 
 def _pydoc_topics(split: Literal["fisher", "held-out"]) -> list[str]:

@@ -9,8 +9,7 @@ from e2wm_jax.config import BaseDType
 from e2wm_jax.data.tokenize import encode
 from e2wm_jax.errors import InputError
 from e2wm_jax.evaluate.model import Evaluated, load_evaluated
-from e2wm_jax.files import read_json, read_json_lines, read_text
-from e2wm_jax.model_files import ModelFiles, locate
+from e2wm_jax.files import read_json_lines, read_text
 from e2wm_jax.models import decoder
 from e2wm_jax.models.generate import Decoding, generate
 from e2wm_jax.models.sampling import Sampling
@@ -64,11 +63,12 @@ def run(settings: GenerateSettings) -> dict[str, Any]:
         settings.max_new_tokens, settings.beams, settings.length_penalty, _sampling(settings), settings.seed
     )
     decoding.check()
+    evaluated = load_evaluated(settings.model, settings.adapter, settings.base_dtype)
     found = continuations(
-        load_evaluated(settings.model, settings.adapter, settings.base_dtype),
+        evaluated,
         texts,
         decoding,
-        ends=ending_tokens(locate(settings.model)),
+        ends=evaluated.ends,
         stop=settings.stop,
         batch_size=settings.batch_size,
         special_tokens=settings.special_tokens,
@@ -118,7 +118,7 @@ def continuations(
     Raises:
         InputError: before anything is compiled, for a prompt that is too long for the model's positions.
     """
-    config, params, tokenizer = evaluated
+    config, params, tokenizer = evaluated.config, evaluated.params, evaluated.tokenizer
     own = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
     with progress_bar("generate", len(texts), "prompt") as bar:
         found = generate(
@@ -139,16 +139,6 @@ def continuations(
 def tokens_with(tokenizer: Any, text: str) -> list[int]:
     """The tokens that hold ``text`` whole; one that is spread over several tokens is cut without stopping early."""
     return [i for i, own in enumerate(tokenizer.batch_decode([[i] for i in range(len(tokenizer))])) if text in own]
-
-
-def ending_tokens(files: ModelFiles) -> list[int]:
-    """The eos_token_id, one or several, of a Hugging Face directory's generation_config.json or config.json."""
-    for name in ("generation_config.json", "config.json") if files.format == "hf" else ():
-        if (files.path / name).is_file():
-            ends = read_json(files.path / name).get("eos_token_id")
-            if ends is not None:
-                return [int(end) for end in (ends if isinstance(ends, list) else [ends])]
-    return []
 
 
 def _sampling(settings: GenerateSettings) -> Sampling | None:

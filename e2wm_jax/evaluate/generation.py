@@ -4,21 +4,28 @@ Beam search without sampling, cut at the first newline.  ROUGE with stemmer (Lin
 tracking the longest run of places that both lists have in a row, over the length of the longer list.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from e2wm_jax.config import BaseDType
-from e2wm_jax.data.source import read_task
+from e2wm_jax.data.source import TaskExample, read_task
+from e2wm_jax.data.tokenize import encode
 from e2wm_jax.errors import InputError, check_at_least
-from e2wm_jax.evaluate.continuations import continuations, ending_tokens
-from e2wm_jax.evaluate.model import load_evaluated
-from e2wm_jax.files import write_json_lines
-from e2wm_jax.model_files import locate
-from e2wm_jax.models.generate import Decoding
+from e2wm_jax.evaluate.continuations import tokens_with
+from e2wm_jax.evaluate.model import Evaluated, check_positions, load_evaluated
+from e2wm_jax.evaluate.predictions import Predictions, Record, content_digest, identity
+from e2wm_jax.evaluate.statistics import bootstrap_interval
+from e2wm_jax.evaluate.table import show_scores
+from e2wm_jax.models import decoder
+from e2wm_jax.models.generate import Decoding, generate
+from e2wm_jax.progress import progress_bar
+from e2wm_jax.sharding import make_mesh
 
-_PATH_TASKS = ("obj_move_path",)
+PATH_TASKS = ("obj_move_path",)
 _ROUGES = ("rouge1", "rouge2", "rougeL")
 
 
@@ -40,12 +47,16 @@ class GenerationSettings:
     max_new_tokens: int = 256
     predictions: Path | None = None
     """Write one JSON line per example: index, prediction, reference."""
+    resume: bool = False
+    """Go on with the predictions that an interrupted run has left."""
     batch_size: int = 4
     """Examples at a time."""
     special_tokens: bool = False
     """Add the tokenizer's default special tokens (the official code does not)."""
     base_dtype: BaseDType = "float32"
-    """Weights and activations."""
+    """Weights and activations; int8 and nf4 hold the matrices in 8 or 4 bits."""
+    mesh: str | None = None
+    """Devices by axis, e.g. tensor=2: weights are split over fsdp and tensor; the examples of a batch are not split."""
 
 
 def run(settings: GenerationSettings) -> dict[str, Any]:
@@ -59,26 +70,115 @@ def run(settings: GenerationSettings) -> dict[str, Any]:
     decoding.check()
     task = settings.task or settings.data.name.split(".")[0]
     examples = read_task(settings.data)[: settings.samples]
-    found = continuations(
-        load_evaluated(settings.model, settings.adapter, settings.base_dtype),
-        [example.input for example in examples],
+    require_scorer(task)
+    mesh = None if settings.mesh is None else make_mesh(settings.mesh)
+    records = predict(
+        load_evaluated(settings.model, settings.adapter, settings.base_dtype, mesh=mesh),
+        dict(enumerate(examples)),
         decoding,
-        ends=ending_tokens(locate(settings.model)),
-        stop="\n",
         batch_size=settings.batch_size,
         special_tokens=settings.special_tokens,
-        names=[example.where for example in examples],
+        path=settings.predictions,
+        resume=settings.resume,
     )
-    predictions = [text.strip() for text in found]
-    references = [example.ref for example in examples]
-    if settings.predictions is not None:
-        pairs = zip(predictions, references, strict=True)
-        write_json_lines(
-            settings.predictions,
-            [{"index": i, "prediction": ours, "reference": ref} for i, (ours, ref) in enumerate(pairs)],
+    scores = example_scores(task, records)
+    return {"task": task, **summary(scores), "n": len(records), "intervals": intervals(scores)}
+
+
+def show(result: dict[str, Any]) -> None:
+    """A line per score, with its interval."""
+    show_scores(result)
+
+
+def predict(
+    evaluated: Evaluated,
+    examples: Mapping[int, TaskExample],
+    decoding: Decoding,
+    *,
+    batch_size: int = 4,
+    special_tokens: bool = False,
+    path: Path | None = None,
+    resume: bool = False,
+) -> list[Record]:
+    """{"index", "prediction", "reference"} of every example, by its index in the file; also in ``path``, if given.
+
+    Raises:
+        InputError: as `Predictions` and `check`.
+    """
+    made = identity(
+        evaluated,
+        content_digest([[index, example.input, example.ref] for index, example in examples.items()]),
+        beams=decoding.num_beams,
+        max_new_tokens=decoding.max_new_tokens,
+        examples=len(examples),
+        batch_size=batch_size,
+        special_tokens=special_tokens,
+    )
+    check(evaluated, list(examples.values()), decoding, special_tokens=special_tokens)
+    predictions = Predictions(path, made, examples, resume=resume)
+    indices = list(examples)
+    done = {place for place, index in enumerate(indices) if index in predictions.done}
+    texts = [example.input for example in examples.values()]
+    for batch in _written(evaluated, texts, decoding, batch_size, special_tokens, done):
+        written = {indices[place]: text for place, text in batch}
+        predictions.add(
+            [{"index": index, "prediction": text, "reference": examples[index].ref} for index, text in written.items()]
         )
-    score = mean_lcs if task in _PATH_TASKS else mean_rouge
-    return {"task": task, **score(predictions, references), "n": len(examples)}
+    return predictions.finish()
+
+
+def check(
+    evaluated: Evaluated, examples: Sequence[TaskExample], decoding: Decoding, *, special_tokens: bool = False
+) -> None:
+    """Refuse inputs that are empty or leave too few of the model's positions, without a forward pass.
+
+    Raises:
+        InputError: naming file:line of the first.
+    """
+    encoded = encode(evaluated.tokenizer, [example.input for example in examples], special_tokens=special_tokens)
+    new = decoding.max_new_tokens
+    for example, ids in zip(examples, encoded, strict=True):
+        if not ids:
+            raise InputError(f"{example.where}: 'input' has no tokens; a prompt must have one or more")
+        where = f"{example.where}: {len(ids)} tokens and --max-new-tokens {new}"
+        check_positions(evaluated, len(ids) + new, where, "shorten the input or lower --max-new-tokens")
+
+
+def example_scores(task: str, records: Sequence[Record]) -> dict[str, list[float]]:
+    """Metric -> score of every prediction, 0 to 1: "lcs" for path tracking, "rouge1", "rouge2", "rougeL" otherwise."""
+    pairs = [(record["prediction"], record["reference"]) for record in records]
+    if task in PATH_TASKS:
+        return {"lcs": [list_overlap(*pair) for pair in pairs]}
+    rouges = [_rouge(*pair) for pair in pairs]
+    return {name: [scores[name] for scores in rouges] for name in _ROUGES}
+
+
+def require_scorer(task: str) -> None:
+    """Refuse a task whose scores need a package that is not installed.
+
+    Raises:
+        InputError: if ROUGE is needed and rouge-score is missing.
+    """
+    if task not in PATH_TASKS:
+        _scorer()
+
+
+def summary(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """The mean of every metric."""
+    return {name: sum(values) / len(values) for name, values in scores.items()}
+
+
+def intervals(scores: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, float]]:
+    """The 95 % interval of every metric's mean."""
+    return {name: bootstrap_interval(values) for name, values in scores.items()}
+
+
+def majority(task: str, references: Sequence[str]) -> dict[str, float] | None:
+    """What always giving the most common reference scores, if one occurs more than once: it needs no input."""
+    answer, number = Counter(references).most_common(1)[0]
+    if number == 1:
+        return None
+    return summary(example_scores(task, [{"prediction": answer, "reference": reference} for reference in references]))
 
 
 def mean_rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
@@ -87,13 +187,8 @@ def mean_rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[st
     Raises:
         InputError: if the package rouge-score is not installed.
     """
-    try:
-        from rouge_score.rouge_scorer import RougeScorer
-    except ImportError as error:
-        raise InputError("ROUGE needs the package rouge-score; run `pip install rouge-score`") from error
-    scorer = RougeScorer(_ROUGES, use_stemmer=True)
-    scores = [scorer.score(ref.strip(), ours) for ours, ref in zip(predictions, references, strict=True)]
-    return {name: sum(score[name].fmeasure for score in scores) / len(scores) for name in _ROUGES}
+    scores = [_rouge(ours, ref) for ours, ref in zip(predictions, references, strict=True)]
+    return {name: sum(score[name] for score in scores) / len(scores) for name in _ROUGES}
 
 
 def mean_lcs(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
@@ -110,3 +205,57 @@ def list_overlap(prediction: str, reference: str) -> float:
         runs = [0, *(runs[j] + 1 if item == theirs[j] else 0 for j in range(len(theirs)))]
         best = max(best, *runs)
     return best / max(len(ours), len(theirs))
+
+
+def _rouge(prediction: str, reference: str) -> dict[str, float]:
+    """F of each ROUGE of one text."""
+    scores = _scorer().score(reference.strip(), prediction)
+    return {name: scores[name].fmeasure for name in _ROUGES}
+
+
+@cache
+def _scorer() -> Any:
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError as error:
+        raise InputError("ROUGE needs the package rouge-score; run `pip install rouge-score`") from error
+    return RougeScorer(_ROUGES, use_stemmer=True)
+
+
+def _written(
+    evaluated: Evaluated,
+    texts: Sequence[str],
+    decoding: Decoding,
+    batch_size: int,
+    special_tokens: bool,
+    done: Container[int],
+) -> Iterator[list[tuple[int, str]]]:
+    """After every batch, the place of each text in ``texts`` and the line behind it; batches that are done are left
+    out, and the others are what they would be without any done."""
+    tokenizer = evaluated.tokenizer
+    prompts = encode(tokenizer, texts, special_tokens=special_tokens)
+    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+    rows = min(batch_size, 1 << (len(prompts) - 1).bit_length())
+    params = decoder.unstack(evaluated.params)
+    own = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    cuts = tokens_with(tokenizer, "\n")
+    with progress_bar("generate", len(prompts), "prompt") as bar:
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            if all(place in done for place in chosen):
+                bar.update(len(chosen))
+                continue
+            # Filled up with the last prompt, so that the last batch needs no compilation of its own.
+            filled = [prompts[place] for place in [*chosen, *chosen[-1:] * (rows - len(chosen))]]
+            found = generate(
+                evaluated.config,
+                params,
+                filled,
+                decoding,
+                ends={*evaluated.ends, *own},
+                cuts=cuts,
+                batch_size=batch_size,
+            )
+            lines = tokenizer.batch_decode(found[: len(chosen)], skip_special_tokens=True)
+            yield [(place, line.split("\n")[0].strip()) for place, line in zip(chosen, lines, strict=True)]
+            bar.update(len(chosen))

@@ -1,20 +1,28 @@
-"""The model that is evaluated: a base with or without an adapter."""
+"""The model that is evaluated: a base with or without an adapter, on one device or on a mesh."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from jax.sharding import Mesh
 
 from e2wm_jax import lora
 from e2wm_jax.adapter_files import read_adapter
 from e2wm_jax.config import BaseDType, ModelConfig
+from e2wm_jax.data.batch import Batch
 from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError
-from e2wm_jax.model_files import locate
+from e2wm_jax.files import read_json
+from e2wm_jax.model_files import ModelFiles, locate
+from e2wm_jax.models import spread
 from e2wm_jax.models.layers import Params
 from e2wm_jax.models.likelihood import target_nll
-from e2wm_jax.models.quantized import load
+from e2wm_jax.models.quantized import compute_dtype, quantizer
+from e2wm_jax.models.weights import load
+from e2wm_jax.sharding import batch_sharding, everywhere
 
 # (config, params, batch) -> [B, M]; one cache for all models and data of a process.
 batch_nll = jax.jit(target_nll, static_argnums=0)
@@ -26,6 +34,9 @@ class Evaluated(NamedTuple):
     config: ModelConfig
     params: Params
     tokenizer: Any
+    mesh: Mesh | None = None  # where the parameters lie; rows are split over its data and fsdp
+    ends: tuple[int, ...] = ()  # tokens that end a text beside the tokenizer's own
+    fingerprint: str = ""  # of the base and its adapters
 
 
 def load_evaluated(
@@ -34,6 +45,7 @@ def load_evaluated(
     dtype: BaseDType = "float32",
     *,
     weights: Sequence[float] | None = None,
+    mesh: Mesh | None = None,
 ) -> Evaluated:
     """Load a model, put the sum of its adapters on, if any, each times its weight (1), and load its tokenizer.
 
@@ -46,9 +58,54 @@ def load_evaluated(
         if not folder.is_dir():
             raise InputError(f"--adapter {folder}: no such directory; give one that `e2wm train` or PEFT wrote")
     tokenizer = load_tokenizer(files)
-    loaded = load(files, dtype)
-    params = loaded.params
+    loaded = load(files, compute_dtype(dtype), mesh=mesh, transform=quantizer(dtype))
+    params, digest = loaded.params, hashlib.sha256(f"{loaded.fingerprint} {dtype}".encode())
+    if mesh is not None:
+        params = spread.place(loaded.config, params, mesh)
     if folders:
         read = [read_adapter(folder, loaded.config) for folder in folders]
-        params = lora.attach(params, *(read[0] if len(read) == 1 and weights is None else lora.combine(read, weights)))
-    return Evaluated(loaded.config, params, tokenizer)
+        factors, spec = read[0] if len(read) == 1 and weights is None else lora.combine(read, weights)
+        digest.update(repr(spec).encode())
+        for leaf in jax.tree.leaves(factors):
+            digest.update(np.asarray(leaf).tobytes())
+        params = lora.attach(params, factors if mesh is None else everywhere(factors, mesh), spec)
+    return Evaluated(loaded.config, params, tokenizer, mesh, tuple(ending_tokens(files)), digest.hexdigest())
+
+
+def row_nll(evaluated: Evaluated, batch: Batch) -> np.ndarray:
+    """Negative log-likelihood [B, M] in nats, float64, of each target token; meaningless where its weight is 0.
+
+    On a mesh the rows are split over its devices; they must divide evenly (`rows_per_pass`).
+    """
+    placed = batch if evaluated.mesh is None else jax.device_put(batch, batch_sharding(evaluated.mesh))
+    return np.asarray(batch_nll(evaluated.config, evaluated.params, placed), np.float64)
+
+
+def check_positions(evaluated: Evaluated, tokens: int, where: str, way_out: str = "shorten it") -> None:
+    """Refuse a row that is too long for the model.
+
+    Raises:
+        InputError: naming ``where``, the row, and the way out.
+    """
+    if tokens > evaluated.config.max_positions:
+        raise InputError(
+            f"{where}: {tokens} tokens, the model has {evaluated.config.max_positions} positions; {way_out}"
+        )
+
+
+def rows_per_pass(evaluated: Evaluated, batch_size: int) -> int:
+    """The batch size, on a mesh rounded up to what the devices that split its rows can share."""
+    if evaluated.mesh is None:
+        return batch_size
+    parts = evaluated.mesh.shape["data"] * evaluated.mesh.shape["fsdp"]
+    return -(-batch_size // parts) * parts
+
+
+def ending_tokens(files: ModelFiles) -> list[int]:
+    """The eos_token_id, one or several, of a Hugging Face directory's generation_config.json or config.json."""
+    for name in ("generation_config.json", "config.json") if files.format == "hf" else ():
+        if (files.path / name).is_file():
+            ends = read_json(files.path / name).get("eos_token_id")
+            if ends is not None:
+                return [int(end) for end in (ends if isinstance(ends, list) else [ends])]
+    return []

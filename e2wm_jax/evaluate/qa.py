@@ -3,27 +3,27 @@
     normalized   sum log p(answer | input) / tokens of the answer            act_recog, count, obj_move
     calibrated   log p(answer | input) - log p(answer | "Answer:")           housework_qa, neg_housework_qa, act_infer
 
-All answers of a question go through the model in one row: the tokens they share are segment 0, each answer's own tokens
-a segment behind it (models.decoder.visibility).  The prompt, by far the longest part, is computed once.
+A question goes through the model in one row with all its answers (`answer_rows`).
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from e2wm_jax.config import BaseDType
-from e2wm_jax.data.batch import Batch, padded_length
 from e2wm_jax.data.source import Question, read_questions
-from e2wm_jax.data.tokenize import encode
 from e2wm_jax.errors import InputError, check_at_least
-from e2wm_jax.evaluate.model import Evaluated, batch_nll, load_evaluated
-from e2wm_jax.files import write_json_lines
+from e2wm_jax.evaluate.answer_rows import collate, log_likelihoods, pack
+from e2wm_jax.evaluate.model import Evaluated, check_positions, load_evaluated, row_nll, rows_per_pass
+from e2wm_jax.evaluate.predictions import Predictions, Record, content_digest, identity
+from e2wm_jax.evaluate.statistics import bootstrap_interval
+from e2wm_jax.evaluate.table import show_scores
 from e2wm_jax.progress import progress_bar
+from e2wm_jax.sharding import make_mesh
 
 Rule = Literal["normalized", "calibrated"]
 RULES: dict[str, Rule] = {
@@ -54,23 +54,23 @@ class QaSettings:
     """Use the first N questions; all by default."""
     predictions: Path | None = None
     """Write one JSON line per question: index, scores, choice, gold."""
+    resume: bool = False
+    """Go on with the predictions that an interrupted run has left."""
     batch_size: int = 4
     """Questions per forward pass."""
     special_tokens: bool = False
     """Add the tokenizer's default special tokens (the official code does not)."""
     base_dtype: BaseDType = "float32"
     """Weights and activations; int8 and nf4 hold the matrices in 8 or 4 bits."""
+    mesh: str | None = None
+    """Devices by axis, e.g. data=4,tensor=2: questions are split over data and fsdp, weights over fsdp and tensor."""
 
 
-@dataclass(frozen=True)
-class _Packed:
-    """One question as a row: shared tokens, then each answer's own."""
+class _Passes(NamedTuple):
+    """How questions go through the model."""
 
-    ids: list[int]
-    positions: list[int]
-    segments: list[int]  # 0 shared, k + 1 for answer k
-    targets: list[int]  # indices of answer tokens
-    owners: list[int]  # which answer each target belongs to
+    batch_size: int
+    special_tokens: bool
 
 
 def run(settings: QaSettings) -> dict[str, Any]:
@@ -84,17 +84,77 @@ def run(settings: QaSettings) -> dict[str, Any]:
     if task not in RULES:
         raise InputError(f"--task {task}: unknown scoring rule; give --task with one of {', '.join(RULES)}")
     questions = read_questions(settings.data)[: settings.samples]
-    evaluated = load_evaluated(settings.model, settings.adapter, settings.base_dtype)
-    scores = answer_scores(
-        evaluated,
-        questions,
+    mesh = None if settings.mesh is None else make_mesh(settings.mesh)
+    records = predict(
+        load_evaluated(settings.model, settings.adapter, settings.base_dtype, mesh=mesh),
+        dict(enumerate(questions)),
         RULES[task],
         batch_size=settings.batch_size,
         special_tokens=settings.special_tokens,
+        path=settings.predictions,
+        resume=settings.resume,
     )
-    if settings.predictions is not None:
-        write_json_lines(settings.predictions, prediction_records(questions, scores))
-    return {"task": task, **accuracy(questions, scores)}
+    return {"task": task, **summary(records), "intervals": intervals(records)}
+
+
+def show(result: dict[str, Any]) -> None:
+    """A line per score, with its interval."""
+    show_scores(result)
+
+
+def predict(
+    evaluated: Evaluated,
+    questions: Mapping[int, Question],
+    rule: Rule,
+    *,
+    batch_size: int = 4,
+    special_tokens: bool = False,
+    path: Path | None = None,
+    resume: bool = False,
+) -> list[Record]:
+    """{"index", "scores", "choice", "gold"} of every question, by its index in the file; also in ``path``, if given.
+
+    Raises:
+        InputError: as `Predictions` and `score_batches`.
+    """
+    made = identity(
+        evaluated,
+        content_digest([[index, q.input, q.answers, q.gold] for index, q in questions.items()]),
+        rule=rule,
+        examples=len(questions),
+        batch_size=batch_size,
+        special_tokens=special_tokens,
+    )
+    predictions = Predictions(path, made, questions, resume=resume)
+    indices = list(questions)
+    done = {place for place, index in enumerate(indices) if index in predictions.done}
+    for batch in score_batches(
+        evaluated,
+        list(questions.values()),
+        rule,
+        batch_size=batch_size,
+        special_tokens=special_tokens,
+        done=done,
+    ):
+        predictions.add([_record(indices[place], questions[indices[place]], scores) for place, scores in batch])
+    return predictions.finish()
+
+
+def summary(records: Sequence[Record]) -> dict[str, Any]:
+    """Share of questions whose best answer is the gold one (the first of equals), beside always choosing one index."""
+    most_common = Counter(record["gold"] for record in records).most_common(1)[0][1]
+    n = len(records)
+    return {"accuracy": sum(hits(records)) / n, "n": n, "majority": most_common / n}
+
+
+def hits(records: Sequence[Record]) -> list[bool]:
+    """Which questions are answered right."""
+    return [record["choice"] == record["gold"] for record in records]
+
+
+def intervals(records: Sequence[Record]) -> dict[str, tuple[float, float]]:
+    """The 95 % interval of the accuracy."""
+    return {"accuracy": bootstrap_interval(hits(records))}
 
 
 def task_name(path: Path) -> str:
@@ -103,19 +163,18 @@ def task_name(path: Path) -> str:
 
 
 def accuracy(questions: Sequence[Question], scores: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Share of questions whose best answer is the gold one (the first of equals), beside always choosing one index."""
-    correct = sum(int(np.argmax(s)) == q.gold for q, s in zip(questions, scores, strict=True))
-    most_common = Counter(question.gold for question in questions).most_common(1)[0][1]
-    n = len(questions)
-    return {"accuracy": correct / n, "n": n, "majority": most_common / n}
+    """`summary` of questions and the scores of their answers."""
+    return summary([_record(i, *both) for i, both in enumerate(zip(questions, scores, strict=True))])
 
 
-def prediction_records(questions: Sequence[Question], scores: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-    """Rows of a predictions file."""
-    return [
-        {"index": index, "scores": [float(x) for x in s], "choice": int(np.argmax(s)), "gold": question.gold}
-        for index, (question, s) in enumerate(zip(questions, scores, strict=True))
-    ]
+def _record(index: int, question: Question, scores: np.ndarray) -> Record:
+    """One row of a predictions file."""
+    return {
+        "index": index,
+        "scores": [float(x) for x in scores],
+        "choice": int(np.argmax(scores)),
+        "gold": question.gold,
+    }
 
 
 def answer_scores(
@@ -131,90 +190,85 @@ def answer_scores(
     Raises:
         InputError: if an answer has no tokens of its own.
     """
-    score = partial(_log_likelihoods, evaluated, batch_size=batch_size, special_tokens=special_tokens)
-    results = score(questions, name="qa")
-    if rule == "normalized":
-        return [sums / counts for sums, counts in results]
-    answers = sorted({answer for question in questions for answer in question.answers})
-    chunks = [
-        answers[i : i + _ANSWERS_PER_CALIBRATION_ROW] for i in range(0, len(answers), _ANSWERS_PER_CALIBRATION_ROW)
-    ]
-    priors = score([Question(_CALIBRATION_PROMPT, tuple(chunk), 0, "calibration") for chunk in chunks], name="priors")
-    prior = {
-        answer: value
-        for chunk, (sums, _) in zip(chunks, priors, strict=True)
-        for answer, value in zip(chunk, sums, strict=True)
-    }
-    return [
-        sums - np.array([prior[answer] for answer in question.answers])
-        for question, (sums, _) in zip(questions, results, strict=True)
-    ]
-
-
-def _log_likelihoods(
-    evaluated: Evaluated, questions: Sequence[Question], *, batch_size: int, special_tokens: bool, name: str
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Per question: sum of log p over each answer's tokens, and the number of those tokens."""
-    config, params, tokenizer = evaluated
-    packed = [_pack(tokenizer, question, special_tokens) for question in questions]
-    order = sorted(range(len(packed)), key=lambda index: len(packed[index].ids))
-    results: list[Any] = [None] * len(packed)
-    with progress_bar(name, len(packed), "question") as bar:
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            losses = np.asarray(
-                batch_nll(config, params, _collate([packed[i] for i in chosen], batch_size)), np.float64
-            )
-            for row, index in enumerate(chosen):
-                owners, n = packed[index].owners, len(questions[index].answers)
-                counts = np.bincount(owners, minlength=n)
-                results[index] = (-np.bincount(owners, weights=losses[row, : len(owners)], minlength=n), counts)
-            bar.update(len(chosen))
+    results: list[Any] = [None] * len(questions)
+    for batch in score_batches(evaluated, questions, rule, batch_size=batch_size, special_tokens=special_tokens):
+        for place, scores in batch:
+            results[place] = scores
     return results
 
 
-def _pack(tokenizer: Any, question: Question, special_tokens: bool) -> _Packed:
-    """Answer tokens are those of "input answer" beyond the number of tokens of the input alone, but not the first."""
-    texts = [question.input, *(f"{question.input} {answer}" for answer in question.answers)]
-    prompt, *answered = encode(tokenizer, texts, special_tokens=special_tokens)
-    first = max(len(prompt), 1)  # nothing predicts the first token of all
-    shared = _common_prefix(answered, limit=first - 1)
-    ids, positions = answered[0][:shared], list(range(shared))
-    segments = [0] * shared
-    targets: list[int] = []
-    owners: list[int] = []
-    for index, sequence in enumerate(answered):
-        if len(sequence) <= first:
-            raise InputError(f"{question.where}: the answer {question.answers[index]!r} has no tokens behind the input")
-        start = len(ids) - shared  # where position p of this answer lies: start + p
-        ids += sequence[shared:]
-        positions += range(shared, len(sequence))
-        segments += [index + 1] * (len(sequence) - shared)
-        targets += range(start + first, start + len(sequence))
-        owners += [index] * (len(sequence) - first)
-    return _Packed(ids, positions, segments, targets, owners)
+def score_batches(
+    evaluated: Evaluated,
+    questions: Sequence[Question],
+    rule: Rule,
+    *,
+    batch_size: int = 4,
+    special_tokens: bool = False,
+    done: Container[int] = (),
+) -> Iterator[list[tuple[int, np.ndarray]]]:
+    """After every forward pass, (place in ``questions``, scores [number of answers] float64) of its questions.
+
+    Args:
+        done: places to leave out.  A pass holds the same questions whatever is done, so scores are the same bit for
+            bit; one of which all are done does not run.
+
+    Raises:
+        InputError: if an answer has no tokens of its own, or a question has more tokens than the model positions.
+    """
+    options = _Passes(batch_size, special_tokens)
+    prior: dict[str, float] = {}
+    if rule == "calibrated" and any(place not in done for place in range(len(questions))):
+        prior = _priors(evaluated, sorted({answer for q in questions for answer in q.answers}), options)
+    for batch in _log_likelihoods(evaluated, questions, options, name="qa", done=done):
+        if rule == "normalized":
+            yield [(place, sums / counts) for place, sums, counts in batch]
+        else:
+            yield [(place, sums - np.array([prior[a] for a in questions[place].answers])) for place, sums, _ in batch]
 
 
-def _common_prefix(sequences: Sequence[Sequence[int]], *, limit: int) -> int:
-    """Number of leading tokens that all share, at most `limit`: the token before an answer is each answer's own."""
-    length = 0
-    for column in zip(*sequences, strict=False):
-        if length >= limit or len(set(column)) > 1:
-            break
-        length += 1
-    return length
+def check(evaluated: Evaluated, questions: Sequence[Question], *, special_tokens: bool = False) -> None:
+    """Refuse what cannot be scored, without a forward pass.
+
+    Raises:
+        InputError: as `score_batches`.
+    """
+    for question in questions:
+        packed = pack(evaluated.tokenizer, question, special_tokens)
+        check_positions(evaluated, max(packed.positions) + 1, question.where)
 
 
-def _collate(rows: Sequence[_Packed], batch_size: int) -> Batch:
-    longest = max(len(row.ids) for row in rows)
-    length = padded_length(longest, limit=2 * longest)
-    num_targets = padded_length(max(len(row.targets) for row in rows), limit=length)
-    ids = np.zeros((batch_size, length), np.int32)
-    positions, segments = np.zeros_like(ids), np.full_like(ids, -1)
-    targets = np.ones((batch_size, num_targets), np.int32)
-    weights = np.zeros((batch_size, num_targets), np.float32)
-    for index, row in enumerate(rows):
-        n, m = len(row.ids), len(row.targets)
-        ids[index, :n], positions[index, :n], segments[index, :n] = row.ids, row.positions, row.segments
-        targets[index, :m], weights[index, :m] = row.targets, 1.0
-    return Batch(ids, positions, segments, targets, weights)
+def _priors(evaluated: Evaluated, answers: Sequence[str], passes: _Passes) -> dict[str, float]:
+    """log p(answer | "Answer:") of each answer."""
+    chunks = [
+        answers[i : i + _ANSWERS_PER_CALIBRATION_ROW] for i in range(0, len(answers), _ANSWERS_PER_CALIBRATION_ROW)
+    ]
+    rows = [Question(_CALIBRATION_PROMPT, tuple(chunk), 0, "calibration") for chunk in chunks]
+    return {
+        answer: float(value)
+        for batch in _log_likelihoods(evaluated, rows, passes, name="priors")
+        for place, sums, _ in batch
+        for answer, value in zip(chunks[place], sums, strict=True)
+    }
+
+
+def _log_likelihoods(
+    evaluated: Evaluated,
+    questions: Sequence[Question],
+    passes: _Passes,
+    *,
+    name: str,
+    done: Container[int] = (),
+) -> Iterator[list[tuple[int, np.ndarray, np.ndarray]]]:
+    """Of each pass: place of a question, sum of log p over each answer's tokens, and the number of those tokens."""
+    packed = [pack(evaluated.tokenizer, question, passes.special_tokens) for question in questions]
+    for row, question in zip(packed, questions, strict=True):
+        check_positions(evaluated, max(row.positions) + 1, question.where)
+    order = sorted(range(len(packed)), key=lambda place: len(packed[place].ids))
+    rows = rows_per_pass(evaluated, passes.batch_size)
+    with progress_bar(name, len(packed), "question") as bar:
+        for start in range(0, len(order), rows):
+            chosen = order[start : start + rows]
+            if not all(place in done for place in chosen):
+                losses = row_nll(evaluated, collate([packed[place] for place in chosen], rows))
+                yield [(place, *log_likelihoods(packed[place], losses[row])) for row, place in enumerate(chosen)]
+            bar.update(len(chosen))

@@ -12,7 +12,7 @@ checked by names and shapes.
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -104,6 +104,21 @@ def read_fisher(folder: Path, model: Model, needed: Sequence[str]) -> dict[str, 
         lost = zeros / max(sum(math.prod(value.shape) for value in values.values()), 1)
         warnings.warn(f"{folder}: float16 has made entries below 3e-8 zero; {lost:.0%} of F are", stacklevel=2)
     return values
+
+
+def stored_tensors(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor of F by its name, in float32, one at a time in memory; the model is not asked for.
+
+    Raises:
+        InputError: if there are no tensors, or one holds something that is no Fisher.
+    """
+    tensors = open_tensors(folder)
+    for name, header in tensors.headers.items():
+        if name.endswith(SCALE) and name.removesuffix(SCALE) in tensors.headers:
+            continue
+        dtype: FisherDType | None = "uint8" if name + SCALE in tensors.headers else None
+        value = _read(tensors, name, header.shape, dtype, folder)
+        yield name, np.asarray(decode(value)) if isinstance(value, SquareRootCodes) else value
 
 
 def _checked_dtype(folder: Path, model: Model) -> FisherDType | None:

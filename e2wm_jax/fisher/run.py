@@ -15,9 +15,10 @@ from e2wm_jax.fisher.corpus import Corpus, describe, where
 from e2wm_jax.fisher.diagonal import FisherResult, Progress, result
 from e2wm_jax.fisher.files import METADATA_FILE, write_fisher
 from e2wm_jax.fisher.plan import Plan, make_plan
+from e2wm_jax.fisher.report import write_report
 from e2wm_jax.fisher.settings import FisherSettings
 from e2wm_jax.fisher.streaming import Pass, begin, keep, stream
-from e2wm_jax.fisher.summary import as_text, summarize, tensors_of, write_report
+from e2wm_jax.fisher.summary import as_text, summarize, tensors_of
 from e2wm_jax.models.quantized import compute_dtype, quantizer
 from e2wm_jax.models.weights import Model, load
 from e2wm_jax.progress import progress_bar, say

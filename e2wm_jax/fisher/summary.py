@@ -1,21 +1,27 @@
-"""Where F is: by tensor, by layer, by module; as numbers, as a table, as a page with a picture."""
+"""Where F is: by tensor, by layer, by module, as numbers and as a table; how its entries are distributed."""
 
-from collections.abc import Collection, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
-import e2wm_jax
 from e2wm_jax.config import ModelConfig
 from e2wm_jax.fisher.diagonal import Flat
 from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.weights import hf_names
-from e2wm_jax.report import Section, details, heat_map, key_values, page, table, write
-from e2wm_jax.report.blocks import Cell
 
 OUTSIDE = "outside the layers"
-_COLUMNS = ("share", "sum", "mean", "max")
+_CHUNK = 1 << 22  # entries counted at a time
+_SHIFT = 20  # bits of a float32 below sign, exponent and 3 bits of mantissa: 8 bins to each power of two
+BINS = 1 << (31 - _SHIFT)
+
+
+class Spread(NamedTuple):
+    """How many entries fall into each of `BINS` bins of equal width in (almost) the logarithm, and their sums there."""
+
+    counts: np.ndarray  # [BINS] int64
+    sums: np.ndarray  # [BINS] float64
 
 
 class Tensor(NamedTuple):
@@ -26,6 +32,7 @@ class Tensor(NamedTuple):
     size: int
     sum: float
     max: float
+    spread: Spread
 
 
 Statistics = dict[str, float]  # "sum", "mean", "max", "share"
@@ -42,9 +49,68 @@ def tensors_of(config: ModelConfig, values: Flat, names: Collection[str]) -> dic
                 continue
             one = host[layer] if spec.stacked else host
             module = spec.hf.partition("{}.")[2] if spec.stacked else spec.hf
-            total, largest = float(one.sum(dtype=np.float64)), float(one.max())
-            found[name] = Tensor(layer if spec.stacked else None, module, one.size, total, largest)
+            found[name] = measured(one, layer if spec.stacked else None, module)
     return found
+
+
+def measured(value: np.ndarray, layer: int | None, module: str) -> Tensor:
+    """What is to be known of one tensor of F; its entries are finite and not negative."""
+    total, largest = float(value.sum(dtype=np.float64)), float(value.max())
+    return Tensor(layer, module, value.size, total, largest, spread_of(value))
+
+
+def place_of(name: str) -> tuple[int | None, str]:
+    """Layer and module by a Hugging Face name alone: of "model.layers.3.mlp.up_proj.weight" 3, "mlp.up_proj.weight"."""
+    found = re.fullmatch(r".*?\.(\d+)\.(.+)", name)
+    return (int(found[1]), found[2]) if found else (None, name)
+
+
+def spread_of(value: np.ndarray) -> Spread:
+    """Counts and sums by size.
+
+    The bits of a float32 that is not negative grow with it: the leading ones number bins, narrow (9 to 13 %) and many.
+    """
+    counts, sums = np.zeros(BINS, np.int64), np.zeros(BINS)
+    flat = np.ascontiguousarray(value, np.float32).reshape(-1)
+    for start in range(0, flat.size, _CHUNK):
+        part = flat[start : start + _CHUNK]
+        bins = (np.abs(part).view(np.uint32) >> _SHIFT).astype(np.intp)  # the zero that has a sign is a zero
+        counts += np.bincount(bins, minlength=BINS)
+        sums += np.bincount(bins, weights=part, minlength=BINS)
+    return Spread(counts, sums)
+
+
+def together(spreads: Iterable[Spread]) -> Spread:
+    """The distribution of the entries of several."""
+    counts, sums = zip(*spreads, strict=True)
+    return Spread(np.sum(counts, axis=0), np.sum(sums, axis=0))
+
+
+def bin_start(number: int) -> float:
+    """The least value of a bin."""
+    return float(np.uint32(number << _SHIFT).view(np.float32))
+
+
+def quantile(spread: Spread, share: float) -> float:
+    """The value that ``share`` of the entries do not exceed, to within a bin; the lower end of that bin."""
+    return bin_start(int(np.searchsorted(np.cumsum(spread.counts), share * spread.counts.sum())))
+
+
+def held_by_largest(spread: Spread, share: float) -> float:
+    """Which part of the sum the largest ``share`` of the entries hold; within a bin they count as equal."""
+    wanted = share * spread.counts.sum()
+    counts, sums = spread.counts[::-1], spread.sums[::-1]
+    before = np.cumsum(counts) - counts
+    taken = np.clip((wanted - before) / np.maximum(counts, 1), 0.0, 1.0)
+    return float((taken * sums).sum() / whole) if (whole := sums.sum()) > 0 else 0.0
+
+
+def by_module(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, list[Tensor]]]:
+    """The kinds of tensors, those with the most of F first."""
+    groups: dict[str, list[Tensor]] = {}
+    for tensor in tensors.values():
+        groups.setdefault(tensor.module, []).append(tensor)
+    yield from sorted(groups.items(), key=lambda item: -sum(tensor.sum for tensor in item[1]))
 
 
 def summarize(tensors: Mapping[str, Tensor]) -> Summary:
@@ -72,29 +138,6 @@ def as_text(modules: Mapping[str, Statistics]) -> str:
     return "\n".join(lines)
 
 
-def write_report(path: Path, tensors: Mapping[str, Tensor], summary: Summary, record: Mapping[str, Any]) -> None:
-    """One self-contained page: the picture of F by layer and module, its tables, and how it was made."""
-    sections = [
-        Section("Where F is", [*_picture(tensors), _table("modules", summary)]),
-        Section("By layer", [_table("layers", summary)]),
-        Section("How it was made", [key_values(_facts(record)), details("Every tensor", _table("tensors", summary))]),
-    ]
-    lead = (
-        "The mean of the squared gradients of single documents, the diagonal of the Fisher information: how much the "
-        "model's loss resists a change of each parameter."
-    )
-    title = f"e2wm fisher: {record['model']}"
-    write(path, page(title, sections, lead=lead, footer=f"e2wm_jax {e2wm_jax.__version__}"))
-
-
-def _facts(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record in words that fit beside each other."""
-    plain = {key: value for key, value in record.items() if not isinstance(value, dict | list)}
-    corpora = (f"{one['weight']:g} x {' '.join(data['path'] for data in one['data'])}" for one in record["corpora"])
-    said = {"corpora": " + ".join(corpora), "documents left out": len(record["skipped"])}
-    return {**plain, **record["estimator"], **said}
-
-
 def _statistics(tensors: Collection[Tensor], whole: float) -> Statistics:
     total = sum(tensor.sum for tensor in tensors)
     return {
@@ -103,21 +146,3 @@ def _statistics(tensors: Collection[Tensor], whole: float) -> Statistics:
         "max": max(tensor.max for tensor in tensors),
         "share": total / whole if whole > 0 else 0.0,
     }
-
-
-def _picture(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Mean F by layer and module; nothing if no tensor belongs to a layer."""
-    cells = {(t.layer, t.module): t.sum / t.size for t in tensors.values() if t.layer is not None}
-    layers = sorted({layer for layer, _ in cells if layer is not None})
-    modules = list(dict.fromkeys(module for _, module in cells))
-    if not cells:
-        return []
-    shown = [[cells.get((layer, module), float("nan")) for module in modules] for layer in layers]
-    labels = [module.removesuffix(".weight").removeprefix("self_attn.").removeprefix("mlp.") for module in modules]
-    names = [f"layer {layer}" for layer in layers]
-    return [heat_map(shown, names, labels, title="Mean F by layer and module", value_label="mean F")]
-
-
-def _table(kind: str, summary: Summary) -> str:
-    rows: list[list[Cell]] = [[name, *(s[column] for column in _COLUMNS)] for name, s in summary[kind].items()]
-    return table([kind.removesuffix("s"), *_COLUMNS], rows)

@@ -5,26 +5,34 @@ HTML that one pure function made from plain data. All text given to these functi
 """
 
 from e2wm_jax.report.bars import bar_chart
-from e2wm_jax.report.blocks import details, key_values, paragraph, preformatted, table, trajectory
+from e2wm_jax.report.blocks import details, key_values, paragraph, preformatted, table, texts, trajectory
+from e2wm_jax.report.floor_plan import Plan, floor_plan
 from e2wm_jax.report.heat import heat_map
 from e2wm_jax.report.lines import line_chart
 from e2wm_jax.report.page import Section, page, standalone, write
 from e2wm_jax.report.points import Point, scatter_chart
+from e2wm_jax.report.room_map import Stop, Thing, room_map
 
 __all__ = [
+    "Plan",
     "Point",
     "Section",
+    "Stop",
+    "Thing",
     "bar_chart",
     "details",
+    "floor_plan",
     "heat_map",
     "key_values",
     "line_chart",
     "page",
     "paragraph",
     "preformatted",
+    "room_map",
     "scatter_chart",
     "standalone",
     "table",
+    "texts",
     "trajectory",
     "write",
 ]

@@ -54,6 +54,18 @@ def trajectory(steps: Sequence[tuple[str, bool]], *, title: str = "") -> str:
     return element("figure", head + element("ol", "".join(items)), class_="trajectory")
 
 
+def texts(parts: Mapping[str, str], *, title: str = "") -> str:
+    """Texts to be read against each other, such as what a model wrote before and after: beside each other on a desk,
+    one below the other on a phone; each under its name.
+    """
+    head = element("figcaption", escape(title)) if title else ""
+    cells = (
+        element("div", element("h3", escape(name)) + element("pre", escape(text) if text.strip() else "(nothing)"))
+        for name, text in parts.items()
+    )
+    return element("figure", head + element("div", "".join(cells), class_="beside"), class_="texts")
+
+
 def table(
     headers: Sequence[str],
     rows: Sequence[Sequence[Cell]],

@@ -26,6 +26,7 @@ from e2wm_jax.report.drawing import (
     words,
 )
 
+LONGEST = 0.6  # of a label, times the width of what it stands in
 Better = Literal["higher", "lower"]
 Place = tuple[float, float]
 Box = tuple[float, float, float, float]
@@ -73,13 +74,13 @@ def scatter_chart(
     lines = _links(kept, at, base)
     body = [plot.body]
     body += [line(*a, *b, f"link {color(index[name])}") if name else _arrow(a, b) for a, b, name in lines]
-    taken = [box for a, b, _ in lines for box in _boxes_along(a, b)]
+    taken = [box for a, b, _ in lines for box in boxes_along(a, b)]
     for point, (x, y) in zip(kept, at, strict=True):
         bars, boxes = _error_bars(plot, point, (x, y), color(index[point.series or point.label]))
         body += [*bars, marker(index[point.series or point.label], x, y)]
         taken += [*boxes, (x - 6, y - 6, x + 6, y + 6)]
     bounds = (plot.x.start + 4, plot.y.end, WIDTH, plot.y.start)
-    body += _labels([point.label for point in kept], at, taken, bounds)
+    body += labels([point.label for point in kept], at, taken, bounds)
     said = [f"{point.label}: {x_label} {number(point.x)}, {y_label} {number(point.y)}." for point in kept]
     return figure(title, " ".join([f"Points of {y_label} against {x_label}.", *said]), plot.height, "".join(body))
 
@@ -115,7 +116,8 @@ def _arrow(start: Place, end: Place) -> str:
     return line(x1, y1, x2, y2, "arrow") + element("path", d=head, class_="arrow head")
 
 
-def _boxes_along(start: Place, end: Place) -> Iterator[Box]:
+def boxes_along(start: Place, end: Place) -> Iterator[Box]:
+    """Small boxes that cover a line, for `labels` to keep clear of."""
     count = max(int(math.dist(start, end) / 8), 1)
     for step in range(count + 1):
         x = start[0] + (end[0] - start[0]) * step / count
@@ -140,11 +142,11 @@ def _overlap(a: Box, b: Box) -> float:
     return max(min(a[2], b[2]) - max(a[0], b[0]), 0.0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0.0)
 
 
-def _labels(names: Sequence[str], at: Sequence[Place], taken: list[Box], bounds: Box) -> list[str]:
+def labels(names: Sequence[str], at: Sequence[Place], taken: list[Box], bounds: Box) -> list[str]:
     """Each name beside its point, at the first place around it that covers nothing, else where it covers least."""
     parts = []
     for name, (x, y) in zip(names, at, strict=True):
-        text = shorten(name, (bounds[2] - bounds[0]) * 0.6)
+        text = shorten(name, (bounds[2] - bounds[0]) * LONGEST)
         best = min(_candidates(text, x, y, bounds), key=lambda box: sum(_overlap(box, other) for other in taken))
         taken.append(best)
         # Set from the side of the point, so that letters wider or narrower than the estimate keep their distance.

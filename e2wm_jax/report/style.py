@@ -26,7 +26,7 @@ h1{font-size:2rem;line-height:1.2;font-weight:600;letter-spacing:-.01em;margin:0
 h2{font-size:1.35rem;line-height:1.3;font-weight:600;margin:3.2rem 0 .8rem;padding-top:1.1rem;
 border-top:1px solid var(--faint)}
 p{margin:.8rem 0}.lead{font-size:1.15rem;color:var(--soft);margin:0 0 1.5rem}a{color:var(--link)}
-nav,table,dl,summary,figcaption,footer,.trajectory{font-family:system-ui,-apple-system,"Segoe UI",Roboto,
+nav,table,dl,summary,figcaption,footer,.trajectory,.beside h3{font-family:system-ui,-apple-system,"Segoe UI",Roboto,
 "Helvetica Neue",Arial,sans-serif}
 nav ol{margin:0;padding:0;list-style:none;display:flex;flex-wrap:wrap;gap:.15rem 1.2rem;font-size:.9rem}
 nav a{text-decoration:none;display:inline-block;padding:.2rem 0}nav a:hover{text-decoration:underline}
@@ -48,6 +48,10 @@ dl div{min-width:0}dt{color:var(--soft);font-size:.8rem}
 dd{margin:0;line-height:1.4;font-variant-numeric:tabular-nums}
 pre,code{font:.84rem/1.55 ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace}
 pre{white-space:pre-wrap;background:var(--tint);padding:.9rem 1rem;border-radius:.35rem;margin:1rem 0}
+.beside{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(15rem,100%),1fr));gap:0 1rem}
+.beside div{min-width:0}.beside div:first-child:nth-last-child(odd):not(:only-child){grid-column:1/-1}
+.beside h3{font-size:.85rem;font-weight:500;color:var(--soft);margin:.5rem 0 .2rem}
+.beside pre{margin:0 0 .4rem;padding:.6rem .8rem}.texts figcaption{margin-bottom:.2rem}
 details{margin:1rem 0;border-left:2px solid var(--faint);padding-left:1rem}
 summary{cursor:pointer;font-size:.95rem;padding:.2rem 0}
 .trajectory ol{list-style:none;counter-reset:step;margin:0;padding:0}
@@ -72,7 +76,13 @@ svg .grid{stroke:var(--faint);stroke-width:.8}svg .axis{stroke:var(--soft);strok
 svg .error{stroke:currentColor;stroke-width:1.2;opacity:.6}svg .whisker{stroke:var(--ink);stroke-width:1}
 svg .tick{stroke:var(--ink);stroke-width:1.8;stroke-dasharray:3 2;stroke-linecap:butt}
 svg .arrow{stroke:var(--soft);stroke-width:.8;opacity:.7}svg .link{stroke:currentColor;stroke-width:1;opacity:.6}
-svg .leader{stroke:var(--soft);stroke-width:.6}svg .dot{fill:var(--soft)}svg .cross{stroke:var(--soft);stroke-width:1}
+svg .leader{stroke:var(--soft);stroke-width:.6}
+svg .room{fill:var(--tint);stroke:var(--faint);stroke-width:1}
+svg .door{stroke:var(--soft);stroke-width:3;opacity:.5}
+svg .way{stroke:currentColor;stroke-width:1.4;opacity:.75}svg .way-head{fill:currentColor}
+svg .stop{fill:var(--ink)}svg .start{fill:var(--paper);stroke:var(--ink);stroke-width:1.5}
+text.room-name{fill:var(--ink);font-weight:600}svg .failed{fill:var(--failed)}
+svg .dot{fill:var(--soft)}svg .cross{stroke:var(--soft);stroke-width:1}
 """
 _SERIES = "".join(f".c{n}{{color:var(--c{n})}}" for n in range(COLORS))
 _SHADES = "".join(f".h{n}{{fill:var(--h{n})}}" for n in range(SHADES))

@@ -25,27 +25,42 @@ _PREPARED = 2  # goals per slot of a batched search that are taken up together, 
 
 @dataclass(frozen=True)
 class CollectSettings:
-    """What to collect. Everything but ``out``, ``workers`` and ``search_batch`` decides the content of the episodes."""
+    """What to collect.  Everything but --out, --workers and --search-batch decides the content of the episodes."""
 
     out: Path
+    """Directory of experiences; an interrupted collection there goes on."""
     policy: Literal["mcts", "random"]
-    episodes: int | None = None  # None: one for each goal (mcts) or scene (random)
-    goals: str | None = None  # mcts: "robothow" (also when None) or a file of goals
-    scene: tuple[str, ...] = ()  # scenes in turn, or "procedural"; none: those of the RobotHow programs
+    """mcts: a search towards a goal; random: exploration."""
+    episodes: int | None = None
+    """How many; by default one for each goal (mcts) or scene (random)."""
+    goals: str | None = None
+    """mcts: robothow (the default) or a file of goals."""
+    scene: tuple[str, ...] = ()
+    """Scenes in turn, or procedural; by default those of the RobotHow programs."""
     dialect: str = "vh23"
+    """Rules of the world: vh19, vh23 or e2wm."""
     engine: Engine = "array"
-    search: Method = (
-        "mcts"  # E2WM's, or "best-first", which finds more goals and shorter plans; "mcts-batched": on a GPU
-    )
-    search_batch: int = 256  # mcts-batched: goals side by side; the episodes do not depend on it
+    """array, for all dialects, or virtualhome: the installed executor, vh23."""
+    search: Method = "mcts"
+    """mcts: as E2WM's; best-first: more goals and shorter plans; mcts-batched: on a GPU."""
+    search_batch: int = 256
+    """mcts-batched: goals side by side."""
     simulations: int = 20_000
+    """mcts: of one search."""
     max_depth: int = 25
+    """mcts: steps from the start, played and imagined, at most."""
     reward: Reward = "official"
-    shorten: bool = True  # mcts: leave out moves that the search did not need (E2WM relies on 20,000 simulations)
-    episode_length: int = 20  # random: steps
-    style: Style = "carry"  # random
-    workers: int = os.cpu_count() or 1  # processes; the episodes do not depend on it
+    """mcts: as in the official code, or as in the paper."""
+    shorten: bool = True
+    """mcts: leave out moves that the search did not need (E2WM relies on 20,000 simulations)."""
+    episode_length: int = 20
+    """random: steps of an episode."""
+    style: Style = "carry"
+    """random: carry things to furniture (counting), track people who carry things about, or uniform."""
+    workers: int = os.cpu_count() or 1
+    """Processes."""
     seed: int = 0
+    """Of all that is random."""
 
 
 @dataclass(frozen=True)

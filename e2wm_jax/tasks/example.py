@@ -1,9 +1,10 @@
 """The two kinds of example that a task file holds, in E2WM's own JSON-lines form."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from e2wm_jax.errors import InputError
+from e2wm_jax.tasks.source import Source
 
 
 @dataclass(frozen=True)
@@ -12,6 +13,7 @@ class Generation:
 
     input: str
     ref: str
+    source: Source | None = field(default=None, compare=False, repr=False)  # of plans; not part of the official form
 
     def to_json(self) -> dict[str, Any]:
         """The record as the official training and generation files write it."""

@@ -3,12 +3,13 @@
 import random
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from e2wm_jax.simulate.trajectory import Trajectory
 from e2wm_jax.tasks.changes import final_change, without_closeness
 from e2wm_jax.tasks.example import Generation
 from e2wm_jax.tasks.sentences import condition_sentences, plan_text, words
+from e2wm_jax.tasks.source import Source, source_of
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Plan:
     items: tuple[str, ...] = ()  # class names, each once
     conditions: tuple[str, ...] = ()  # facts at the beginning, in the order of the question
     change: frozenset[str] = frozenset()  # facts that are new at the end
+    source: Source | None = field(default=None, compare=False)  # the episode, where it is known
 
     @property
     def aim(self) -> frozenset[str]:
@@ -59,6 +61,7 @@ def select(trajectories: Iterable[Trajectory], *, achieved_share: float = 1.0) -
                     items=items,
                     conditions=trajectory.conditions,
                     change=final_change(trajectory),
+                    source=source_of(trajectory),
                 )
             )
     return plans, outcome
@@ -154,5 +157,5 @@ def plan_gen(
     for block in targets(plans, key="question", shot_count=2, size=size, rng=rng, tasks=tasks):
         *solved, target = reword(block)
         lines = [f"Q: {plan.question}\nA: {plan.text}" for plan in solved]
-        examples.append(Generation("\n".join([*lines, f"Q: {target.question}\nA:"]), target.text))
+        examples.append(Generation("\n".join([*lines, f"Q: {target.question}\nA:"]), target.text, target.source))
     return examples

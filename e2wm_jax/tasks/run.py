@@ -17,7 +17,8 @@ class TasksSettings:
     experiences: tuple[Path, ...]
     """Directories of `e2wm collect`: planned episodes (plans, activities) and random ones (counting, tracking)."""
     out: Path
-    """Directory to write: train/*.json, eval/gen/*.json, eval/qa/*.json, statistics.json."""
+    """Directory to write: train/*.json, eval/gen/*.json, eval/qa/*.json, statistics.json; beside plans to be
+    evaluated *.json.sources, the worlds in which `e2wm eval plans` carries them out."""
     eval_share: float = 0.2
     """Share of goals, plans and stories that is held out."""
     unseen_share: float = 0.2

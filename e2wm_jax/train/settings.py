@@ -25,8 +25,9 @@ class TrainSettings:
     model: str
     """Hugging Face directory, .gguf file, hub id, or smollm2-135m."""
     data: str
-    """Mixture of task files and endless tasks made on demand: "weight name weight name ...", e.g. "1 plan.json 0.7
-    online:act_recog". Online: plan_gen, act_recog, count, obj_move, or all; e.g. "online:plan_gen?simulations=500"."""
+    """Mixture of task files, plain text (*.txt, all of it to be learned) and endless tasks made on demand: "weight name
+    weight name ...", e.g. "1 plan.json 0.7 online:act_recog". Online: plan_gen, act_recog, count, obj_move, or all;
+    e.g. "online:plan_gen?simulations=500"."""
     out: Path
     """Run directory to write."""
     fisher: Path | None = None

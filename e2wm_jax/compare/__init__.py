@@ -1,0 +1,1 @@
+"""Step after 10: many runs side by side, what each gained and what it forgot."""

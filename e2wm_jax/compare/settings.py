@@ -1,0 +1,124 @@
+"""The settings of `e2wm compare`: flags, a TOML file with the same names, or both."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from e2wm_jax.compare.overrides import build, check_name
+from e2wm_jax.errors import InputError
+from e2wm_jax.files import read_text
+
+TABLES = ("train", "fisher", "arm")  # of the file, besides the names of flags
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """Train every regularizer with every strength and seed, evaluate all, and show the trade-off."""
+
+    out: Path
+    """Directory to write: comparison.json, report.html, base/, fishers/, runs/."""
+    config: Path | None = None
+    """TOML file: these flags under their names, with [train] and [fisher] for all arms and an [[arm]] for each free
+    one. A flag given here wins."""
+    model: str | None = None
+    """Hugging Face directory, .gguf file, hub id, or smollm2-135m."""
+    data: str | None = None
+    """Mixture of task files to train on, as of `e2wm train`: "1 plan.json 0.7 activity.json"."""
+    eval: tuple[Path, ...] = ()
+    """Evaluation sets: files, or folders in which all are found by name. QA and generation sets are the skill; bAbI is
+    measured and shown beside it."""
+    text: tuple[str, ...] = ()
+    """General text for retention, a corpus each: .txt or JSON lines with "text". Default: pydoc:held-out."""
+    regularizers: tuple[str, ...] = ()
+    """none,l2,ewc,kl: any of `e2wm train --regularizer`; kl is kl-forward."""
+    strengths: tuple[str, ...] = ()
+    """1,10 for all of them, "ewc:1e3,1e4 l2:0.1,1" for each by itself, or both."""
+    seeds: tuple[str, ...] = ()
+    """0,1,2: every arm is trained with each. Default: 0."""
+    general_text: tuple[str, ...] = ()
+    """What the Fisher is computed on, and what kl, replay and others read. Default: pydoc:fisher."""
+    general_samples: int | None = None
+    """At most so many documents of it, the first ones."""
+    fisher: Path | None = None
+    """Directory of `e2wm fisher` that is there; by default one is computed with general text."""
+    steps: int | None = None
+    """Optimizer steps of each run."""
+    epochs: int | None = None
+    """Passes over the data, in place of --steps."""
+    lr: float | None = None
+    """Learning rate; where this and the next five are not given, what `e2wm train` has by default."""
+    batch_size: int | None = None
+    """Examples per step."""
+    max_length: int | None = None
+    """Rows, and documents of the Fisher, are cut to this many tokens."""
+    lora_rank: int | None = None
+    """Rank of the adapters."""
+    lora_targets: str | None = None
+    """What is adapted, as of `e2wm train --lora.targets`; all-linear for every block matrix."""
+    lora_dropout: float | None = None
+    """Share of the adapters' inputs that is dropped while training."""
+    samples: int | None = None
+    """At most N examples of each QA and generation set, drawn once, the same for every arm."""
+    babi_samples: int | None = None
+    """At most N questions of each bAbI task."""
+    text_samples: int | None = None
+    """At most N documents of each corpus of --text."""
+    text_max_length: int = 800
+    """Documents of --text are cut to this many tokens."""
+    eval_batch_size: int = 4
+    """Examples per forward pass of the evaluation."""
+    beams: int = 4
+    """Of generation sets."""
+    max_new_tokens: int = 256
+    """Of generation sets."""
+    workers: int = 1
+    """Processes that train and evaluate side by side: on GPUs each has its own, on a CPU each its share of cores."""
+    resume: bool = False
+    """Continue the comparison in --out; arms and seeds may be added."""
+
+
+def read_config(settings: CompareSettings) -> tuple[CompareSettings, dict[str, Any]]:
+    """The settings with what --config says where no flag does, and the file's tables `TABLES`.
+
+    Raises:
+        InputError: for a file that is no TOML, or says what there is not.
+    """
+    if settings.config is None:
+        return settings, {}
+    where = str(settings.config)
+    try:
+        record = tomllib.loads(read_text(settings.config))
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{where}: not valid TOML ({error})") from error
+    tables = {name: record.pop(name) for name in TABLES if name in record}
+    _check_tables(tables, where)
+    names = [field.name for field in fields(CompareSettings) if field.name not in ("out", "config", "resume")]
+    for name in record:
+        check_name(name, [*names, *TABLES], where)
+    listed = {name: _listed(name, value) for name, value in record.items()}
+    said = build(CompareSettings, listed | {"out": str(settings.out)}, where)
+    unsaid = [name for name in record if getattr(settings, name) == _default(name)]
+    return replace(settings, **{name: getattr(said, name) for name in unsaid}), tables
+
+
+def _default(name: str) -> Any:
+    return next(field.default for field in fields(CompareSettings) if field.name == name)
+
+
+def _listed(name: str, value: Any) -> Any:
+    """Numbers of lists as their text: seeds = [0, 1] and strengths = [1.0, 10.0] as --seeds 0 1."""
+    several = isinstance(_default(name), tuple)
+    if not several:
+        return value
+    return [str(one) for one in (value if isinstance(value, list) else [value])]
+
+
+def _check_tables(tables: Mapping[str, Any], where: str) -> None:
+    for name in ("train", "fisher"):
+        if not isinstance(tables.get(name, {}), Mapping):
+            raise InputError(f"{where}: {name} must be a table: [{name}]")
+    arms = tables.get("arm", [])
+    if not isinstance(arms, list) or not all(isinstance(arm, Mapping) for arm in arms):
+        raise InputError(f"{where}: arms are tables of their own: [[arm]]")

@@ -1,0 +1,150 @@
+"""Skill against forgetting: where each arm stands, which lie on the Pareto front, and who dominates whom.
+
+    skill        mean over the QA and generation sets of accuracy, ROUGE-L or list overlap; higher is better
+    forgetting   mean over corpora of nats per token above the base's; lower is better
+
+Arm a dominates b if it is at least as good in both and better in one.  It does so clearly if the 95 % intervals of both
+paired differences (bootstrap over examples, sets and corpora each by themselves) lie on its side of 0, and every seed
+that both have agrees.  Bootstrap speaks of other examples, seeds of other runs: neither stands for the other.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from e2wm_jax.compare.examples import Sample, difference, headline, mean_sample, sample_of
+from e2wm_jax.evaluate.statistics import bootstrap_means, percentile_interval
+from e2wm_jax.files import read_json
+
+SKILL_KINDS = ("qa", "generate")
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class _Standing:
+    """An arm's scores, or the base's."""
+
+    name: str
+    series: str
+    seeds: tuple[int, ...]
+    skill: np.ndarray  # [seeds], mean over sets
+    forgetting: np.ndarray  # [seeds], mean over corpora
+    sets: dict[str, np.ndarray]  # [seeds] of each set: its score; of each corpus: nats above the base's
+    skills: list[Sample | None]  # of each set, means over seeds
+    nats: list[Sample | None]  # of each corpus
+
+
+def trade_off(record: Mapping[str, Any], out: Path) -> list[dict[str, Any]]:
+    """Base and arms as comparison.json has them: skill and forgetting with an interval, front and dominance.
+
+    An interval is the mean and its standard error where there are several seeds, else a 95 % bootstrap interval over
+    examples, or nothing where predictions are missing.
+    """
+    base = record["base"]
+    kinds = {one["name"]: one["kind"] for one in (*record["config"]["sets"], *record["config"]["texts"])}
+    standings = [_standing(BASE, BASE, [base | {"seed": 0}], base, kinds, out)]
+    for arm in record["arms"]:
+        runs = [run for run in arm["runs"] if run["sets"]]
+        if runs:
+            standings.append(_standing(arm["name"], arm["series"], runs, base, kinds, out))
+    return [_entry(one, standings) for one in standings]
+
+
+def _standing(
+    name: str,
+    series: str,
+    runs: Sequence[Mapping[str, Any]],
+    base: Mapping[str, Any],
+    kinds: Mapping[str, str],
+    out: Path,
+) -> _Standing:
+    scores = {
+        one: np.array([run["sets"][one][headline(base["sets"][one])] for run in runs])
+        - (base["sets"][one]["nats"] if kinds[one] == "perplexity" else 0.0)
+        for one in base["sets"]
+    }
+    skills = [one for one in scores if kinds[one] in SKILL_KINDS]
+    texts = [one for one in scores if kinds[one] == "perplexity"]
+
+    examples = [read_json(out / run["folder"] / "result.json")["examples"] for run in runs]
+
+    def sample(one: str) -> Sample | None:
+        return mean_sample([sample_of(found, one) for found in examples])
+
+    return _Standing(
+        name=name,
+        series=series,
+        seeds=tuple(run["seed"] for run in runs),
+        skill=np.mean([scores[one] for one in skills], axis=0),
+        forgetting=np.mean([scores[one] for one in texts], axis=0),
+        sets=scores,
+        skills=[sample(one) for one in skills],
+        nats=[sample(one) for one in texts],
+    )
+
+
+def _entry(one: _Standing, standings: Sequence[_Standing]) -> dict[str, Any]:
+    base = standings[0]
+    beaten = [other for other in standings if _dominates(one, other)]
+    unlike = [difference(a, b) for a, b in zip(one.nats, base.nats, strict=True)]
+    return {
+        "arm": one.name,
+        "series": one.series,
+        "runs": len(one.seeds),
+        "skill": _with_interval(one.skill, one.skills),
+        "forgetting": _with_interval(one.forgetting, unlike) if one is not base else _fixed(0.0),
+        "error_of": "seeds" if len(one.seeds) > 1 else "examples",
+        "sets": {name: _with_error(values) for name, values in one.sets.items()},
+        "front": not any(_dominates(other, one) for other in standings),
+        "dominates": [other.name for other in beaten],
+        "clearly": [other.name for other in beaten if _clearly(one, other)],
+    }
+
+
+def _dominates(a: _Standing, b: _Standing) -> bool:
+    skill, kept = a.skill.mean() - b.skill.mean(), b.forgetting.mean() - a.forgetting.mean()
+    return bool(skill >= 0 and kept >= 0 and (skill > 0 or kept > 0))
+
+
+def _clearly(a: _Standing, b: _Standing) -> bool:
+    """Whether neither other examples nor other seeds would likely change who dominates whom."""
+    skill = _interval([difference(x, y) for x, y in zip(a.skills, b.skills, strict=True)])
+    nats = _interval([difference(x, y) for x, y in zip(b.nats, a.nats, strict=True)])
+    if skill is None or nats is None or skill[0] <= 0 or nats[0] <= 0:
+        return False
+    both = [seed for seed in a.seeds if seed in b.seeds]
+    if BASE in (a.name, b.name) or len(both) < 2:
+        return True
+    ours, theirs = ([one.seeds.index(seed) for seed in both] for one in (a, b))
+    return bool((a.skill[ours] > b.skill[theirs]).all() and (a.forgetting[ours] < b.forgetting[theirs]).all())
+
+
+def _interval(samples: Sequence[Sample | None]) -> tuple[float, float] | None:
+    """95 % bootstrap interval of the mean over sets."""
+    found = [sample for sample in samples if sample is not None]
+    if not found or len(found) < len(samples):
+        return None
+    means = [bootstrap_means(s.values, seed=number, weights=s.weights) for number, s in enumerate(found)]
+    return percentile_interval(np.mean(means, axis=0))
+
+
+def _with_interval(values: np.ndarray, samples: Sequence[Sample | None]) -> dict[str, Any]:
+    """Mean over seeds with its standard error, or for one seed the interval over examples."""
+    mean = float(values.mean())
+    if len(values) > 1:
+        error = float(values.std(ddof=1) / np.sqrt(len(values)))
+        return {"mean": mean, "low": mean - error, "high": mean + error}
+    interval = _interval(samples)
+    return {"mean": mean, "low": None, "high": None} if interval is None else _fixed(mean, *interval)
+
+
+def _fixed(mean: float, low: float | None = None, high: float | None = None) -> dict[str, Any]:
+    return {"mean": mean, "low": mean if low is None else low, "high": mean if high is None else high}
+
+
+def _with_error(values: np.ndarray) -> dict[str, Any]:
+    error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+    return {"mean": float(values.mean()), "error": error}

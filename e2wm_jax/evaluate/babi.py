@@ -1,0 +1,284 @@
+"""`e2wm eval babi`: the twenty question-answering tasks of bAbI, few-shot, by exact match.
+
+The prompt of the E2WM paper's bAbI scores is not published.  This one has the form of the nearest public template, the
+task `babi` of lm-evaluation-harness: every sentence on a line of its own, questions asked earlier in the story left
+out, worked examples before it with an empty line between them.  With one example:
+
+    Passage: Mary moved to the bathroom.
+    John went to the hallway.
+    Question: Where is Mary?
+    Answer: bathroom
+
+    Passage: Daniel travelled to the office.
+    Question: Where is Daniel?
+    Answer:
+
+The examples are from the task's train split, each from a story of its own, drawn by the seed and the same for all
+questions of a task.  Two are the default: with them most prompts of task 3, by far the longest, fit models of 2,048
+positions.  Where a prompt does not fit, its first examples are left out until it does, and the result counts such
+prompts under "shortened"; one that does not fit without any is refused before anything is computed.
+
+The model continues greedily up to the end of the line.  What it wrote is right if it equals the answer, both without
+white space around them, periods at their end and regard to case.  Several answers count as the file has them, in its
+order: "football,apple".  Beside each accuracy stands the share of the most common answer, which needs no reading, and
+the interval of a bootstrap over stories, since questions about one story are not independent.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from e2wm_jax.config import BaseDType
+from e2wm_jax.data.tokenize import encode
+from e2wm_jax.errors import InputError, check_at_least
+from e2wm_jax.evaluate.babi_stories import TASKS, StoryQuestion, TaskQuestions, draw_shots, parse_tasks, read_tasks
+from e2wm_jax.evaluate.continuations import continuations
+from e2wm_jax.evaluate.model import Evaluated, load_evaluated
+from e2wm_jax.evaluate.predictions import Predictions, content_digest, identity
+from e2wm_jax.evaluate.statistics import bootstrap_means, percentile_interval
+from e2wm_jax.models.generate import Decoding
+from e2wm_jax.progress import say
+
+_BATCHES_AT_ONCE = 8  # between two writes of predictions
+
+
+@dataclass(frozen=True)
+class BabiOptions:
+    """How the questions are asked."""
+
+    shots: int = 2
+    """Worked examples before each question, from the train split."""
+    samples: int | None = None
+    """Ask the first N questions of each task's test split; all by default."""
+    seed: int = 0
+    """Of the choice of examples."""
+    max_new_tokens: int = 16
+    """Longest answer."""
+    batch_size: int = 8
+    """Questions at a time."""
+    special_tokens: bool = False
+    """Add the tokenizer's default special tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BabiSettings(BabiOptions):
+    """Exact-match accuracy on bAbI tasks 1-20."""
+
+    model: str
+    """Hugging Face directory, .gguf file, hub id, or smollm2-135m."""
+    data: Path
+    """Folder or tar archive with bAbI's qa*_train.txt and qa*_test.txt."""
+    adapter: tuple[Path, ...] = ()
+    """PEFT directories to put on the model; several are added up."""
+    tasks: str = "1-20"
+    """Tasks, such as 1-20 or 1,2,15-17."""
+    predictions: Path | None = None
+    """Write one JSON line per question: index, task, prediction, answer, correct."""
+    resume: bool = False
+    """Go on with the predictions that are there."""
+    base_dtype: BaseDType = "float32"
+    """Weights and activations; int8 and nf4 hold the matrices in 8 or 4 bits."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A question of the test split as it is put to the model."""
+
+    index: int  # among all questions of all tasks
+    task: int
+    question: StoryQuestion
+    prompt: str
+    shots: int  # fewer than asked for where more do not fit
+
+
+def run(settings: BabiSettings) -> dict[str, Any]:
+    """Run the command; returns what `--json` prints.
+
+    Raises:
+        InputError: for bad settings or files, or a question that is too long for the model's positions.
+    """
+    tasks = parse_tasks(settings.tasks)
+    read_tasks(settings.data, tasks)  # what is wrong with them is said before a model is loaded
+    return evaluate(
+        load_evaluated(settings.model, settings.adapter, settings.base_dtype),
+        settings.data,
+        tasks,
+        settings,
+        predictions=settings.predictions,
+        resume=settings.resume,
+    )
+
+
+def evaluate(
+    evaluated: Evaluated,
+    source: Path,
+    tasks: Sequence[int],
+    options: BabiOptions = BabiOptions(),
+    *,
+    predictions: Path | None = None,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Scores of some tasks; all shares are between 0 and 1, keys of tasks are their numbers as text.
+
+    Returns:
+        "accuracy", "majority", "n" by task; "mean", of the tasks' accuracies; "intervals" of 95 %, by task and of
+        "mean"; "shots" and, by task, how many prompts were "shortened".
+
+    Raises:
+        InputError: for impossible options, bad files, or a question that is too long for the model's positions.
+    """
+    check_at_least(
+        ("--shots", options.shots, 0), ("--samples", options.samples, 1), ("--batch-size", options.batch_size, 1)
+    )
+    decoding = Decoding(options.max_new_tokens)
+    decoding.check()
+    asked = _ask(evaluated, read_tasks(source, tasks), options)
+    made = identity(
+        evaluated,
+        content_digest([[one.prompt, one.question.answer] for one in asked]),
+        **{field.name: getattr(options, field.name) for field in fields(BabiOptions)},
+    )
+    kept = Predictions(predictions, made, len(asked), resume=resume)
+    for chunk in _chunks(asked, _BATCHES_AT_ONCE * options.batch_size):
+        if all(one.index in kept.done for one in chunk):
+            continue
+        texts = continuations(
+            evaluated,
+            [one.prompt for one in chunk],
+            decoding,
+            ends=evaluated.ends,
+            stop="\n",
+            batch_size=options.batch_size,
+            special_tokens=options.special_tokens,
+            names=[one.question.where for one in chunk],
+        )
+        kept.add([_record(one, text) for one, text in zip(chunk, texts, strict=True)])
+    return _scores(asked, kept.finish(), options)
+
+
+def prompt(question: StoryQuestion) -> str:
+    """ "Passage: ... Question: ... Answer:" without the answer."""
+    passage = "".join(f"{statement}\n" for statement in question.passage)
+    return f"Passage: {passage}Question: {question.question}\nAnswer:"
+
+
+def worked(question: StoryQuestion) -> str:
+    """A prompt with its answer, and the empty line behind it."""
+    return f"{prompt(question)} {question.answer}\n\n"
+
+
+def normalized(answer: str) -> str:
+    """What exact match compares: without white space around it, periods at its end and capitals."""
+    return answer.strip().rstrip(".").rstrip().lower()
+
+
+def show(result: dict[str, Any]) -> None:
+    """A line per task."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("task", "", title=f"bAbI, {result['shots']} shots, exact match")
+    for heading in ("accuracy", "95 %", "majority", "questions"):
+        table.add_column(heading, justify="right")
+    for task, accuracy in result["accuracy"].items():
+        interval, majority, n = (result[key][task] for key in ("intervals", "majority", "n"))
+        table.add_row(task, TASKS[int(task)], f"{accuracy:.3f}", _range(interval), f"{majority:.3f}", str(n))
+    table.add_section()
+    majority = sum(result["majority"].values()) / len(result["majority"])
+    everything = str(sum(result["n"].values()))
+    table.add_row(
+        "mean", "", f"{result['mean']:.3f}", _range(result["intervals"]["mean"]), f"{majority:.3f}", everything
+    )
+    Console(width=100, highlight=False).print(table)
+
+
+def _range(interval: Sequence[float]) -> str:
+    return f"{interval[0]:.3f}-{interval[1]:.3f}"
+
+
+def _ask(evaluated: Evaluated, data: dict[int, TaskQuestions], options: BabiOptions) -> list[_Asked]:
+    """Every question with as many of its task's examples as fit."""
+    asked: list[_Asked] = []
+    for task, (train, test) in data.items():
+        examples = [worked(shot) for shot in draw_shots(train, options.shots, seed=options.seed, task=task)]
+        questions = test[: options.samples]
+        room = evaluated.config.max_positions - options.max_new_tokens
+        shots = _fitting(evaluated.tokenizer, examples, questions, room, options.special_tokens)
+        asked += [
+            _Asked(index, task, question, "".join(examples[len(examples) - n :]) + prompt(question), n)
+            for index, (question, n) in enumerate(zip(questions, shots, strict=True), start=len(asked))
+        ]
+    if shortened := sum(one.shots < options.shots for one in asked):
+        say(f"{shortened} of {len(asked)} prompts have fewer than {options.shots} examples, so that they fit the model")
+    return asked
+
+
+def _fitting(
+    tokenizer: Any, examples: Sequence[str], questions: Sequence[StoryQuestion], room: int, special_tokens: bool
+) -> list[int]:
+    """The number of examples, the last ones, with which each question has at most `room` tokens.
+
+    Raises:
+        InputError: for a question that has more without any.
+    """
+    found = [-1] * len(questions)
+    for number in range(len(examples), -1, -1):
+        open_ = [i for i, shots in enumerate(found) if shots < 0]
+        head = "".join(examples[len(examples) - number :])
+        encoded = encode(tokenizer, [head + prompt(questions[i]) for i in open_], special_tokens=special_tokens)
+        for i, ids in zip(open_, encoded, strict=True):
+            if len(ids) <= room:
+                found[i] = number
+            elif number == 0:
+                raise InputError(
+                    f"{questions[i].where}: {len(ids)} tokens without any example, and the model has room for {room} "
+                    "before its answer; leave the task out of --tasks or lower --max-new-tokens"
+                )
+    return found
+
+
+def _chunks(asked: Sequence[_Asked], size: int) -> Iterator[list[_Asked]]:
+    """One task after the other, questions of similar length together; the same whatever is done already."""
+    for task in dict.fromkeys(one.task for one in asked):
+        ordered = sorted((one for one in asked if one.task == task), key=lambda one: len(one.prompt))
+        for start in range(0, len(ordered), size):
+            yield ordered[start : start + size]
+
+
+def _record(one: _Asked, text: str) -> dict[str, Any]:
+    """A row of a predictions file."""
+    return {
+        "index": one.index,
+        "task": one.task,
+        "prediction": text.strip(),
+        "answer": one.question.answer,
+        "correct": normalized(text) == normalized(one.question.answer),
+    }
+
+
+def _scores(asked: Sequence[_Asked], records: Sequence[dict[str, Any]], options: BabiOptions) -> dict[str, Any]:
+    result: dict[str, Any] = {"accuracy": {}, "mean": 0.0, "n": {}, "intervals": {}, "majority": {}}
+    result |= {"shots": options.shots, "shortened": {}}
+    resampled = []
+    for task in dict.fromkeys(one.task for one in asked):
+        chosen = [one for one in asked if one.task == task]
+        correct = np.array([bool(records[one.index]["correct"]) for one in chosen], np.float64)
+        stories = np.unique([one.question.story for one in chosen], return_inverse=True)[1]
+        sizes = np.bincount(stories)
+        means = bootstrap_means(np.bincount(stories, correct) / sizes, seed=task, weights=sizes)
+        resampled.append(means)
+        answers = Counter(normalized(one.question.answer) for one in chosen)
+        name = str(task)
+        result["accuracy"][name] = float(correct.mean())
+        result["n"][name] = len(chosen)
+        result["intervals"][name] = list(percentile_interval(means))
+        result["majority"][name] = answers.most_common(1)[0][1] / len(chosen)
+        if shortened := sum(one.shots < options.shots for one in chosen):
+            result["shortened"][name] = shortened
+    result["mean"] = sum(result["accuracy"].values()) / len(resampled)
+    result["intervals"]["mean"] = list(percentile_interval(np.mean(resampled, axis=0)))
+    return result

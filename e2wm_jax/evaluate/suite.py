@@ -1,0 +1,291 @@
+"""`e2wm eval all`: every evaluation set of a folder with one model, one table.
+
+    OUT/results.json              settings and, by set, scores, intervals, baselines, defects and cleaned scores
+    OUT/predictions/SET.jsonl     what the model said to every example (`predictions`)
+
+Files are read and judged before the model is loaded, and every example is measured against the model's positions
+before the first is evaluated.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from e2wm_jax.config import BaseDType
+from e2wm_jax.errors import InputError, check_at_least
+from e2wm_jax.evaluate import babi, defects, generation, perplexity, qa
+from e2wm_jax.evaluate.defects import Defects
+from e2wm_jax.evaluate.model import Evaluated, load_evaluated
+from e2wm_jax.evaluate.sets import KINDS, EvalSet, babi_tasks, find_sets, read_set, sample, together
+from e2wm_jax.evaluate.table import show_sets
+from e2wm_jax.files import write_json
+from e2wm_jax.models.generate import Decoding
+from e2wm_jax.progress import say
+from e2wm_jax.sharding import make_mesh
+
+__all__ = ["EvalSet", "SuiteOptions", "averages", "evaluate_sets", "find_sets", "run", "show"]
+RESULTS, PREDICTIONS = "results.json", "predictions"
+
+
+@dataclass(frozen=True)
+class SuiteOptions:
+    """How the sets are evaluated."""
+
+    samples: int | None = None
+    """At most N examples of each set, drawn by the seed, the same for every model; of bAbI the first N of each task."""
+    seed: int = 0
+    """Of that draw."""
+    batch_size: int = 4
+    """Examples per forward pass."""
+    beams: int = 4
+    """Width of the beam search of generation sets."""
+    max_new_tokens: int = 256
+    """Of generation sets."""
+    max_length: int = 800
+    """Documents of general text are cut to this many tokens."""
+    special_tokens: bool = False
+    """Add the tokenizer's default special tokens (the official code does not)."""
+    train: tuple[Path, ...] = ()
+    """Training files {"input", "ref"}: what of the sets occurs in them is reported, and scored apart."""
+    resume: bool = False
+    """Go on with the predictions that an interrupted run has left."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteSettings(SuiteOptions):
+    """Evaluate a model on every set of a folder."""
+
+    model: str
+    """Hugging Face directory, .gguf file, hub id, or smollm2-135m."""
+    data: tuple[str, ...]
+    """Folders and files: the official sets by name, *.txt and *.jsonl as general text, bAbI, or pydoc:held-out."""
+    adapter: tuple[Path, ...] = ()
+    """PEFT directories to put on the model; several are added up."""
+    sets: tuple[str, ...] = ()
+    """Only sets of these names or kinds (qa, generate, babi, perplexity)."""
+    out: Path | None = None
+    """Directory for results.json and predictions."""
+    base_dtype: BaseDType = "float32"
+    """Weights and activations; int8 and nf4 hold the matrices in 8 or 4 bits."""
+    mesh: str | None = None
+    """Devices by axis, e.g. data=4,tensor=2: rows are split over data and fsdp, weights over fsdp and tensor."""
+
+
+class _Content(NamedTuple):
+    """A set that has been read."""
+
+    set: EvalSet
+    examples: dict[int, Any]  # those to evaluate, by their index in the file
+    defects: Defects
+
+
+def run(settings: SuiteSettings) -> dict[str, Any]:
+    """Run the command; returns what `--json` prints and results.json holds.
+
+    Raises:
+        InputError: for bad settings or files, before the model is loaded; or an example that is too long for it.
+    """
+    check(settings)
+    if settings.out is not None and not settings.resume:
+        check_new(settings.out)
+    contents = _read(_chosen(settings), settings)
+    mesh = None if settings.mesh is None else make_mesh(settings.mesh)
+    evaluated = load_evaluated(settings.model, settings.adapter, settings.base_dtype, mesh=mesh)
+    results = _evaluate(evaluated, contents, settings, settings.out)
+    settled = {field.name: asdict(settings)[field.name] for field in fields(SuiteOptions) if field.name != "resume"}
+    record = {
+        "version": 1,
+        "model": settings.model,
+        "adapter": [str(folder) for folder in settings.adapter],
+        "settings": {
+            **settled,
+            "train": [str(path) for path in settings.train],
+            "data": list(settings.data),
+            "base_dtype": settings.base_dtype,
+            "mesh": settings.mesh,
+        },
+        "sets": results,
+        "averages": averages(results),
+    }
+    if settings.out is not None:
+        write_json(settings.out / RESULTS, record)
+    return record
+
+
+def show(result: dict[str, Any]) -> None:
+    """One table of all sets, and what is wrong with them."""
+    show_sets(result["sets"], result["averages"])
+
+
+def evaluate_sets(
+    evaluated: Evaluated, sets: Sequence[EvalSet], options: SuiteOptions = SuiteOptions(), out: Path | None = None
+) -> dict[str, dict[str, Any]]:
+    """Scores of every set by its name, in the form of results.json; predictions go to ``out``/predictions.
+
+    With ``options.resume`` sets and batches that are there are not evaluated again; without, they are replaced.
+
+    Raises:
+        InputError: as `run`.
+    """
+    check(options)
+    return _evaluate(evaluated, _read(sets, options), options, out)
+
+
+def averages(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Means over sets, each counted once: "qa accuracy", "plan rougeL" of sets scored by ROUGE."""
+    accuracies = [one["accuracy"] for one in results.values() if one["kind"] == "qa"]
+    rouges = [one["rougeL"] for one in results.values() if "rougeL" in one]
+    found = {"qa accuracy": accuracies, "rougeL": rouges}
+    return {name: sum(values) / len(values) for name, values in found.items() if values}
+
+
+def check(options: SuiteOptions) -> None:
+    """Refuse impossible options.
+
+    Raises:
+        InputError: naming the first.
+    """
+    check_at_least(
+        ("--samples", options.samples, 1),
+        ("--seed", options.seed, 0),
+        ("--batch-size", options.batch_size, 1),
+        ("--max-length", options.max_length, 2),
+    )
+    _decoding(options).check()
+
+
+def check_new(out: Path) -> None:
+    """Refuse a directory that holds something.
+
+    Raises:
+        InputError: with the way out.
+    """
+    if out.is_file():
+        raise InputError(f"--out {out}: is a file; give a directory")
+    if out.is_dir() and any(out.iterdir()):
+        raise InputError(f"--out {out}: not empty; give a new directory, or --resume to go on with what is there")
+
+
+def _chosen(settings: SuiteSettings) -> tuple[EvalSet, ...]:
+    """The sets of all sources, or those that are asked for."""
+    found = together((one for source in settings.data for one in find_sets(source)), " ".join(settings.data))
+    names = {one.name for one in found} | set(KINDS)
+    if unknown := [name for name in settings.sets if name not in names]:
+        raise InputError(f"--sets {unknown[0]}: no such set; found: {', '.join(one.name for one in found)}")
+    kept = tuple(one for one in found if not settings.sets or {one.name, one.kind} & set(settings.sets))
+    if not kept:
+        raise InputError(f"--sets {' '.join(settings.sets)}: none of them is in --data")
+    return kept
+
+
+def _read(sets: Sequence[EvalSet], options: SuiteOptions) -> list[_Content]:
+    """Every set with its defects, which are those of all its examples, whatever the sample."""
+    examples: dict[str, list[Any]] = {one.name: [*read_set(one)] for one in sets}
+    texts = {one.name: defects.asked(examples[one.name]) for one in sets if one.kind in ("qa", "generate")}
+    training = defects.read_training(options.train) if texts else {}
+    contents = []
+    for one in sets:
+        if one.kind == "generate":
+            generation.require_scorer(one.name)
+        if one.kind == "babi":
+            babi.read_tasks(one.path, babi_tasks(one.path))
+        own = examples[one.name]
+        kept = {index: own[index] for index in sample(one.name, len(own), options.samples, options.seed)}
+        found = defects.find(one.name, texts[one.name], texts, training) if one.name in texts else Defects((), {})
+        contents.append(_Content(one, kept, found))
+    return contents
+
+
+def _evaluate(
+    evaluated: Evaluated, contents: Sequence[_Content], options: SuiteOptions, out: Path | None
+) -> dict[str, dict[str, Any]]:
+    for content in contents:
+        _measure(evaluated, content, options)
+    results = {}
+    for number, content in enumerate(contents, start=1):
+        one = content.set
+        path = None if out is None else out / PREDICTIONS / f"{one.name}.jsonl"
+        say(f"[{number}/{len(contents)}] {one.name}")
+        results[one.name] = {"kind": one.kind, **_SCORES[one.kind](evaluated, content, options, path)}
+        if content.defects.notes:
+            results[one.name]["defects"] = list(content.defects.notes)
+    return results
+
+
+def _measure(evaluated: Evaluated, content: _Content, options: SuiteOptions) -> None:
+    """Refuse examples that the model has no room for."""
+    examples, special = list(content.examples.values()), options.special_tokens
+    if content.set.kind == "qa":
+        qa.check(evaluated, examples, special_tokens=special)
+    elif content.set.kind == "generate":
+        generation.check(evaluated, examples, _decoding(options), special_tokens=special)
+    elif content.set.kind == "perplexity":
+        perplexity.document_tokens(evaluated, content.examples, max_length=options.max_length, special_tokens=special)
+
+
+def _decoding(options: SuiteOptions) -> Decoding:
+    return Decoding(options.max_new_tokens, options.beams)
+
+
+def _qa(evaluated: Evaluated, content: _Content, options: SuiteOptions, path: Path | None) -> dict[str, Any]:
+    records = qa.predict(
+        evaluated,
+        content.examples,
+        qa.RULES[content.set.name],
+        batch_size=options.batch_size,
+        special_tokens=options.special_tokens,
+        path=path,
+        resume=options.resume,
+    )
+    scores = {"accuracy": [float(hit) for hit in qa.hits(records)]}
+    return {
+        **qa.summary(records),
+        "intervals": qa.intervals(records),
+        **defects.cleaned(scores, list(content.examples), content.defects),
+    }
+
+
+def _generate(evaluated: Evaluated, content: _Content, options: SuiteOptions, path: Path | None) -> dict[str, Any]:
+    records = generation.predict(
+        evaluated,
+        content.examples,
+        _decoding(options),
+        batch_size=options.batch_size,
+        special_tokens=options.special_tokens,
+        path=path,
+        resume=options.resume,
+    )
+    scores = generation.example_scores(content.set.name, records)
+    constant = generation.majority(content.set.name, [record["reference"] for record in records])
+    return {
+        **generation.summary(scores),
+        "n": len(records),
+        **({} if constant is None else {"majority": list(constant.values())[-1]}),
+        "intervals": generation.intervals(scores),
+        **defects.cleaned(scores, list(content.examples), content.defects),
+    }
+
+
+def _babi(evaluated: Evaluated, content: _Content, options: SuiteOptions, path: Path | None) -> dict[str, Any]:
+    asked = babi.BabiOptions(
+        samples=options.samples, batch_size=options.batch_size, special_tokens=options.special_tokens
+    )
+    tasks = babi_tasks(content.set.path)
+    return babi.evaluate(evaluated, content.set.path, tasks, asked, predictions=path, resume=options.resume)
+
+
+def _perplexity(evaluated: Evaluated, content: _Content, options: SuiteOptions, path: Path | None) -> dict[str, Any]:
+    records = perplexity.predict(
+        evaluated,
+        content.examples,
+        max_length=options.max_length,
+        batch_size=options.batch_size,
+        special_tokens=options.special_tokens,
+        path=path,
+        resume=options.resume,
+    )
+    return {**perplexity.summary(records), "n": len(records), "intervals": perplexity.intervals(records)}
+
+
+_SCORES = {"qa": _qa, "generate": _generate, "babi": _babi, "perplexity": _perplexity}

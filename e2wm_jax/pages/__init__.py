@@ -1,0 +1,1 @@
+"""Whole pages: `report.html` for whatever a command has left behind."""

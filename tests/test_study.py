@@ -1,0 +1,135 @@
+"""scripts/study.py in its smallest form, on a random model: interrupted, continued, side by side, written down."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from e2wm_jax.compare import jobs
+from e2wm_jax.compare.plan import Plan, make_plan
+from e2wm_jax.compare.settings import CompareSettings
+from e2wm_jax.files import read_json
+
+pytest.importorskip("virtualhome_eval", reason="needs virtualhome and virtualhome-eval (make setup)")
+pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.slow]
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+@pytest.fixture(scope="module")
+def study() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPTS))
+        import study
+
+        yield study
+    for name in ("study", "study_results"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def words(save_llama: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A model with room for stories of one token per letter or two, the longest of which are left out of training."""
+    folder = tmp_path_factory.mktemp("study")
+    save_llama(folder / "model", max_position_embeddings=4096)
+    size = ["--size", "tiny", "--set", "max_length=700"]
+    return [*size, "--model", str(folder / "model"), "--out", str(folder / "out")]
+
+
+def records(words: list[str]) -> dict[str, Any]:
+    out = Path(words[-1])
+    return {path.parent.name: read_json(path) for path in sorted(out.glob("*/comparison.json"))}
+
+
+def test_the_study_stops_and_goes_on(study: Any, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Interrupted in its third run; two processes do the rest, and nothing twice."""
+    do, done = jobs.do, []
+
+    def interrupted(plan: Any, job: Any) -> None:
+        if len(done) == 4:
+            raise KeyboardInterrupt
+        done.append(job)
+        do(plan, job)
+
+    monkeypatch.setattr(jobs, "do", interrupted)
+    assert study.main(["--parts", "methods", *words]) == 130
+    (methods,) = records(words).values()
+    assert [len(arm["runs"]) for arm in methods["arms"]] == [1, 1, 0, 0, 0]
+    out = Path(words[-1]) / "methods-own"
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
+    assert len(before) == 4
+
+    results = tmp_path / "docs/results.md"
+    assert study.main(["--parts", "methods", "--workers", "2", *words, "--results", str(results)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    found = records(words)
+    assert [arm["name"] for arm in found["methods-own"]["arms"]] == ["LoRA", "EWC-LoRA", "L2", "KL", "replay"]
+    assert all(len(arm["runs"]) == 1 for arm in found["methods-own"]["arms"])
+    check_results(results, found)
+
+
+def check_results(results: Path, found: dict[str, Any]) -> None:
+    """Every comparison's numbers and pictures are there, and text of one's own stays."""
+    text = results.read_text(encoding="utf-8")
+    for name, record in found.items():
+        assert f"<!-- study {name} -->" in text
+        for one in record["trade_off"]:
+            assert f"| {one['arm']} | {one['skill']['mean']:.3f}" in text
+        for picture in (f"images/study-{name}.svg", f"images/study-{name}-sets.svg"):
+            assert f"({picture})" in text
+            assert (results.parent / picture).read_text(encoding="utf-8").startswith("<svg")
+
+
+def test_own_words_stay_when_results_are_renewed(study: Any):
+    renewed = study.study_results.renewed
+    text = renewed(renewed("# Results\n\nOurs.\n", "ablation", "1"), "how", "2")
+    text = text.replace("<!-- end ablation -->", "<!-- end ablation -->\n\nWhat we think of it.")
+    again = renewed(text, "ablation", "3 \\1")
+    assert again == text.replace("<!-- study ablation -->\n1\n", "<!-- study ablation -->\n3 \\1\n")
+
+
+def planned(study: Any, words: list[str], part: str, folder: Path) -> Plan:
+    """The plan of a part, from its file."""
+    args = study.parser().parse_args([*words, "--parts", part])
+    (text,) = study.configurations(args, study.sized("tiny", [])).values()
+    path = folder / f"{part}.toml"
+    path.write_text(text)
+    return make_plan(CompareSettings(folder / "out", path))
+
+
+def test_the_ablation_leaves_out_each_task(study: Any, words: list[str], tmp_path: Path):
+    plan = planned(study, words, "ablation", tmp_path)
+    tasks = [[task for task in study.TASKS if f"train_{task}.json" in arm.train["data"]] for arm in plan.arms]
+    assert tasks == [list(study.TASKS), *([one for one in study.TASKS if one != task] for task in study.TASKS)]
+    assert len({json.dumps({**arm.train, "data": ""}) for arm in plan.arms}) == 1
+    assert len(plan.fishers) == 1
+
+
+def test_estimators_differ_in_their_fisher_only(study: Any, words: list[str], tmp_path: Path):
+    plan = planned(study, words, "estimators", tmp_path)
+    assert len(plan.arms) == 8
+    assert len({json.dumps(arm.train) for arm in plan.arms[:7]}) == 1
+    assert plan.train_settings(plan.arms[7], 0).fisher_scale == "rowmax127"
+    # rowmax127 reads the first arm's F in another way.
+    first, *others = plan.fishers.values()
+    changed = [{name for name in {**first, **other} if first.get(name) != other.get(name)} for other in others]
+    assert changed == [{"labels"}, {"samples"}, {"samples"}, {"params"}, {"dtype"}, {"dtype"}]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--official", "nowhere"], "has no train/ and eval/"),
+        (["--set", "stepz=1"], "there is no stepz"),
+        (["--set", "steps=few"], "is no value of TOML"),
+    ],
+)
+def test_what_is_wrong_is_said(
+    study: Any, words: list[str], change: list[str], message: str, capsys: pytest.CaptureFixture[str]
+):
+    assert study.main([*words, *change]) == 2
+    assert message in capsys.readouterr().err
