@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,16 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from e2wm_jax.config import LlamaConfig
 from e2wm_jax.errors import InputError
 from e2wm_jax.evaluate import continuations as generate_command
 from e2wm_jax.evaluate import generation as eval_command
 from e2wm_jax.evaluate.continuations import GenerateSettings
 from e2wm_jax.evaluate.generation import GenerationSettings, list_overlap, mean_rouge
-from e2wm_jax.models import beam, decoder
+from e2wm_jax.models import beam, decoder, spread
 from e2wm_jax.models import generate as generation
 from e2wm_jax.models.generate import Decoding, generate
 from e2wm_jax.models.sampling import Sampling, cut, next_token
 from e2wm_jax.models.weights import Model, load
+from e2wm_jax.sharding import batch_sharding, make_mesh
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -343,3 +346,47 @@ def test_smollm2_writes_what_transformers_writes(smollm2, smollm2_torch, num_bea
     end = tokenizer.eos_token_id
     found = generate(smollm2.config, smollm2.params, prompts, Decoding(new, num_beams), ends=[end])
     assert found == torch_generate(smollm2_torch, prompts, new, [end], num_beams=num_beams)
+
+
+# -------------------------------------------------------------------------------------------------------------- devices
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_devices_share_the_rows(beams: int) -> None:
+    """Eight devices: the same tokens, and each has an eighth of the work."""
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        max_positions=64,
+        tied=True,
+    )
+    params = decoder.initialize(config, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, 64, length).tolist() for length in (3, 9, 5, 7, 4, 6, 8, 2)]
+    mesh, decoding = make_mesh("data=8"), Decoding(max_new_tokens=6, num_beams=beams)
+    alone = generate(config, params, prompts, decoding)
+    assert generate(config, spread.place(config, params, mesh), prompts, decoding, mesh=mesh) == alone
+
+    def flops(params: Params, put: Any) -> float:
+        ids = put(np.ones((8, 16), np.int32))
+        ends, limit = np.zeros(64, bool), np.int32(6)
+        rows = (config, decoder.unstack(params), ids, ids, ids, ends)
+        if beams == 1:
+            keys = put(jax.random.split(jax.random.key(0), 8))
+            lowered = generation.decode.lower(*rows, limit, keys, None, new_tokens=8)
+        else:
+            limits = (ends, limit, np.float32(1))
+            lowered = beam.beam_search.lower(*rows, *limits, num_beams=beams, candidates=2 * beams, new_tokens=8)
+        return lowered.compile().cost_analysis()["flops"]
+
+    whole, share = flops(params, jnp.asarray), flops(spread.place(config, params, mesh), partial(put_rows, mesh))
+    assert share < whole / 7
+
+
+def put_rows(mesh: Any, x: Any) -> jax.Array:
+    return jax.device_put(x, batch_sharding(mesh))

@@ -29,7 +29,7 @@ def headline(scores: Mapping[str, Any]) -> str:
 
 
 def majority_of(scores: Mapping[str, Any]) -> float | None:
-    """What always giving the most frequent answer scores; of bAbI the mean over its tasks; None where none occurs twice."""
+    """What always giving the most frequent answer scores; of bAbI the mean over tasks; None where none occurs twice."""
     found = scores.get("majority")
     return sum(found.values()) / len(found) if isinstance(found, Mapping) else found
 

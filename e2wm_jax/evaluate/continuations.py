@@ -131,6 +131,7 @@ def continuations(
             batch_size=batch_size,
             names=names,
             on_batch=bar.update,
+            mesh=evaluated.mesh,
         )
     new = tokenizer.batch_decode(found, skip_special_tokens=True) if found else []
     return [text.split(stop)[0] if stop else text for text in new]

@@ -56,7 +56,7 @@ class GenerationSettings:
     base_dtype: BaseDType = "float32"
     """Weights and activations; int8 and nf4 hold the matrices in 8 or 4 bits."""
     mesh: str | None = None
-    """Devices by axis, e.g. tensor=2: weights are split over fsdp and tensor; the examples of a batch are not split."""
+    """Devices by axis, e.g. data=4,tensor=2: rows are split over data and fsdp, weights over fsdp and tensor."""
 
 
 def run(settings: GenerationSettings) -> dict[str, Any]:
@@ -255,6 +255,7 @@ def _written(
                 ends={*evaluated.ends, *own},
                 cuts=cuts,
                 batch_size=batch_size,
+                mesh=evaluated.mesh,
             )
             lines = tokenizer.batch_decode(found[: len(chosen)], skip_special_tokens=True)
             yield [(place, line.split("\n")[0].strip()) for place, line in zip(chosen, lines, strict=True)]

@@ -142,6 +142,7 @@ def generate_until(
                 cuts={token for text in until for token in tokens_with(tokenizer, text)},
                 batch_size=how.batch_size,
                 on_batch=bar.update,
+                mesh=evaluated.mesh,
             )
             for index, text in zip(indices, tokenizer.batch_decode(found, skip_special_tokens=True), strict=True):
                 results[index] = _cut(text, until)

@@ -11,6 +11,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from e2wm_jax.config import ModelConfig
 from e2wm_jax.data.batch import padded_length
@@ -19,6 +20,7 @@ from e2wm_jax.models import decoder
 from e2wm_jax.models.beam import beam_search
 from e2wm_jax.models.layers import Params
 from e2wm_jax.models.sampling import Sampling, next_token
+from e2wm_jax.sharding import batch_sharding
 
 _LEAST_BFLOAT16_ROWS = 2  # XLA on a CPU multiplies a single row by a float32 copy of the matrix
 
@@ -63,6 +65,7 @@ def generate(
     batch_size: int = 8,
     names: Sequence[str] | None = None,
     on_batch: Callable[[int], None] = lambda number: None,
+    mesh: Mesh | None = None,
 ) -> list[list[int]]:
     """The new tokens behind each prompt, the one that ended it included, in the order of the prompts.
 
@@ -76,6 +79,7 @@ def generate(
         batch_size: prompts at a time.
         names: of the prompts, for messages.
         on_batch: told after each batch how many prompts it held.
+        mesh: where the parameters lie; rows are split over its data and fsdp.
 
     Raises:
         InputError: before anything is compiled, for a prompt that is empty or leaves less than
@@ -86,12 +90,13 @@ def generate(
     _check_prompts(config, prompts, decoding, names or [f"prompt {i + 1}" for i in range(len(prompts))])
     params = decoder.unstack(params)
     flags = [_flags(config, tokens) for tokens in (ends, cuts)]
-    rows = _rows(config, params, len(prompts), batch_size)
+    rows = _rows(config, params, len(prompts), batch_size, mesh)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     results: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        tokens, lengths = _continue(config, params, [prompts[i] for i in chosen], chosen, rows, decoding, *flags)
+        own = [prompts[i] for i in chosen]
+        tokens, lengths = _continue(config, params, own, chosen, rows, decoding, *flags, mesh)
         for row, index in enumerate(chosen):
             results[index] = tokens[row, : lengths[row]].tolist()
         on_batch(len(chosen))
@@ -120,11 +125,14 @@ def _flags(config: ModelConfig, tokens: Iterable[int]) -> np.ndarray:
     return flags
 
 
-def _rows(config: ModelConfig, params: Params, prompts: int, batch_size: int) -> int:
-    """Rows of every batch: the batch size, or the power of two that holds all prompts, if that is less."""
+def _rows(config: ModelConfig, params: Params, prompts: int, batch_size: int, mesh: Mesh | None) -> int:
+    """Rows of every batch: the batch size, or the power of two that holds all prompts, if that is less; as many for
+    each device that splits them."""
     rows = min(batch_size, 1 << (prompts - 1).bit_length())
     slow = jax.default_backend() == "cpu" and decoder.activation_dtype(config, params) == jnp.bfloat16
-    return max(rows, _LEAST_BFLOAT16_ROWS) if slow else rows
+    rows = max(rows, _LEAST_BFLOAT16_ROWS) if slow else rows
+    parts = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    return -(-rows // parts) * parts
 
 
 def _continue(
@@ -136,6 +144,7 @@ def _continue(
     decoding: Decoding,
     ends: np.ndarray,
     cuts: np.ndarray,
+    mesh: Mesh | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """One batch: tokens [rows, N] and how many of them count [rows]."""
     length = padded_length(max(map(len, prompts)), config.max_positions)
@@ -144,13 +153,15 @@ def _continue(
     for row, prompt in enumerate(prompts):
         n = len(prompt)
         ids[row, length - n :], positions[row, length - n :], segments[row, length - n :] = prompt, np.arange(n), 0
+    split = partial(jax.device_put, device=None if mesh is None else batch_sharding(mesh))
+    batch = tuple(map(split, (ids, positions, segments)))
     limit = np.int32(decoding.max_new_tokens)
     new_tokens = padded_length(decoding.max_new_tokens, config.max_positions)
     if decoding.num_beams > 1:
         found = beam_search(
             config,
             params,
-            *(ids, positions, segments, ends, cuts, limit, np.float32(decoding.length_penalty)),
+            *(*batch, ends, cuts, limit, np.float32(decoding.length_penalty)),
             num_beams=decoding.num_beams,
             candidates=max(2, 1 + int(ends.sum())) * decoding.num_beams,
             new_tokens=new_tokens,
@@ -162,7 +173,7 @@ def _continue(
         found = decode(
             config,
             params,
-            *(ids, positions, segments, ends | cuts, limit, keys, decoding.sampling),
+            *(*batch, ends | cuts, limit, split(keys), decoding.sampling),
             new_tokens=new_tokens,
         )
     return np.asarray(found[0]), np.asarray(found[1])
