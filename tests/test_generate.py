@@ -19,6 +19,7 @@ from e2wm_jax.evaluate.generation import GenerationSettings, list_overlap, mean_
 from e2wm_jax.models import beam, decoder, spread
 from e2wm_jax.models import generate as generation
 from e2wm_jax.models.generate import Decoding, generate
+from e2wm_jax.models.layers import Params
 from e2wm_jax.models.sampling import Sampling, cut, next_token
 from e2wm_jax.models.weights import Model, load
 from e2wm_jax.sharding import batch_sharding, make_mesh
