@@ -13,7 +13,8 @@ templates in scripts/study/ with the numbers of scripts/study/sizes.toml.  Inter
 --results the tables and pictures of a Markdown file are written from what is there; text around them stays.
 
 Without --official (the folder that has E2WM's train/ and eval/) our own evaluation sets, which share no plan, goal or
-story with our training sets, stand in for the official ones.
+story with our training sets, stand in for the official ones.  pydoc:fisher, the default of --general-text, has 39
+documents: give another text where `many_samples` is to say something.
 
 The plan of `laptop` on two cores without a GPU (SmolLM2-135M: 400 tokens/s forward, 130 tokens/s of training):
 

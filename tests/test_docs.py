@@ -38,6 +38,8 @@ SMALLER = {
     "eval qa": "--samples 2 --predictions qa.jsonl",
     "eval generate": "--samples 2 --max-new-tokens 2 --predictions generated.jsonl",
     "eval perplexity": "--samples 4 --max-length 32",
+    "eval plans": "--samples 2 --max-new-tokens 2",
+    "eval all": "--samples 2 --max-new-tokens 2",
     "generate": "--max-new-tokens 2",
 }
 MODEL_NAMES = {"smollm2-135m", "my-model"}

@@ -89,14 +89,14 @@ def generate(
     check_at_least(("--batch-size", batch_size, 1))
     _check_prompts(config, prompts, decoding, names or [f"prompt {i + 1}" for i in range(len(prompts))])
     params = decoder.unstack(params)
-    flags = [_flags(config, tokens) for tokens in (ends, cuts)]
+    ending, cutting = (_flags(config, tokens) for tokens in (ends, cuts))
     rows = _rows(config, params, len(prompts), batch_size, mesh)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     results: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         own = [prompts[i] for i in chosen]
-        tokens, lengths = _continue(config, params, own, chosen, rows, decoding, *flags, mesh)
+        tokens, lengths = _continue(config, params, own, chosen, rows, decoding, ending, cutting, mesh)
         for row, index in enumerate(chosen):
             results[index] = tokens[row, : lengths[row]].tolist()
         on_batch(len(chosen))
