@@ -12,7 +12,7 @@ import pytest
 
 from e2wm_jax import cli
 from e2wm_jax.errors import InputError
-from e2wm_jax.evaluate import babi
+from e2wm_jax.evaluate import babi, continuations
 from e2wm_jax.evaluate.babi import BabiOptions, evaluate, normalized, prompt, worked
 from e2wm_jax.evaluate.babi_stories import StoryQuestion, draw_shots, parse, parse_tasks, read_tasks
 from e2wm_jax.evaluate.model import Evaluated, load_evaluated
@@ -353,7 +353,7 @@ def test_command_writes_a_table_and_json_and_resumes(tiny_llama, tmp_path, capsy
         raise AssertionError("nothing is left to be computed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(babi, "continuations", refuse)
+        patch.setattr(continuations, "generate", refuse)
         assert cli.main([*words, "--resume"]) == 0
         shown = capsys.readouterr().out
     assert "single supporting fact" in shown

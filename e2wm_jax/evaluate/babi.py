@@ -25,7 +25,7 @@ the interval of a bootstrap over stories, since questions about one story are no
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -36,14 +36,12 @@ from e2wm_jax.config import BaseDType
 from e2wm_jax.data.tokenize import encode
 from e2wm_jax.errors import InputError, check_at_least
 from e2wm_jax.evaluate.babi_stories import TASKS, StoryQuestion, TaskQuestions, draw_shots, parse_tasks, read_tasks
-from e2wm_jax.evaluate.continuations import continuations
+from e2wm_jax.evaluate.continuations import first_lines
 from e2wm_jax.evaluate.model import Evaluated, load_evaluated
 from e2wm_jax.evaluate.predictions import Predictions, content_digest, identity
 from e2wm_jax.evaluate.statistics import bootstrap_means, percentile_interval
 from e2wm_jax.models.generate import Decoding
 from e2wm_jax.progress import say
-
-_BATCHES_AT_ONCE = 8  # between two writes of predictions
 
 
 @dataclass(frozen=True)
@@ -143,20 +141,11 @@ def evaluate(
         **{field.name: getattr(options, field.name) for field in fields(BabiOptions)},
     )
     kept = Predictions(predictions, made, len(asked), resume=resume)
-    for chunk in _chunks(asked, _BATCHES_AT_ONCE * options.batch_size):
-        if all(one.index in kept.done for one in chunk):
-            continue
-        texts = continuations(
-            evaluated,
-            [one.prompt for one in chunk],
-            decoding,
-            ends=evaluated.ends,
-            stop="\n",
-            batch_size=options.batch_size,
-            special_tokens=options.special_tokens,
-            names=[one.question.where for one in chunk],
-        )
-        kept.add([_record(one, text) for one, text in zip(chunk, texts, strict=True)])
+    prompts = [one.prompt for one in asked]
+    for batch in first_lines(
+        evaluated, prompts, decoding, options.batch_size, options.special_tokens, kept.done.keys()
+    ):
+        kept.add([_record(asked[place], line) for place, line in batch])
     return _scores(asked, kept.finish(), options)
 
 
@@ -239,14 +228,6 @@ def _fitting(
                     "before its answer; leave the task out of --tasks or lower --max-new-tokens"
                 )
     return found
-
-
-def _chunks(asked: Sequence[_Asked], size: int) -> Iterator[list[_Asked]]:
-    """One task after the other, questions of similar length together; the same whatever is done already."""
-    for task in dict.fromkeys(one.task for one in asked):
-        ordered = sorted((one for one in asked if one.task == task), key=lambda one: len(one.prompt))
-        for start in range(0, len(ordered), size):
-            yield ordered[start : start + size]
 
 
 def _record(one: _Asked, text: str) -> dict[str, Any]:

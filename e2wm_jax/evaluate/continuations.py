@@ -1,6 +1,6 @@
 """`e2wm generate`: what a model says next, and the texts behind prompts that other commands ask for."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,49 @@ def continuations(
         )
     new = tokenizer.batch_decode(found, skip_special_tokens=True) if found else []
     return [text.split(stop)[0] if stop else text for text in new]
+
+
+def first_lines(
+    evaluated: Evaluated,
+    texts: Sequence[str],
+    decoding: Decoding,
+    batch_size: int,
+    special_tokens: bool,
+    done: Container[int],
+) -> Iterator[list[tuple[int, str]]]:
+    """The line that each text goes on with: after every batch, the places of its texts in ``texts`` and their lines.
+
+    Texts of similar length go together.  Batches whose texts are all ``done`` are left out; the others are what they
+    would be without any done.
+    """
+    tokenizer = evaluated.tokenizer
+    prompts = encode(tokenizer, texts, special_tokens=special_tokens)
+    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+    rows = min(batch_size, 1 << (len(prompts) - 1).bit_length())
+    params = decoder.unstack(evaluated.params)
+    own = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    cuts = tokens_with(tokenizer, "\n")
+    with progress_bar("generate", len(prompts), "prompt") as bar:
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            if all(place in done for place in chosen):
+                bar.update(len(chosen))
+                continue
+            # Filled up with the last prompt, so that the last batch needs no compilation of its own.
+            filled = [prompts[place] for place in [*chosen, *chosen[-1:] * (rows - len(chosen))]]
+            found = generate(
+                evaluated.config,
+                params,
+                filled,
+                decoding,
+                ends={*evaluated.ends, *own},
+                cuts=cuts,
+                batch_size=batch_size,
+                mesh=evaluated.mesh,
+            )
+            lines = tokenizer.batch_decode(found[: len(chosen)], skip_special_tokens=True)
+            yield [(place, line.split("\n")[0].strip()) for place, line in zip(chosen, lines, strict=True)]
+            bar.update(len(chosen))
 
 
 def tokens_with(tokenizer: Any, text: str) -> list[int]:

@@ -5,7 +5,7 @@ tracking the longest run of places that both lists have in a row, over the lengt
 """
 
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,14 +15,12 @@ from e2wm_jax.config import BaseDType
 from e2wm_jax.data.source import TaskExample, read_task
 from e2wm_jax.data.tokenize import encode
 from e2wm_jax.errors import InputError, check_at_least
-from e2wm_jax.evaluate.continuations import tokens_with
+from e2wm_jax.evaluate.continuations import first_lines
 from e2wm_jax.evaluate.model import Evaluated, check_positions, load_evaluated
 from e2wm_jax.evaluate.predictions import Predictions, Record, content_digest, identity
 from e2wm_jax.evaluate.statistics import bootstrap_interval
 from e2wm_jax.evaluate.table import show_scores
-from e2wm_jax.models import decoder
-from e2wm_jax.models.generate import Decoding, generate
-from e2wm_jax.progress import progress_bar
+from e2wm_jax.models.generate import Decoding
 from e2wm_jax.sharding import make_mesh
 
 PATH_TASKS = ("obj_move_path",)
@@ -119,7 +117,7 @@ def predict(
     indices = list(examples)
     done = {place for place, index in enumerate(indices) if index in predictions.done}
     texts = [example.input for example in examples.values()]
-    for batch in _written(evaluated, texts, decoding, batch_size, special_tokens, done):
+    for batch in first_lines(evaluated, texts, decoding, batch_size, special_tokens, done):
         written = {indices[place]: text for place, text in batch}
         predictions.add(
             [{"index": index, "prediction": text, "reference": examples[index].ref} for index, text in written.items()]
@@ -220,43 +218,3 @@ def _scorer() -> Any:
     except ImportError as error:
         raise InputError("ROUGE needs the package rouge-score; run `pip install rouge-score`") from error
     return RougeScorer(_ROUGES, use_stemmer=True)
-
-
-def _written(
-    evaluated: Evaluated,
-    texts: Sequence[str],
-    decoding: Decoding,
-    batch_size: int,
-    special_tokens: bool,
-    done: Container[int],
-) -> Iterator[list[tuple[int, str]]]:
-    """After every batch, the place of each text in ``texts`` and the line behind it; batches that are done are left
-    out, and the others are what they would be without any done."""
-    tokenizer = evaluated.tokenizer
-    prompts = encode(tokenizer, texts, special_tokens=special_tokens)
-    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
-    rows = min(batch_size, 1 << (len(prompts) - 1).bit_length())
-    params = decoder.unstack(evaluated.params)
-    own = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
-    cuts = tokens_with(tokenizer, "\n")
-    with progress_bar("generate", len(prompts), "prompt") as bar:
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            if all(place in done for place in chosen):
-                bar.update(len(chosen))
-                continue
-            # Filled up with the last prompt, so that the last batch needs no compilation of its own.
-            filled = [prompts[place] for place in [*chosen, *chosen[-1:] * (rows - len(chosen))]]
-            found = generate(
-                evaluated.config,
-                params,
-                filled,
-                decoding,
-                ends={*evaluated.ends, *own},
-                cuts=cuts,
-                batch_size=batch_size,
-                mesh=evaluated.mesh,
-            )
-            lines = tokenizer.batch_decode(found[: len(chosen)], skip_special_tokens=True)
-            yield [(place, line.split("\n")[0].strip()) for place, line in zip(chosen, lines, strict=True)]
-            bar.update(len(chosen))
