@@ -11,16 +11,17 @@ import pytest
 
 from e2wm_jax.cli import main
 from e2wm_jax.compare import jobs
-from e2wm_jax.compare.arms import Arm, crossed, slug, with_strengths
-from e2wm_jax.compare.overrides import build, merged
+from e2wm_jax.compare.arms import Arm, check_names, crossed, read_arms, slug, with_strengths
+from e2wm_jax.compare.overrides import build, check_values, merged
 from e2wm_jax.compare.page import skill_chart, write_page
 from e2wm_jax.compare.plan import make_plan
 from e2wm_jax.compare.record import claim, read_plan
-from e2wm_jax.compare.settings import CompareSettings
+from e2wm_jax.compare.settings import CompareSettings, read_config
 from e2wm_jax.compare.trade_off import trade_off
 from e2wm_jax.config import LoraConfig
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json
+from e2wm_jax.fisher.settings import FisherSettings
 from e2wm_jax.train.settings import TrainSettings
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -442,3 +443,26 @@ def test_another_comparison_is_not_continued(
     (out / "comparison.json").write_text(json.dumps(record))
     assert main(words(options | {"seeds": "0,1", "resume": True}, out)) == 2
     assert "text.jsonl has changed since" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------- documentation
+
+
+def test_the_documented_file_makes_the_arms_that_it_says(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs/compare.md").read_text()
+    config = tmp_path / "arms.toml"
+    config.write_text(page.partition("```toml\n")[2].partition("```")[0])
+    settings, tables = read_config(CompareSettings(tmp_path / "out", config))
+    assert (settings.seeds, settings.samples) == (("0", "1"), 64)
+    arms = read_arms(tables["arm"], "docs/compare.md")
+    assert [arm.name for arm in arms] == [
+        "LoRA",
+        "EWC-LoRA 1000",
+        "EWC-LoRA 1e4",
+        "EWC-LoRA, sampled labels",
+        "LoRA without plans",
+    ]
+    check_names(arms)
+    for arm in arms:  # every setting is one of the commands' own
+        check_values(TrainSettings, {**tables["train"], **arm.train}, arm.name)
+        check_values(FisherSettings, {**tables["fisher"], **(arm.fisher or {})}, arm.name)
