@@ -28,10 +28,20 @@ def test_both_sides_read_one_model_and_agree(tiny_llama, torch_oracle):
         assert [len(row) for row in scores] == [2, 2]
 
 
-def test_generation_report_without_transformers(tiny_llama, monkeypatch, capsys):
+def test_generation_report_without_transformers(tiny_llama, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(generate_bench, "has_transformers", lambda: False)
+    places = ["kitchen", "bedroom", "table", "fridge"]
+    lines = [{"input": f"Where is {x}?", "answer": "table", "answer_list": places} for x in ("it", "the apple")]
+    (tmp_path / "qa.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
     settings = GenerateBenchSettings(
-        str(tiny_llama), ("float32",), prompts=2, prompt_tokens=8, new_tokens=4, questions=2, rounds=1
+        str(tiny_llama),
+        ("float32",),
+        prompts=2,
+        prompt_tokens=8,
+        new_tokens=4,
+        data=tmp_path / "qa.json",
+        questions=2,
+        rounds=1,
     )
     report = json.loads(json.dumps(generate_bench.run(settings)))
     row = report["generation"]["ours float32"]
