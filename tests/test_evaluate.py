@@ -150,9 +150,9 @@ def test_an_empty_input_is_scored_from_the_second_token(tiny, tiny_torch):
 
 @pytest.mark.usefixtures("full_compilation")
 @pytest.mark.slow
-def test_scores_of_smollm2_equal_pytorch_on_fifty_official_questions(shared_data, smollm2, smollm2_torch):
+def test_scores_of_smollm2_equal_pytorch_on_official_questions(shared_data, smollm2, smollm2_torch):
     evaluated = Evaluated(smollm2.config, smollm2.params, load_tokenizer(locate("smollm2-135m")))
-    for task, number in (("act_recog", 20), ("housework_qa", 20), ("obj_move", 10)):
+    for task, number in (("act_recog", 10), ("housework_qa", 10), ("obj_move", 5)):
         questions = read_questions(shared_data / f"e2wm/eval/qa/{task}.json.gz")
         questions = sorted(questions, key=lambda question: len(question.input))[:number]  # PyTorch is to be done soon
         worst = 0.0
