@@ -13,7 +13,7 @@ import pytest
 
 from e2wm_jax.cli import main
 from e2wm_jax.errors import InputError
-from e2wm_jax.evaluate import babi, generation, perplexity, qa, suite
+from e2wm_jax.evaluate import babi, continuations, generation, perplexity, qa, suite
 from e2wm_jax.evaluate.model import load_evaluated
 from e2wm_jax.evaluate.sets import babi_tasks, find_sets, sample
 from e2wm_jax.evaluate.suite import SuiteOptions, SuiteSettings, averages, evaluate_sets
@@ -217,7 +217,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tiny, data, reference, tmp
         return called
 
     with monkeypatch.context() as patch:
-        for module, name in ((qa, "row_nll"), (perplexity, "row_nll"), (generation, "generate")):
+        for module, name in ((qa, "row_nll"), (perplexity, "row_nll"), (continuations, "generate")):
             patch.setattr(module, name, stopping(getattr(module, name)))
         for _ in range(20):
             count["left"] = calls
