@@ -14,10 +14,15 @@ from typing import Any
 import jax
 import pytest
 from helpers import randomize, unaltered
+from hypothesis import settings
 
 from e2wm_jax.errors import InputError
 from e2wm_jax.model_files import embedded_gguf
 from e2wm_jax.models.weights import Model, load
+
+# The same cases each time; `pytest --hypothesis-profile default` looks for others.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 SENTENCES = (
     "Mary walks to the kitchen. Mary grabs the apple and puts the apple on the table.",

@@ -367,3 +367,13 @@ def test_walks_of_any_kind_are_sound(data):
     plan = Plan([(x[0], y[0], x[1], y[1]) for x, y in zip(boxes[::2], boxes[1::2], strict=True)],
                 [data.draw(st.tuples(near, near)) for _ in things])  # fmt: skip
     check(floor_plan(rooms, things, stops, plan, title="t", start=start))
+
+
+def test_rooms_and_things_without_an_extent_keep_their_names_inside():
+    rooms, things = ["hall", "bedroom"], [Thing("bed", 1), Thing("lamp", 1)]
+    stops = [Stop("Walk", 0), Stop("Walk", 1)]
+    for corner in ((0.0, 0.0), (4.0, 0.0), (0.0, 4.0), (4.0, 4.0)):
+        plan = Plan([(0.0, 0.0, 4.0, 4.0), (*corner, *corner)], [corner, corner])
+        svg = check(floor_plan(rooms, things, stops, plan, title="t"))
+        assert len(of_class(svg, "room-name")) == 2
+        assert {"1 Walk", "2 Walk"} <= {name[-6:] for name in texts(svg)}

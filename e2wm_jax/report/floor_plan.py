@@ -11,7 +11,7 @@ from e2wm_jax.report.drawing import GLYPH, LINE, WIDTH, color, element, empty, f
 from e2wm_jax.report.points import LONGEST, Box, Place, boxes_along, labels
 from e2wm_jax.report.room_map import FAILED, Stop, Thing, describe
 
-_ROUND, _EDGE = 4.5, 3.0
+_ROUND, _EDGE = 4.5, 5.0
 _TALLEST = 1.6  # of a drawing, times its width
 Way = tuple[Place, Place, str]
 
@@ -40,7 +40,7 @@ def floor_plan(
     at = [place(point) for point in plan.things]
     boxes = [(*place((left, high)), *place((right, low))) for left, low, right, high in plan.rooms]
     ways = list(_ways(stops, at, start))
-    body = [_room(name, box) for name, box in zip(rooms, boxes, strict=True)]
+    body = [_room(name, box, height) for name, box in zip(rooms, boxes, strict=True)]
     body += [part for way in ways for part in _arrow(*way)]
     for n, (x, y) in enumerate(at):
         body.append(element("circle", cx=x, cy=y, r=_ROUND, class_="start" if n == start else "stop"))
@@ -66,10 +66,12 @@ def _scale(plan: Plan) -> tuple[float, Callable[[Place], Place]]:
     return height, place
 
 
-def _room(name: str, box: Box) -> str:
+def _room(name: str, box: Box, height: float) -> str:
     left, top, right, bottom = box
     frame = element("rect", x=left, y=top, width=max(right - left, 1.0), height=max(bottom - top, 1.0), class_="room")
-    return frame + words(left + 6, top + LINE - 3, shorten(name, max(right - left - 8, 3 * GLYPH)), class_="room-name")
+    room = max(right - left - 8, 3 * GLYPH)  # for the name: that of a room without an extent stands beside it
+    x, y = min(left + 6, WIDTH - _EDGE - room), min(top + LINE - 3, height - _EDGE)
+    return frame + words(x, y, shorten(name, room), class_="room-name")
 
 
 def _ways(stops: Sequence[Stop], at: Sequence[Place], start: int | None) -> Iterator[Way]:

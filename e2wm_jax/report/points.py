@@ -176,4 +176,5 @@ def _candidates(text: str, x: float, y: float, bounds: Box) -> Iterator[Box]:
         ):
             if left >= bounds[0] and left + width <= bounds[2] and top >= bounds[1] and top + height <= bounds[3]:
                 yield (left, top, left + width, top + height)
-    yield (min(max(x, bounds[0]), bounds[2] - width), y, min(max(x, bounds[0]), bounds[2] - width) + width, y + height)
+    left, top = min(max(x, bounds[0]), bounds[2] - width), min(max(y, bounds[1]), bounds[3] - height)
+    yield (left, top, left + width, top + height)
