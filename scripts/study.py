@@ -99,12 +99,13 @@ def sized(name: str, changes: Sequence[str]) -> dict[str, Any]:
 
 def configurations(args: argparse.Namespace, size: Mapping[str, Any]) -> dict[str, str]:
     """The TOML text of every comparison, by its name; makes the training sets that they read."""
-    sources = {"own": regenerated(args.out, size)}
+    sources = {}
     if args.official is not None:
         if not (args.official / "train").is_dir() or not (args.official / "eval").is_dir():
             raise InputError(f"--official {args.official}: has no train/ and eval/; give E2WM's data folder")
         sources["official"] = args.official
-    best = sources.get("official", sources["own"])
+    sources["own"] = regenerated(args.out, size)
+    best = next(iter(sources.values()))
     fill = _fillings(args, size, best)
     found = {}
     for part in args.parts:

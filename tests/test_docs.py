@@ -1,18 +1,17 @@
 """The documentation against the program: code runs, commands parse, links lead somewhere, tables are true."""
 
 import ast
-import importlib.util
 import json
 import re
 import shlex
-import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
+import api_reference
+import command_reference
 import pytest
 
 from e2wm_jax import cli
@@ -88,17 +87,6 @@ def e2wm(words: list[str]) -> list[str] | None:
 
 def command_of(words: list[str]) -> str:
     return next(name for name in COMMANDS if words[: len(name.split())] == name.split())
-
-
-@cache
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"scripts/{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 # ---------------------------------------------------------------------------------------------------------- what is run
@@ -200,8 +188,9 @@ def test_commands_parse(page):
         name = command_of(words)
         given = [word for word in words[len(name.split()) :] if word not in ("...", "--json")]
         if "..." in words:
-            reference = script("command_reference")
-            required = [option for option in reference.all_options(name) if option.default == reference.REQUIRED]
+            required = [
+                option for option in command_reference.all_options(name) if option.default == command_reference.REQUIRED
+            ]
             given += [part for option in required if option.name not in given for part in (option.name, "something")]
         cli._parse(name, given)
 
@@ -239,7 +228,7 @@ def test_commands_and_options_in_the_text_exist(page):
 
 def option_names(command: str) -> set[str]:
     """Those of the page; options without a value under both their names."""
-    found = script("command_reference").all_options(command)
+    found = command_reference.all_options(command)
     names = {name for option in found for name in (option.name, option.opposite) if name is not None}
     return {name for name in names if name.startswith("--")}
 
@@ -276,7 +265,7 @@ def test_files_that_the_text_names_exist(page):
 
 
 def test_the_command_line_page_is_that_of_the_settings():
-    found = script("command_reference").render()
+    found = command_reference.render()
     assert found == read("docs/command-line.md"), "docs/command-line.md is out of date: run `make docs`"
 
 
@@ -291,19 +280,18 @@ def test_the_options_are_those_of_the_program(name, capsys, monkeypatch):
 
 
 def test_the_reference_is_that_of_the_docstrings():
-    pages = script("api_reference").render()
+    pages = api_reference.render()
     on_disk = {path: path.read_text(encoding="utf-8") for path in (ROOT / "docs/api").glob("*.md")}
     different = sorted(path.name for path in {*pages, *on_disk} if pages.get(path) != on_disk.get(path))
     assert not different, f"docs/api is out of date ({different}): run `make docs`"
 
 
 def test_every_public_function_and_class_has_a_docstring():
-    reference = script("api_reference")
     missing = []
-    for name, path in reference.modules():
-        tree = reference.tree_of(path)
+    for name, path in api_reference.modules():
+        tree = api_reference.tree_of(path)
         missing += [name] if not ast.get_docstring(tree) else []
-        missing += [f"{name}.{node.name}" for node in reference.public(tree.body) if not ast.get_docstring(node)]
+        missing += [f"{name}.{node.name}" for node in api_reference.public(tree.body) if not ast.get_docstring(node)]
     assert not missing
 
 

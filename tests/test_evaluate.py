@@ -4,12 +4,10 @@ import gzip
 import itertools
 import json
 import math
-import re
-from collections import Counter
-from functools import cache
 from pathlib import Path
 from typing import Any
 
+import independent_scores
 import numpy as np
 import pytest
 
@@ -84,26 +82,10 @@ def peft_adapter(tiny_llama, tmp_path_factory) -> tuple[Path, Any]:
     return folder, model
 
 
-def log_probabilities(model: Any, ids: list[int], start: int = 1) -> np.ndarray:
-    """log p of every token from `start` on, given all those before it."""
-    torch = pytest.importorskip("torch")
-    with torch.no_grad():
-        scores = torch.log_softmax(model(torch.tensor([ids])).logits[0, start - 1 : -1].double(), dim=-1)
-    return scores[torch.arange(len(ids) - start), torch.tensor(ids[start:])].numpy()
-
-
 def torch_scores(model: Any, tokenizer: Any, question: Question, rule: str) -> np.ndarray:
-    def score(prompt: str, answer: str) -> tuple[float, int]:
-        start = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
-        ids = tokenizer(f"{prompt} {answer}", add_special_tokens=False)["input_ids"]
-        own = log_probabilities(model, ids, max(start, 1))
-        return float(own.sum()), len(own)
-
-    scores = []
-    for answer in question.answers:
-        total, tokens = score(question.input, answer)
-        scores.append(total / tokens if rule == "normalized" else total - score("Answer:", answer)[0])
-    return np.array(scores)
+    return independent_scores.answer_scores(
+        model, tokenizer, question.input, question.answers, calibrated=rule == "calibrated"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------------- qa
@@ -148,60 +130,6 @@ def test_an_empty_input_is_scored_from_the_second_token(tiny, tiny_torch):
     np.testing.assert_allclose(answer_scores(tiny, [question], "normalized")[0], expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.usefixtures("full_compilation")
-@pytest.mark.slow
-def test_scores_of_smollm2_equal_pytorch_on_official_questions(shared_data, smollm2, smollm2_torch):
-    evaluated = Evaluated(smollm2.config, smollm2.params, load_tokenizer(locate("smollm2-135m")))
-    for task, number in (("act_recog", 10), ("housework_qa", 10), ("obj_move", 5)):
-        questions = read_questions(shared_data / f"e2wm/eval/qa/{task}.json.gz")
-        questions = sorted(questions, key=lambda question: len(question.input))[:number]  # PyTorch is to be done soon
-        worst = 0.0
-        found = answer_scores(evaluated, questions, qa_command.RULES[task])
-        for ours, question in zip(found, questions, strict=True):
-            theirs = torch_scores(smollm2_torch, evaluated.tokenizer, question, qa_command.RULES[task])
-            worst = max(worst, float(np.max(np.abs(ours - theirs))))
-            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4, err_msg=question.where)
-            assert np.argmax(ours) == np.argmax(theirs)
-        print(f"{number} official questions of {task}: scores differ by at most {worst:.1e} nats")
-
-
-def plain_words(text: str) -> list[str]:
-    """Words as ROUGE's authors' script takes them with stemming (Lin 2004): longer than three letters are stemmed."""
-    stemmer = pytest.importorskip("nltk.stem.porter").PorterStemmer()
-    words = re.findall("[a-z0-9]+", text.lower())
-    return [stemmer.stem(word) if len(word) > 3 else word for word in words]
-
-
-def plain_rouge(prediction: str, reference: str) -> dict[str, float]:
-    """F of overlapping words, pairs of words, and of the longest common subsequence."""
-    ours, theirs = plain_words(prediction), plain_words(reference)
-
-    def f(common: int, mine: int, other: int) -> float:
-        return 2 * common / (mine + other) if common else 0.0  # of precision common/mine and recall common/other
-
-    def overlap(n: int) -> float:
-        mine, other = (Counter(zip(*(words[i:] for i in range(n)), strict=False)) for words in (ours, theirs))
-        return f((mine & other).total(), mine.total(), other.total())
-
-    @cache
-    def longest(i: int, j: int) -> int:
-        if i == len(ours) or j == len(theirs):
-            return 0
-        if ours[i] == theirs[j]:
-            return 1 + longest(i + 1, j + 1)
-        return max(longest(i + 1, j), longest(i, j + 1))
-
-    return {"rouge1": overlap(1), "rouge2": overlap(2), "rougeL": f(longest(0, 0), len(ours), len(theirs))}
-
-
-def plain_overlap(prediction: str, reference: str) -> float:
-    """Every run of one list looked for in the other."""
-    ours, theirs = prediction.split(", "), reference.split(", ")
-    runs = [ours[i:j] for i, j in itertools.combinations(range(len(ours) + 1), 2)]
-    common = [len(run) for run in runs for k in range(len(theirs)) if theirs[k : k + len(run)] == run]
-    return max(common, default=0) / max(len(ours), len(theirs))
-
-
 def test_rouge_equals_a_plain_one_on_all_official_plans(shared_data):
     """Each plan against the next one of its file."""
     for one in find_sets(shared_data / "e2wm/eval"):
@@ -209,7 +137,7 @@ def test_rouge_equals_a_plain_one_on_all_official_plans(shared_data):
             plans = [example.ref for example in read_set(one)]
             pairs = list(itertools.pairwise(plans))
             found = mean_rouge(*zip(*pairs, strict=True))
-            expected = [plain_rouge(*pair) for pair in pairs]
+            expected = [independent_scores.rouge(*pair) for pair in pairs]
             assert 0.1 < found["rouge2"] < found["rougeL"] < found["rouge1"] < 0.9
             for name, value in found.items():
                 assert value == pytest.approx(np.mean([scores[name] for scores in expected]), abs=1e-9), one.name
@@ -217,37 +145,44 @@ def test_rouge_equals_a_plain_one_on_all_official_plans(shared_data):
 
 @pytest.mark.usefixtures("full_compilation")
 @pytest.mark.slow
-def test_eval_all_equals_an_independent_scorer_on_every_official_set(shared_data, smollm2, smollm2_torch, tmp_path):
-    """The shortest example of each of the eleven sets, from the file to the score; PyTorch is to be done soon."""
-    torch = pytest.importorskip("torch")
-    evaluated = Evaluated(smollm2.config, smollm2.params, load_tokenizer(locate("smollm2-135m")))
-    tokenizer, rows = evaluated.tokenizer, {}
+def test_eval_all_equals_an_independent_scorer_on_every_official_set(
+    shared_data, smollm2, smollm2_torch, tmp_path, monkeypatch, capsys
+):
+    """The shortest examples of each of the eleven sets, from the file to the score; PyTorch is to be done soon."""
+    tokenizer = load_tokenizer(locate("smollm2-135m"))
     for one in find_sets(shared_data / "e2wm/eval"):
-        lines = gzip.decompress(one.path.read_bytes()).decode().split("\n")
-        rows[one.name] = json.loads(min(filter(None, lines), key=len))
-        (tmp_path / f"{one.name}.json").write_text(json.dumps(rows[one.name]) + "\n")
-    options = SuiteOptions(batch_size=1, max_new_tokens=16)
-    results = evaluate_sets(evaluated, find_sets(tmp_path), options, tmp_path / "out")
-    assert len(results) == 11
-    for name, row in rows.items():
-        (written,) = map(json.loads, (tmp_path / f"out/predictions/{name}.jsonl").read_text().splitlines())
-        if "answer" in row:
-            question = Question(row["input"], tuple(row["answer_list"]), row["answer_list"].index(row["answer"]), name)
-            theirs = torch_scores(smollm2_torch, tokenizer, question, qa_command.RULES[name])
-            np.testing.assert_allclose(written["scores"], theirs, rtol=1e-4, atol=1e-4, err_msg=name)
-            assert results[name]["accuracy"] == float(np.argmax(theirs) == question.gold)
-            continue
-        ids = torch.tensor([tokenizer(row["input"], add_special_tokens=False)["input_ids"]])
-        with torch.no_grad():
-            found = smollm2_torch.generate(
-                ids, attention_mask=torch.ones_like(ids), num_beams=4, do_sample=False, max_new_tokens=16
-            )
-        text = tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True).split("\n")[0].strip()
-        assert written == {"index": 0, "prediction": text, "reference": row["ref"]}
-        expected = (
-            {"lcs": plain_overlap(text, row["ref"])} if name == "obj_move_path" else plain_rouge(text, row["ref"])
-        )
-        assert {metric: results[name][metric] for metric in expected} == pytest.approx(expected, abs=1e-6)
+        lines = sorted(filter(None, gzip.decompress(one.path.read_bytes()).decode().split("\n")), key=len)
+        chosen = lines[: 2 if one.kind == "qa" else 1]
+        (tmp_path / f"{one.name}.json").write_text("".join(f"{line}\n" for line in chosen))
+    options = SuiteOptions(batch_size=1, max_new_tokens=8)
+    out = tmp_path / "out"
+    evaluated = Evaluated(smollm2.config, smollm2.params, tokenizer)
+    (out / "predictions").mkdir(parents=True)
+    (out / "results.json").write_text(json.dumps({"sets": evaluate_sets(evaluated, find_sets(tmp_path), options, out)}))
+    monkeypatch.setattr(independent_scores, "loaded", lambda path: (smollm2_torch, tokenizer))
+    words = ["--model", "smollm2", "--data", str(tmp_path), "--out", str(out), "--max-new-tokens", "8"]
+    assert independent_scores.main(words) == 0, capsys.readouterr().out
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 11
+    assert all(line.startswith("same ") for line in printed)
+
+
+def test_the_independent_scorer_finds_a_wrong_score(tiny, tiny_llama, qa_file, tmp_path, capsys):
+    out, data = tmp_path / "out", tmp_path / "data"
+    data.mkdir()
+    qa_file.rename(data / "count.json")
+    results = evaluate_sets(tiny, find_sets(data), SuiteOptions(), out)
+    (out / "results.json").write_text(json.dumps({"sets": results}))
+    words = ["--model", str(tiny_llama), "--data", str(data), "--out", str(out)]
+    assert independent_scores.main(words) == 0
+    predictions = out / "predictions/count.jsonl"
+    *others, last = map(json.loads, predictions.read_text().splitlines())
+    last["scores"][0] += 1e-2
+    predictions.write_text("\n".join(json.dumps(row) for row in [*others, last]))
+    assert independent_scores.main(words) == 1
+    same, different = capsys.readouterr().out.splitlines()
+    assert same.split()[0] == "same"
+    assert different.split()[0] == "DIFFERENT"
 
 
 def test_rule_follows_the_name_of_the_file():
@@ -330,7 +265,7 @@ DOCUMENTS = [
 
 def torch_nll(model: Any, tokenizer: Any, documents: list[str], limit: int) -> tuple[float, int]:
     rows = [tokenizer(document, add_special_tokens=False)["input_ids"][:limit] for document in documents]
-    values = [-log_probabilities(model, ids) for ids in rows if len(ids) > 1]
+    values = [-independent_scores.log_probabilities(model, ids) for ids in rows if len(ids) > 1]
     return float(sum(value.sum() for value in values)), sum(map(len, values))
 
 
@@ -398,7 +333,7 @@ def test_special_tokens_are_added_only_when_asked(tiny, tiny_torch, tiny_llama, 
     plain, with_begin = (perplexity(begins, [text], max_length=800, special_tokens=flag) for flag in (False, True))
     assert plain["nats"] == pytest.approx(perplexity(tiny, [text], max_length=800)["nats"], rel=1e-6)
     ids = [0, *tiny.tokenizer(text, add_special_tokens=False)["input_ids"]]
-    expected = -log_probabilities(tiny_torch, ids)
+    expected = -independent_scores.log_probabilities(tiny_torch, ids)
     assert with_begin["tokens"] == len(ids) - 1 == plain["tokens"] + 1
     assert with_begin["nats"] == pytest.approx(float(expected.mean()), rel=1e-5)
     # Every byte of the text is predicted now.

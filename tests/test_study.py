@@ -1,13 +1,13 @@
 """scripts/study.py in its smallest form, on a random model: interrupted, continued, side by side, written down."""
 
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+import study
+import study_results
 
 from e2wm_jax.compare import jobs
 from e2wm_jax.compare.plan import Plan, make_plan
@@ -16,19 +16,6 @@ from e2wm_jax.files import read_json
 
 pytest.importorskip("virtualhome_eval", reason="needs virtualhome and virtualhome-eval (make setup)")
 pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.slow]
-
-SCRIPTS = Path(__file__).parents[1] / "scripts"
-
-
-@pytest.fixture(scope="module")
-def study() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(SCRIPTS))
-        import study
-
-        yield study
-    for name in ("study", "study_results"):
-        sys.modules.pop(name, None)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +32,7 @@ def records(words: list[str]) -> dict[str, Any]:
     return {path.parent.name: read_json(path) for path in sorted(out.glob("*/comparison.json"))}
 
 
-def test_the_study_stops_and_goes_on(study: Any, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_study_stops_and_goes_on(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Interrupted in its third run; two processes do the rest, and nothing twice."""
     do, done = jobs.do, []
 
@@ -84,15 +71,15 @@ def check_results(results: Path, found: dict[str, Any]) -> None:
             assert (results.parent / picture).read_text(encoding="utf-8").startswith("<svg")
 
 
-def test_own_words_stay_when_results_are_renewed(study: Any):
-    renewed = study.study_results.renewed
+def test_own_words_stay_when_results_are_renewed():
+    renewed = study_results.renewed
     text = renewed(renewed("# Results\n\nOurs.\n", "ablation", "1"), "how", "2")
     text = text.replace("<!-- end ablation -->", "<!-- end ablation -->\n\nWhat we think of it.")
     again = renewed(text, "ablation", "3 \\1")
     assert again == text.replace("<!-- study ablation -->\n1\n", "<!-- study ablation -->\n3 \\1\n")
 
 
-def planned(study: Any, words: list[str], part: str, folder: Path) -> Plan:
+def planned(words: list[str], part: str, folder: Path) -> Plan:
     """The plan of a part, from its file."""
     args = study.parser().parse_args([*words, "--parts", part])
     (text,) = study.configurations(args, study.sized("tiny", [])).values()
@@ -101,16 +88,16 @@ def planned(study: Any, words: list[str], part: str, folder: Path) -> Plan:
     return make_plan(CompareSettings(folder / "out", path))
 
 
-def test_the_ablation_leaves_out_each_task(study: Any, words: list[str], tmp_path: Path):
-    plan = planned(study, words, "ablation", tmp_path)
+def test_the_ablation_leaves_out_each_task(words: list[str], tmp_path: Path):
+    plan = planned(words, "ablation", tmp_path)
     tasks = [[task for task in study.TASKS if f"train_{task}.json" in arm.train["data"]] for arm in plan.arms]
     assert tasks == [list(study.TASKS), *([one for one in study.TASKS if one != task] for task in study.TASKS)]
     assert len({json.dumps({**arm.train, "data": ""}) for arm in plan.arms}) == 1
     assert len(plan.fishers) == 1
 
 
-def test_estimators_differ_in_their_fisher_only(study: Any, words: list[str], tmp_path: Path):
-    plan = planned(study, words, "estimators", tmp_path)
+def test_estimators_differ_in_their_fisher_only(words: list[str], tmp_path: Path):
+    plan = planned(words, "estimators", tmp_path)
     assert len(plan.arms) == 8
     assert len({json.dumps(arm.train) for arm in plan.arms[:7]}) == 1
     assert plan.train_settings(plan.arms[7], 0).fisher_scale == "rowmax127"
@@ -128,8 +115,6 @@ def test_estimators_differ_in_their_fisher_only(study: Any, words: list[str], tm
         (["--set", "steps=few"], "is no value of TOML"),
     ],
 )
-def test_what_is_wrong_is_said(
-    study: Any, words: list[str], change: list[str], message: str, capsys: pytest.CaptureFixture[str]
-):
+def test_what_is_wrong_is_said(words: list[str], change: list[str], message: str, capsys: pytest.CaptureFixture[str]):
     assert study.main([*words, *change]) == 2
     assert message in capsys.readouterr().err

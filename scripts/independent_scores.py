@@ -1,0 +1,199 @@
+"""Score E2WM's sets again in PyTorch and plain Python, and print how far `e2wm eval all` is from that.
+
+    e2wm eval all --model MODEL --data DIR --out OUT
+    python scripts/independent_scores.py --model MODEL --data DIR --out OUT
+
+Shares no code with e2wm_jax: answers are scored one sequence at a time, without padding and shared prefixes; ROUGE and
+the overlap of lists follow their definitions.  Checked is every question and every text that OUT/predictions has
+(--samples of `eval all` makes them fewer); --texts of each set are written again, by beam search.  Exits with 1 where
+something differs.  Needs the extra `test`.
+"""
+
+import argparse
+import ast
+import gzip
+import itertools
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from nltk.stem.porter import PorterStemmer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+# Log probability of an answer over its tokens; in these sets less that of the same answer behind "Answer:" instead.
+CALIBRATED = {"act_infer", "housework_qa", "neg_housework_qa"}
+PATHS = {"obj_move_path"}
+CLOSE = 1e-4  # nats and relative, of two programs in float32
+Row = Mapping[str, Any]
+
+
+class Found(NamedTuple):
+    """Independent scores of a set, whether everything below them agrees, and in words how closely."""
+
+    scores: dict[str, float]
+    same: bool
+    said: str
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print a line for each set; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="Hugging Face directory, or a .gguf file")
+    parser.add_argument("--data", type=Path, required=True, help="folder of sets, as given to eval all")
+    parser.add_argument("--out", type=Path, required=True, help="directory that eval all wrote")
+    parser.add_argument("--texts", type=int, default=1, help="how many texts of each set are written again")
+    parser.add_argument("--beams", type=int, default=4, help="as given to eval all")
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="as given to eval all")
+    args = parser.parse_args(arguments)
+    model, tokenizer = loaded(Path(args.model))
+    results = json.loads((args.out / "results.json").read_text())["sets"]
+    wrong = 0
+    for path in sorted(args.data.rglob("*.json*")):
+        name = path.name.split(".")[0]
+        written = args.out / "predictions" / f"{name}.jsonl"
+        if not path.name.endswith((".json", ".json.gz")) or not written.is_file():
+            continue
+        rows, predictions = read_rows(path), read_rows(written)
+        if "answer" in rows[0]:
+            found = check_questions(model, tokenizer, name, rows, predictions)
+            ours = {"accuracy": results[name]["accuracy"]}
+        else:
+            options = {"num_beams": args.beams, "max_new_tokens": args.max_new_tokens}
+            found = check_texts(model, tokenizer, name, rows, predictions, args.texts, options)
+            ours = {metric: results[name][metric] for metric in found.scores}
+        same = found.same and all(abs(found.scores[metric] - value) < 1e-6 for metric, value in ours.items())
+        wrong += not same
+        numbers = "  ".join(f"{metric} {ours[metric]:.6f} / {value:.6f}" for metric, value in found.scores.items())
+        print(f"{'same' if same else 'DIFFERENT':9}  {name}, {len(predictions)}: {numbers}  ({found.said})", flush=True)
+    return 1 if wrong else 0
+
+
+def loaded(path: Path) -> tuple[Any, Any]:
+    """Model in float32 and tokenizer as transformers reads them."""
+    folder, options = (path.parent, {"gguf_file": path.name}) if path.suffix == ".gguf" else (path, {})
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval()
+    return model, AutoTokenizer.from_pretrained(folder, **options)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows of a file of JSON lines, possibly compressed; some of the official ones are literals of Python."""
+    data = path.read_bytes()
+    text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
+    return [row_of(line) for line in text.split("\n") if line.strip()]
+
+
+def row_of(line: str) -> Row:
+    """A line's row."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return ast.literal_eval(line)
+
+
+def check_questions(model: Any, tokenizer: Any, name: str, rows: Sequence[Row], predictions: Sequence[Row]) -> Found:
+    """Accuracy of the best answers, and the largest difference of any answer's score."""
+    right, differs, same = 0, 0.0, True
+    for one in predictions:
+        row = rows[one["index"]]
+        scores = answer_scores(model, tokenizer, row["input"], row["answer_list"], calibrated=name in CALIBRATED)
+        right += int(np.argmax(scores)) == row["answer_list"].index(row["answer"])
+        differs = max(differs, float(np.abs(np.array(one["scores"]) - scores).max()))
+        same &= np.allclose(one["scores"], scores, rtol=CLOSE, atol=CLOSE) and one["choice"] == int(np.argmax(scores))
+    return Found({"accuracy": right / len(predictions)}, same, f"scores differ by at most {differs:.1e} nats")
+
+
+def check_texts(
+    model: Any,
+    tokenizer: Any,
+    name: str,
+    rows: Sequence[Row],
+    predictions: Sequence[Row],
+    texts: int,
+    options: Mapping[str, int],
+) -> Found:
+    """Mean scores of the written texts, and whether the first of them are written again to the letter."""
+    score = overlap if name in PATHS else rouge
+    scores = [score(one["prediction"], rows[one["index"]]["ref"]) for one in predictions]
+    again = [continuation(model, tokenizer, rows[one["index"]]["input"], options) for one in predictions[:texts]]
+    equal = sum(mine == one["prediction"] for mine, one in zip(again, predictions, strict=False))
+    means = {metric: float(np.mean([found[metric] for found in scores])) for metric in scores[0]}
+    return Found(means, equal == len(again), f"{equal} of {len(again)} texts written again are the same")
+
+
+def answer_scores(model: Any, tokenizer: Any, text: str, answers: Sequence[str], *, calibrated: bool) -> np.ndarray:
+    """Mean log probability of each answer's tokens behind the text, or the sum less that behind "Answer:" alone."""
+    scores = []
+    for answer in answers:
+        own = answer_log_probabilities(model, tokenizer, text, answer)
+        prior = answer_log_probabilities(model, tokenizer, "Answer:", answer).sum() if calibrated else 0.0
+        scores.append(own.sum() - prior if calibrated else own.mean())
+    return np.array(scores)
+
+
+def answer_log_probabilities(model: Any, tokenizer: Any, text: str, answer: str) -> np.ndarray:
+    """log p of each token that comes after as many tokens as the text alone has."""
+    start = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    ids = tokenizer(f"{text} {answer}", add_special_tokens=False)["input_ids"]
+    return log_probabilities(model, ids, max(start, 1))
+
+
+def log_probabilities(model: Any, ids: Sequence[int], start: int = 1) -> np.ndarray:
+    """log p of each token from ``start`` on, given all before it; the first has none."""
+    with torch.no_grad():
+        scores = torch.log_softmax(model(torch.tensor([ids])).logits[0, start - 1 : -1].double(), dim=-1)
+    return scores[torch.arange(len(ids) - start), torch.tensor(ids[start:])].numpy()
+
+
+def continuation(model: Any, tokenizer: Any, text: str, options: Mapping[str, int]) -> str:
+    """What beam search writes behind the text, up to the end of the line."""
+    ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
+    with torch.no_grad():
+        found = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **options)
+    return tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True).split("\n")[0].strip()
+
+
+def rouge(prediction: str, reference: str) -> dict[str, float]:
+    """F of common words, of common pairs of words, and of the longest common subsequence (Lin 2004)."""
+    ours, theirs = stemmed_words(prediction), stemmed_words(reference)
+
+    def f(common: int, mine: int, other: int) -> float:
+        return 2 * common / (mine + other) if common else 0.0  # of precision common/mine and recall common/other
+
+    def common(n: int) -> float:
+        mine, other = (Counter(zip(*(words[i:] for i in range(n)), strict=False)) for words in (ours, theirs))
+        return f((mine & other).total(), mine.total(), other.total())
+
+    @cache
+    def longest(i: int, j: int) -> int:
+        if i == len(ours) or j == len(theirs):
+            return 0
+        if ours[i] == theirs[j]:
+            return 1 + longest(i + 1, j + 1)
+        return max(longest(i + 1, j), longest(i, j + 1))
+
+    return {"rouge1": common(1), "rouge2": common(2), "rougeL": f(longest(0, 0), len(ours), len(theirs))}
+
+
+def stemmed_words(text: str) -> list[str]:
+    """Words as ROUGE's authors' script takes them with stemming: those longer than three letters are stemmed."""
+    stemmer = PorterStemmer()
+    return [stemmer.stem(word) if len(word) > 3 else word for word in re.findall("[a-z0-9]+", text.lower())]
+
+
+def overlap(prediction: str, reference: str) -> dict[str, float]:
+    """The longest run of places that both lists have in a row, over the longer list: every run is looked for."""
+    ours, theirs = prediction.split(", "), reference.split(", ")
+    runs = [ours[i:j] for i, j in itertools.combinations(range(len(ours) + 1), 2)]
+    common = [len(run) for run in runs for k in range(len(theirs)) if theirs[k : k + len(run)] == run]
+    return {"lcs": max(common, default=0) / max(len(ours), len(theirs))}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
