@@ -21,6 +21,10 @@ _DATA = {  # distribution: (module to look for, pin, what it gives)
 _OPTIONAL = {
     "torch": ("pip install 'e2wm_jax[torch]'", "reads pytorch_model.bin"),
     "peft": ("pip install 'e2wm_jax[test]'", "tests compare with it"),
+    "lm-eval": ("pip install 'e2wm_jax[harness]'", "e2wm eval harness"),
+    "tensorboardX": ("pip install 'e2wm_jax[trackers]'", "train --trackers tensorboard"),
+    "trackio": ("pip install 'e2wm_jax[trackers]'", "train --trackers trackio"),
+    "wandb": ("pip install 'e2wm_jax[wandb]'", "train --trackers wandb"),
 }
 
 
@@ -55,7 +59,7 @@ def show(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)  # names of extras stand in brackets
     console.print(f"e2wm_jax {result['e2wm_jax']}, Python {result['python']} on {result['platform']}")
     table = Table("package", "version", "use or how to get it", box=None, pad_edge=False)
     for name, version in result["versions"].items():
@@ -67,7 +71,7 @@ def show(result: dict[str, Any]) -> None:
     for device in result["devices"]:
         console.print(f"device  {device}")
     for name, outcome in result["checks"].items():
-        console.print(f"check   {name}: {outcome}", markup=False)
+        console.print(f"check   {name}: {outcome}")
     console.print("everything the demo needs is here" if result["ok"] else "not complete: run what is listed above")
 
 

@@ -10,7 +10,6 @@ something differs.  Needs the extra `test`.
 """
 
 import argparse
-import ast
 import gzip
 import itertools
 import json
@@ -58,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for path in sorted(args.data.rglob("*.json*")):
         name = path.name.split(".")[0]
         written = args.out / "predictions" / f"{name}.jsonl"
-        if not path.name.endswith((".json", ".json.gz")) or not written.is_file():
+        if args.out in path.parents or not path.name.endswith((".json", ".json.gz")) or not written.is_file():
             continue
         rows, predictions = read_rows(path), read_rows(written)
         if "answer" in rows[0]:
@@ -83,18 +82,10 @@ def loaded(path: Path) -> tuple[Any, Any]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Rows of a file of JSON lines, possibly compressed; some of the official ones are literals of Python."""
+    """Rows of a file of JSON lines, possibly compressed."""
     data = path.read_bytes()
     text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
-    return [row_of(line) for line in text.split("\n") if line.strip()]
-
-
-def row_of(line: str) -> Row:
-    """A line's row."""
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return ast.literal_eval(line)
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
 
 
 def check_questions(model: Any, tokenizer: Any, name: str, rows: Sequence[Row], predictions: Sequence[Row]) -> Found:

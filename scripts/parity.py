@@ -1,11 +1,18 @@
-"""Print the largest differences from transformers and PyTorch on the embedded model.  Needs the extra `test`.
+"""Print the largest differences from transformers and PyTorch on the embedded model, or on another LLaMA.
 
-python scripts/parity.py
+    python scripts/parity.py [--model DIR]
+
+Needs the extra `test`.
 """
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
+from independent_scores import loaded
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from e2wm_jax.data.batch import collate
@@ -22,11 +29,14 @@ from e2wm_jax.models.weights import load
 LENGTH, TEXTS = 96, 2
 
 
-def main() -> None:
-    gguf = embedded_gguf()
-    theirs = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).eval()
-    ours = load(EMBEDDED_MODEL)
-    tokenizer = load_tokenizer(locate(EMBEDDED_MODEL))
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the two errors."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=EMBEDDED_MODEL, help="Hugging Face directory")
+    name = parser.parse_args(arguments).model
+    theirs, _ = loaded(embedded_gguf() if name == EMBEDDED_MODEL else Path(name))
+    ours = load(name)
+    tokenizer = load_tokenizer(locate(name))
     rows, _ = document_rows(tokenizer, read_documents("pydoc:fisher"), max_length=LENGTH, special_tokens=True)
     rows = rows[:TEXTS]
     batch = collate(rows, length=LENGTH, num_targets=LENGTH - 1, batch_size=TEXTS)
@@ -59,13 +69,13 @@ def _double_norm(norm: LlamaRMSNorm, x: torch.Tensor) -> torch.Tensor:
 
 def _loop(model: torch.nn.Module, rows: list) -> dict[str, np.ndarray]:
     """F by the definition: one text, one gradient, one square, all in float64."""
-    LlamaRMSNorm.forward = _double_norm
     total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     for row in rows:
         ids = torch.tensor(row.ids[None].astype(np.int64))
         model.zero_grad()
-        # Not `labels=ids`: transformers would compute the loss in float32.
-        torch.nn.functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:]).backward()
+        with mock.patch.object(LlamaRMSNorm, "forward", _double_norm):
+            # Not `labels=ids`: transformers would compute the loss in float32.
+            torch.nn.functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:]).backward()
         for name, parameter in model.named_parameters():
             total[name] += parameter.grad**2
     return {name: (value / len(rows)).numpy() for name, value in total.items()}

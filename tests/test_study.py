@@ -1,4 +1,4 @@
-"""scripts/study.py in its smallest form, on a random model: interrupted, continued, side by side, written down."""
+"""scripts/study.py in its smallest form, on a random model: interrupted, continued, written down."""
 
 import json
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def records(words: list[str]) -> dict[str, Any]:
 
 
 def test_the_study_stops_and_goes_on(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Interrupted in its third run; two processes do the rest, and nothing twice."""
+    """Interrupted in its third run, it does the rest and nothing twice."""
     do, done = jobs.do, []
 
     def interrupted(plan: Any, job: Any) -> None:
@@ -42,8 +42,9 @@ def test_the_study_stops_and_goes_on(words: list[str], tmp_path: Path, monkeypat
         done.append(job)
         do(plan, job)
 
-    monkeypatch.setattr(jobs, "do", interrupted)
-    assert study.main(["--parts", "methods", *words]) == 130
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "do", interrupted)
+        assert study.main(["--parts", "methods", *words]) == 130
     (methods,) = records(words).values()
     assert [len(arm["runs"]) for arm in methods["arms"]] == [1, 1, 0, 0, 0]
     out = Path(words[-1]) / "methods-own"
@@ -51,7 +52,7 @@ def test_the_study_stops_and_goes_on(words: list[str], tmp_path: Path, monkeypat
     assert len(before) == 4
 
     results = tmp_path / "docs/results.md"
-    assert study.main(["--parts", "methods", "--workers", "2", *words, "--results", str(results)]) == 0
+    assert study.main(["--parts", "methods", *words, "--results", str(results)]) == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
     found = records(words)
     assert [arm["name"] for arm in found["methods-own"]["arms"]] == ["LoRA", "EWC-LoRA", "L2", "KL", "replay"]
