@@ -5,8 +5,8 @@
 
     methods      LoRA, EWC-LoRA, L2, KL, replay; on training sets that we regenerate, and on the official ones
     ablation     EWC-LoRA without one of the four training tasks
-    estimators   EWC-LoRA with F of given or sampled labels, few or many documents, all parameters or the adapted ones,
-                 stored in float32, bfloat16 or uint8, and as the official run reads it
+    estimators   EWC-LoRA with F of given or sampled labels, few or many documents, stored in float32, bfloat16 or
+                 uint8, and as the official run reads it
 
 Each part is a comparison of `e2wm compare` (a directory with report.html below --out), written as a TOML file from the
 templates in scripts/study/ with the numbers of scripts/study/sizes.toml.  Interrupted, the same command goes on.  With

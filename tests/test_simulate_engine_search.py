@@ -42,7 +42,10 @@ from e2wm_jax.simulate.workers import CollectSettings, collect
 STATES = 64  # at a time
 SIZES = Sizes(nodes=320, slots=32, seats=32, rooms=8, doors=16)  # one compilation for all scenes
 TASK_SIZES = engine_tasks.TaskSizes(moves=192, classes=14, facts=64)
-FAST_TO_COMPILE = {"xla_backend_optimization_level": 0}
+# For the programs that run a few times only; the search itself is compiled as for users.
+FAST_TO_COMPILE: dict[str, int | bool] = {"xla_backend_optimization_level": 0}
+if jax.__version_info__ < (0, 11):  # later ones know no such option
+    FAST_TO_COMPILE["xla_cpu_use_fusion_emitters"] = False
 needs_virtualhome = pytest.mark.skipif(
     not (virtualhome.is_installed() and scenes.has_robothow()),
     reason="virtualhome and virtualhome-eval are not installed: run make setup",

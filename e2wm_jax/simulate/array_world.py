@@ -169,12 +169,14 @@ class ArrayWorld:
     def edges(self, state: ArrayState) -> set[Edge]:
         """All edges of the current graph."""
         tables, vector, ids = state.base.tables, state.vector, state.base.tables.ids
-        row = np.empty(tables.words, np.uint32)
-        found = set(state.base.constant)
-        for number, source in enumerate(ids.tolist()):
-            for relation, name in enumerate(RELATIONS):
+        rows = np.empty((len(RELATIONS), tables.nodes, tables.words), np.uint32)
+        for relation, of_relation in enumerate(rows):
+            for number, row in enumerate(of_relation):
                 native_edges.targets(state.base.native, vector, relation, number, row)
-                found.update((source, name, target) for target in ids[_members(row)].tolist())
+        found = set(state.base.constant)
+        relations, sources, targets = np.nonzero(np.unpackbits(rows.view(np.uint8), axis=-1, bitorder="little"))
+        names = map(RELATIONS.__getitem__, relations.tolist())
+        found.update(zip(ids[sources].tolist(), names, ids[targets].tolist(), strict=True))
         for hand, name in enumerate(HOLDING, start=tables.layout.hands):
             if vector[hand]:
                 found.add((int(ids[tables.character]), name, int(ids[vector[hand] - 1])))

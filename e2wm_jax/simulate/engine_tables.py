@@ -202,13 +202,18 @@ def table_mask(targets: Array) -> Array:
 
 
 def _homes(tables: Tables, rooms: np.ndarray, rank: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """[N] the number of the room that a node is directly in, in the scene; -1 for none."""
-    home = tables.room_number.copy()
-    for node in np.flatnonzero(home < 0):
-        size = table_mask(known[node])
-        inside = [(tables.ids[r] & size, rank[node, r], number) for number, r in enumerate(rooms)]
-        home[node] = min((key for key in inside if key[1] != UNKNOWN), default=(0, 0, -1))[-1]
-    return home
+    """[N] the number of the room that a node is directly in, in the scene; -1 for none.
+
+    Of several it is the one that CPython's set of ids gives first: of the lowest place in the table, then of the
+    lowest rank.
+    """
+    if not len(rooms):
+        return tables.room_number.copy()
+    ranks = rank[:, rooms].astype(np.int64)
+    places = tables.ids[rooms].astype(np.int64) & table_mask(known)[:, None]
+    keys = np.where(ranks == UNKNOWN, np.iinfo(np.int64).max, places * (UNKNOWN + 1) + ranks)
+    home = np.where((ranks == UNKNOWN).all(1), -1, keys.argmin(1))
+    return np.where(tables.room_number >= 0, tables.room_number, home)
 
 
 def _padded(name: str, value: np.ndarray, axes: str, fill: int, sizes: Sizes) -> np.ndarray:

@@ -153,6 +153,8 @@ def patched(scene: Scene, patch: Mapping[str, Any]) -> Scene:
     Raises:
         InputError: if something in the patch breaks a rule of graphs.
     """
+    if not patch:
+        return scene
     nodes = dict(scene.nodes)
     for position, record in enumerate(patch.get("nodes", ())):
         _add_node(nodes, record, f"{scene.name}: patch nodes[{position}]")
@@ -227,15 +229,19 @@ def _endless_containers(scene: Scene) -> list[int]:
     The executor looks for such a node's room from container to container, for ever. Cycles of nodes that are also
     directly in a room do no harm, and real scenes have them (two curtains inside each other).
     """
+    rooms = {node.id for node in scene.nodes.values() if node.is_room}
+    inside = [(source, target) for source, relation, target in scene.edges if relation == "INSIDE"]
+    housed = {source for source, target in inside if target in rooms}
+    waiting = list(dict.fromkeys(source for source, _ in inside if source not in housed))
+    if not waiting:
+        return []
     containers: dict[int, list[int]] = {}
-    for source, relation, target in scene.edges:
-        if relation == "INSIDE":
-            containers.setdefault(source, []).append(target)
-    waiting = [n for n, places in containers.items() if not any(scene.nodes[place].is_room for place in places)]
+    for source, target in inside:
+        containers.setdefault(source, []).append(target)
     reached: dict[int, list[int]] = {}
     while waiting:
         node = waiting.pop()
-        if node not in reached and not scene.nodes[node].is_room:
+        if node not in reached and node not in rooms:
             reached[node] = containers.get(node, [])
             waiting += reached[node]
     try:

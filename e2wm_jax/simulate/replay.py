@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -74,7 +75,14 @@ def _reference_scene(init: str, scene_folder: Path | None, where: str) -> Scene:
     if scene_folder is None:
         raise InputError(f"{where}: needs {init}; pass --scenes with the folder of TrimmedTestScene<number>_graph.json")
     path = scene_folder / f"TrimmedTestScene{name}_graph.json"
-    return scenes.load(str(path if path.is_file() else path.with_name(path.name + ".gz")))
+    path = path if path.is_file() else path.with_name(path.name + ".gz")
+    return _scene_of(path, path.stat().st_mtime_ns if path.is_file() else 0)
+
+
+@lru_cache(maxsize=8)
+def _scene_of(path: Path, _modified: int) -> Scene:
+    """A scene's file, which many trajectories begin in: read once, and again after a change."""
+    return scenes.load(str(path))
 
 
 def _digest(world: World[State], state: State) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from itertools import permutations
 from pathlib import Path
 from types import ModuleType
@@ -78,7 +79,7 @@ class VirtualHome:
 
     def initial(self, scene: Scene) -> Overlay:
         """The state in which nothing has happened yet."""
-        return Overlay(Base(scene, self._rules.environment))
+        return Overlay(_base(scene))
 
     def step(self, state: Overlay, action: Action) -> tuple[Overlay, Step]:
         """Execute one script line: status, messages, exception and changes are the executor's own."""
@@ -160,6 +161,12 @@ class VirtualHome:
         if second == "CLOSE":
             keys += [((node.id, second), frozenset(source.id for source in sources)) for node in targets]
         return lambda state: any(key in state.added and not wanted.isdisjoint(state.added[key]) for key, wanted in keys)
+
+
+@lru_cache(maxsize=8)
+def _base(scene: Scene) -> Base:
+    """No state ever writes to it, so that episodes in one scene share it."""
+    return Base(scene, load_rules().environment)
 
 
 def _edge_changes(old: Overlay, new: Overlay) -> tuple[tuple[Edge, ...], tuple[Edge, ...]]:
