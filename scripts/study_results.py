@@ -10,10 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from e2wm_jax.compare.examples import headline, majority_of, number_of
+import numpy as np
+
+from e2wm_jax.compare.examples import headline, majority_of, number_of, read_sample
 from e2wm_jax.compare.page import skill_chart, trade_off_chart, verdict
 from e2wm_jax.compare.record import RECORD_FILE, read_record
-from e2wm_jax.files import read_text, write_text
+from e2wm_jax.evaluate.statistics import paired_difference
+from e2wm_jax.files import read_json_lines, read_text, write_text
 from e2wm_jax.report import standalone
 
 TITLES = {
@@ -41,7 +44,7 @@ def write(path: Path, out: Path, *, command: str) -> None:
     blocks = {"how": _how(records, command)} if records else {}
     for name, record in records.items():
         _draw(path.parent / "images", name, record)
-        blocks[name] = _comparison(name, record)
+        blocks[name] = _comparison(out / name, name, record)
     blocks["published"] = _published(records)
     text = read_text(path) if path.is_file() else "# Results\n"
     for name in TITLES:
@@ -100,13 +103,14 @@ def _draw(folder: Path, name: str, record: Record) -> None:
     write_text(folder / f"study-{name}-sets.svg", standalone(skill_chart(record)))
 
 
-def _comparison(name: str, record: Record) -> str:
+def _comparison(out: Path, name: str, record: Record) -> str:
     standings = record["trade_off"]
     arm = record["arms"][0]["train"]
     spread = (
         "standard error over seeds" if len(record["config"]["seeds"]) > 1 else "95 % bootstrap interval over examples"
     )
-    size = f"{arm.get('steps')} steps of {arm.get('batch_size')} rows, learning rate {arm.get('lr'):g}"
+    tokens = arm.get("batch_size") * arm.get("max_length")
+    size = f"{arm.get('steps')} steps of at most {tokens} tokens, learning rate {arm.get('lr'):g}"
     rows = [
         [one["arm"], _cell(one["skill"]), _cell(one["forgetting"]), "yes" if one["front"] else "", *_beaten(one)]
         for one in standings
@@ -120,6 +124,10 @@ def _comparison(name: str, record: Record) -> str:
             markdown_table(headers, rows),
             "\n".join(f"- {sentence}" for sentence in verdict(standings)),
             _by_set(record, standings),
+            "Against the base, on the same examples, with 95 % bootstrap intervals of the difference; of questions the "
+            "nats of the right answer among the choices, -log softmax(scores), which say more than so few rights and "
+            "wrongs (lower is better), else the score above:",
+            _against_base(out, record, standings),
             _by_corpus(record, standings),
             f"![Score of each set](images/study-{name}-sets.svg)",
         ]
@@ -135,7 +143,7 @@ def _by_set(record: Record, standings: Sequence[Record]) -> str:
     base, rows = record["base"]["sets"], []
     for one in record["config"]["sets"]:
         found, name = base[one["name"]], one["name"]
-        majority = majority_of(found)
+        majority = None if found["kind"] == "babi" and max(found["n"].values()) == 1 else majority_of(found)
         constant = "" if majority is None else f"{majority:.3f}"
         rows.append(
             [
@@ -146,6 +154,31 @@ def _by_set(record: Record, standings: Sequence[Record]) -> str:
             ]
         )
     return markdown_table(["set", "n", "majority", *(one["arm"] for one in standings)], rows)
+
+
+def _against_base(out: Path, record: Record, standings: Sequence[Record]) -> str:
+    """A row for each set: mean paired difference of each arm, its seeds averaged."""
+    arms = {arm["name"]: [out / run["folder"] for run in arm["runs"]] for arm in record["arms"]}
+    rows = []
+    for one in record["config"]["sets"]:
+        name, metric = one["name"], headline(record["base"]["sets"][one["name"]])
+        base, cells = _values(out / record["base"]["folder"], name, metric), []
+        for standing in standings[1:]:
+            values = np.mean([_values(run, name, metric) for run in arms[standing["arm"]]], axis=0)
+            found = paired_difference(values, base)
+            cells.append(f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]")
+        rows.append([f"{name}, {'nats' if metric == 'accuracy' else _METRICS[metric]}", *cells])
+    return markdown_table(["set", *(one["arm"] for one in standings[1:])], rows)
+
+
+def _values(run: Path, name: str, metric: str) -> np.ndarray:
+    """[N] of each example the nats of its right answer among the choices, or its score."""
+    if sample := read_sample(run / "evaluation", name, metric if metric != "accuracy" else "none"):
+        return sample.values
+    rows = [row for _, row in read_json_lines(run / "evaluation/predictions" / f"{name}.jsonl")]
+    if metric == "accuracy":
+        return np.array([np.logaddexp.reduce(row["scores"]) - row["scores"][row["gold"]] for row in rows])
+    return np.array([float(row["correct"]) for row in rows])  # bAbI, as many of each task
 
 
 def _by_corpus(record: Record, standings: Sequence[Record]) -> str:

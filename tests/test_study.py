@@ -1,6 +1,8 @@
 """scripts/study.py in its smallest form, on a random model: interrupted, continued, written down."""
 
 import json
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,16 +59,29 @@ def test_the_study_stops_and_goes_on(words: list[str], tmp_path: Path, monkeypat
     found = records(words)
     assert [arm["name"] for arm in found["methods-own"]["arms"]] == ["LoRA", "EWC-LoRA", "L2", "KL", "replay"]
     assert all(len(arm["runs"]) == 1 for arm in found["methods-own"]["arms"])
-    check_results(results, found)
+    check_results(results, Path(words[-1]), found)
 
 
-def check_results(results: Path, found: dict[str, Any]) -> None:
+def right_answer(run: Path) -> float:
+    """Mean nats of the right answer among the choices of act_recog."""
+    lines = (run / "evaluation/predictions/act_recog.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    shares = [math.exp(row["scores"][row["gold"]]) / sum(map(math.exp, row["scores"])) for row in rows]
+    return sum(-math.log(share) for share in shares) / len(shares)
+
+
+def check_results(results: Path, study_out: Path, found: dict[str, Any]) -> None:
     """Every comparison's numbers and pictures are there, and text of one's own stays."""
     text = results.read_text(encoding="utf-8")
     for name, record in found.items():
         assert f"<!-- study {name} -->" in text
         for one in record["trade_off"]:
             assert f"| {one['arm']} | {one['skill']['mean']:.3f}" in text
+        base = record["base"]["folder"]
+        runs = [arm["runs"][0]["folder"] for arm in record["arms"]]
+        changes = [right_answer(study_out / name / run) - right_answer(study_out / name / base) for run in runs]
+        (row,) = re.findall(r"\| act_recog, nats \| (.*) \|", text)
+        assert [cell.split(" [")[0] for cell in row.split(" | ")] == [f"{change:+.2f}" for change in changes]
         for picture in (f"images/study-{name}.svg", f"images/study-{name}-sets.svg"):
             assert f"({picture})" in text
             assert (results.parent / picture).read_text(encoding="utf-8").startswith("<svg")
