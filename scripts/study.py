@@ -16,16 +16,8 @@ Without --official (the folder that has E2WM's train/ and eval/) our own evaluat
 story with our training sets, stand in for the official ones.  pydoc:fisher, the default of --general-text, has 39
 documents: give another text where `many_samples` is to say something.
 
-The plan of `laptop` on two cores without a GPU (SmolLM2-135M: 400 tokens/s forward, 130 tokens/s of training):
-
-    evaluation   14 examples of seven sets, 2600 tokens together: 36 k, 91 s; writing of the path set 13 s; 3 corpora of
-                 20 x 128 tokens at most 20 s; loading and compiling 15 s: 2.3 min; bAbI, 40 questions: 0.5 min
-    few_sets     three sets of 600 tokens together: 8 k, 21 s; corpora, loading: 1 min
-    a run        24 steps of 2 rows of 324 tokens, 16 k: 2 min; kl and replay 3 min
-    a Fisher     64 documents of at most 128 tokens, 8 k: 1 min
-    methods      two training sets x (base 2.8 + Fisher 1 + LoRA, EWC, L2 4.8 each + KL, replay 5.8 each): 60 min
-    ablation     base 2.3 + Fisher 1 + 5 x 4.3: 25 min
-    estimators   base 1 + 7 Fishers 8 + 8 x 3: 33 min
+What `laptop` takes is in docs/results.md: on two cores without a GPU, with --workers 2, a base 4 minutes of one core, a run
+with its evaluation 4 (few sets) to 7 (all, bAbI too), with KL or replay 10, a Fisher of 64 documents 1.5.
 """
 
 import argparse

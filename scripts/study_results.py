@@ -109,8 +109,8 @@ def _comparison(out: Path, name: str, record: Record) -> str:
     spread = (
         "standard error over seeds" if len(record["config"]["seeds"]) > 1 else "95 % bootstrap interval over examples"
     )
-    tokens = arm.get("batch_size") * arm.get("max_length")
-    size = f"{arm.get('steps')} steps of at most {tokens} tokens, learning rate {arm.get('lr'):g}"
+    number = arm["batch_size"]
+    size = f"{arm['steps']} steps of {number} example{'s' * (number > 1)}, learning rate {arm['lr']:g}"
     rows = [
         [one["arm"], _cell(one["skill"]), _cell(one["forgetting"]), "yes" if one["front"] else "", *_beaten(one)]
         for one in standings
@@ -143,7 +143,7 @@ def _by_set(record: Record, standings: Sequence[Record]) -> str:
     base, rows = record["base"]["sets"], []
     for one in record["config"]["sets"]:
         found, name = base[one["name"]], one["name"]
-        majority = None if found["kind"] == "babi" and max(found["n"].values()) == 1 else majority_of(found)
+        majority = majority_of(found)
         constant = "" if majority is None else f"{majority:.3f}"
         rows.append(
             [

@@ -31,7 +31,9 @@ def headline(scores: Mapping[str, Any]) -> str:
 def majority_of(scores: Mapping[str, Any]) -> float | None:
     """What always giving the most frequent answer scores; of bAbI the mean over tasks; None where none occurs twice."""
     found = scores.get("majority")
-    return sum(found.values()) / len(found) if isinstance(found, Mapping) else found
+    if not isinstance(found, Mapping):
+        return found
+    return None if max(scores["n"].values()) == 1 else sum(found.values()) / len(found)
 
 
 def number_of(scores: Mapping[str, Any]) -> int:
