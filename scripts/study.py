@@ -16,8 +16,9 @@ Without --official (the folder that has E2WM's train/ and eval/) our own evaluat
 story with our training sets, stand in for the official ones.  pydoc:fisher, the default of --general-text, has 39
 documents: give another text where `many_samples` is to say something.
 
-What `laptop` takes is in docs/results.md: on two cores without a GPU, with --workers 2, a base 4 minutes of one core, a run
-with its evaluation 4 (few sets) to 7 (all, bAbI too), with KL or replay 10, a Fisher of 64 documents 1.5.
+What `laptop` took on two cores without a GPU, with --workers 2, in minutes of one core: a base 4, a run with its
+evaluation 4 (few sets) to 7 (all, bAbI too), with KL or replay 11 to 16 (beside other programs), a Fisher of 64
+documents 1.5.
 """
 
 import argparse
