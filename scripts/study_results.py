@@ -173,7 +173,9 @@ def _against_base(out: Path, record: Record, standings: Sequence[Record]) -> str
 
 def _values(run: Path, name: str, metric: str) -> np.ndarray:
     """[N] of each example the nats of its right answer among the choices, or its score."""
-    if sample := read_sample(run / "evaluation", name, metric if metric != "accuracy" else "none"):
+    if metric in ("lcs", "rougeL"):
+        sample = read_sample(run / "evaluation", name, metric)
+        assert sample is not None
         return sample.values
     rows = [row for _, row in read_json_lines(run / "evaluation/predictions" / f"{name}.jsonl")]
     if metric == "accuracy":
