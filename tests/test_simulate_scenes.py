@@ -110,6 +110,16 @@ def test_names_in_any_case_and_repeated_records_give_the_scene_of_a_plain_graph(
     )
 
 
+def test_the_order_of_nodes_makes_another_scene():
+    """The executor looks at things in that order, and caches ask by scene."""
+    one, same, other = (parse_graph(graph(nodes=graph()["nodes"][::step]), "g") for step in (1, 1, -1))
+    assert one == same
+    assert hash(one) == hash(same)
+    assert one.nodes == other.nodes
+    assert one != other
+    assert one != "g"
+
+
 @pytest.mark.parametrize("end", [True, 1.0, "1", None, [1]])
 def test_ends_that_only_look_like_ids_are_refused(end):
     """After a good graph, so that nothing that was kept of it can stand for them."""
