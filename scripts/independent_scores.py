@@ -3,8 +3,8 @@
     e2wm eval all --model MODEL --data DIR --out OUT
     python scripts/independent_scores.py --model MODEL --data DIR --out OUT
 
-Shares no code with e2wm_jax: answers are scored one sequence at a time, without padding and shared prefixes; ROUGE and
-the overlap of lists follow their definitions.  Checked is every question and every text that OUT/predictions has
+Shares no code with e2wm_jax: answers are scored one sequence at a time, without padding; ROUGE and the overlap of lists
+follow their definitions.  Checked is every question and every text that OUT/predictions has
 (--samples of `eval all` makes them fewer); --texts of each set are written again, by beam search.  Exits with 1 where
 something differs.  Needs the extra `test`.
 """
@@ -17,6 +17,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -120,25 +121,36 @@ def check_texts(
 
 def answer_scores(model: Any, tokenizer: Any, text: str, answers: Sequence[str], *, calibrated: bool) -> np.ndarray:
     """Mean log probability of each answer's tokens behind the text, or the sum less that behind "Answer:" alone."""
-    scores = []
-    for answer in answers:
-        own = answer_log_probabilities(model, tokenizer, text, answer)
-        prior = answer_log_probabilities(model, tokenizer, "Answer:", answer).sum() if calibrated else 0.0
-        scores.append(own.sum() - prior if calibrated else own.mean())
-    return np.array(scores)
+    own = answer_log_probabilities(model, tokenizer, text, answers)
+    if not calibrated:
+        return np.array([one.mean() for one in own])
+    priors = answer_log_probabilities(model, tokenizer, "Answer:", answers)
+    return np.array([one.sum() - prior.sum() for one, prior in zip(own, priors, strict=True)])
 
 
-def answer_log_probabilities(model: Any, tokenizer: Any, text: str, answer: str) -> np.ndarray:
-    """log p of each token that comes after as many tokens as the text alone has."""
-    start = len(tokenizer(text, add_special_tokens=False)["input_ids"])
-    ids = tokenizer(f"{text} {answer}", add_special_tokens=False)["input_ids"]
-    return log_probabilities(model, ids, max(start, 1))
+def answer_log_probabilities(model: Any, tokenizer: Any, text: str, answers: Sequence[str]) -> list[np.ndarray]:
+    """log p of each token of each answer: of those that come after as many tokens as the text alone has.
+
+    What all of them begin with is read once and kept in the cache of transformers.
+    """
+    start = max(len(tokenizer(text, add_special_tokens=False)["input_ids"]), 1)
+    rows = [tokenizer(f"{text} {answer}", add_special_tokens=False)["input_ids"] for answer in answers]
+    columns = zip(*(row[: start - 1] for row in rows), strict=False)
+    shared = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
+    cache = None
+    if shared:
+        with torch.no_grad():
+            cache = model(torch.tensor([rows[0][:shared]]), use_cache=True).past_key_values
+    return [log_probabilities(model, row, start, cache=deepcopy(cache), cached=shared) for row in rows]
 
 
-def log_probabilities(model: Any, ids: Sequence[int], start: int = 1) -> np.ndarray:
-    """log p of each token from ``start`` on, given all before it; the first has none."""
+def log_probabilities(
+    model: Any, ids: Sequence[int], start: int = 1, *, cache: Any = None, cached: int = 0
+) -> np.ndarray:
+    """log p of each token from ``start`` on, given all before it; the first has none. ``cache`` knows some already."""
     with torch.no_grad():
-        scores = torch.log_softmax(model(torch.tensor([ids])).logits[0, start - 1 : -1].double(), dim=-1)
+        logits = model(torch.tensor([ids[cached:]]), past_key_values=cache).logits[0, start - 1 - cached : -1]
+        scores = torch.log_softmax(logits.double(), dim=-1)
     return scores[torch.arange(len(ids) - start), torch.tensor(ids[start:])].numpy()
 
 

@@ -15,6 +15,11 @@ def relative_error(ours: Any, theirs: Any) -> float:
     return float(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs)))
 
 
+def ids_of(tokenizer: Any, text: str) -> list[int]:
+    """Its tokens and no others."""
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
 def randomize(model: Any) -> None:
     """Make every weight of a torch model random, norms and biases too, so that one left out or swapped shows."""
     import torch

@@ -1,4 +1,4 @@
-"""Scores against plain PyTorch: one sequence at a time, no padding, no shared prefixes."""
+"""Scores against plain PyTorch: one sequence at a time, no padding."""
 
 import gzip
 import itertools
@@ -10,6 +10,7 @@ from typing import Any
 import independent_scores
 import numpy as np
 import pytest
+from helpers import ids_of
 
 from e2wm_jax.data.source import Question, read_questions
 from e2wm_jax.data.tokenizer import load_tokenizer
@@ -100,6 +101,16 @@ def test_scores_equal_pytorch_answer_by_answer(tiny, tiny_torch, questions, rule
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-5)
     assert found[4][0] == pytest.approx(found[4][3], abs=1e-6)  # the same answer twice
+
+
+def test_the_independent_scorer_s_cache_plays_no_role(tiny, tiny_torch, questions):
+    for text, answers in ((question.input, question.answers) for question in questions):
+        found = independent_scores.answer_log_probabilities(tiny_torch, tiny.tokenizer, text, answers)
+        start = max(len(ids_of(tiny.tokenizer, text)), 1)
+        for one, answer in zip(found, answers, strict=True):
+            ids = ids_of(tiny.tokenizer, f"{text} {answer}")
+            whole = independent_scores.log_probabilities(tiny_torch, ids, start)
+            np.testing.assert_allclose(one, whole, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("rule", ["normalized", "calibrated"])
@@ -263,7 +274,7 @@ DOCUMENTS = [
 
 
 def torch_nll(model: Any, tokenizer: Any, documents: list[str], limit: int) -> tuple[float, int]:
-    rows = [tokenizer(document, add_special_tokens=False)["input_ids"][:limit] for document in documents]
+    rows = [ids_of(tokenizer, document)[:limit] for document in documents]
     values = [-independent_scores.log_probabilities(model, ids) for ids in rows if len(ids) > 1]
     return float(sum(value.sum() for value in values)), sum(map(len, values))
 

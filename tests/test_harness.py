@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import ids_of
 
 from e2wm_jax import cli
 from e2wm_jax.errors import InputError
@@ -68,10 +69,6 @@ def torch_score(model: Any, context: list[int], continuation: list[int]) -> tupl
     own = torch.tensor(continuation)
     chosen = torch.log_softmax(logits, -1)[torch.arange(len(own)), own]
     return float(chosen.sum()), bool((logits.argmax(-1) == own).all())
-
-
-def ids_of(tokenizer: Any, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def torch_pair(model: Any, tokenizer: Any, context: str, continuation: str) -> tuple[float, bool]:
