@@ -7,6 +7,7 @@
     ablation     EWC-LoRA without one of the four training tasks
     estimators   EWC-LoRA with F of given or sampled labels, few or many documents, stored in float32, bfloat16 or
                  uint8, and as the official run reads it
+    plans        the plans that the models of methods on our own sets write, carried out in the world
 
 Each part is a comparison of `e2wm compare` (a directory with report.html below --out), written as a TOML file from the
 templates in scripts/study/ with the numbers of scripts/study/sizes.toml.  Interrupted, the same command goes on.  With
@@ -30,6 +31,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import study_plans
 import study_results
 
 from e2wm_jax.compare.run import run as compare
@@ -44,7 +46,7 @@ from e2wm_jax.tasks.run import TasksSettings
 from e2wm_jax.tasks.run import run as make_tasks
 
 TEMPLATES = Path(__file__).parent / "study"
-PARTS = ("methods", "ablation", "estimators")
+PARTS = ("methods", "ablation", "estimators", "plans")
 # Training files with their published weights.
 TASKS = {"plan_gen": 1.0, "act_recog": 0.7, "count": 1.0, "obj_move": 1.0}
 
@@ -60,6 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             path = args.out / "configs" / f"{name}.toml"
             write_text(path, config)
             show(compare(CompareSettings(args.out / name, path, workers=args.workers, resume=True)))
+        if "plans" in args.parts:
+            say("== plans")
+            study_plans.carry_out(args.out / "methods-own", regenerated(args.out, size), size, args.out / "plans")
         if args.results is not None:
             study_results.write(args.results, args.out, command=command_line(words))
             say(f"results: {args.results}")
@@ -105,7 +110,7 @@ def configurations(args: argparse.Namespace, size: Mapping[str, Any]) -> dict[st
         if part == "methods":
             for source, folder in sources.items():
                 found[f"methods-{source}"] = _filled("methods", fill | _mixtures(folder))
-        else:
+        elif part != "plans":
             found[part] = _filled(part, fill | _mixtures(best))
     return found
 

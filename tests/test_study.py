@@ -61,6 +61,15 @@ def test_the_study_stops_and_goes_on(words: list[str], tmp_path: Path, monkeypat
     assert all(len(arm["runs"]) == 1 for arm in found["methods-own"]["arms"])
     check_results(results, Path(words[-1]), found)
 
+    # The plans of its models, in the world.
+    assert study.main(["--parts", "plans", *words, "--results", str(results)]) == 0
+    scores = read_json(Path(words[-1]) / "plans/plans.json")
+    assert list(scores["arms"]) == ["base", "LoRA", "EWC-LoRA", "L2", "KL", "replay"]
+    assert scores["references"]["goals_complete"] == 1
+    text = results.read_text(encoding="utf-8")
+    assert "| reference | 1.000 | 1.000 | 1.000 | 1.000 | 1.000 |" in text
+    assert f"\n{scores['arms']['KL']['n']} held-out plans" in text
+
 
 def right_answer(run: Path) -> float:
     """Mean nats of the right answer among the choices of act_recog."""
