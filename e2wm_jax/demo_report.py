@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import e2wm_jax
-from e2wm_jax.fisher.report import pictures, read_tensors
+from e2wm_jax.fisher.report import summary_pictures
 from e2wm_jax.metrics import read_metrics
 from e2wm_jax.report import (
     Point,
@@ -34,7 +34,7 @@ def write_report(path: Path, folder: Path, results: dict[str, dict[str, Any]], s
     sections = [
         Section("Result", [*_verdict(scores), _table(scores), _trade_off(scores)]),
         Section("Losses", _losses(folder)),
-        Section("Fisher by layer", pictures(read_tensors(folder / "fisher"))),
+        Section("Fisher by layer", summary_pictures(folder / "fisher")),
         Section("What the agent lived", list(_trajectories(folder))),
         Section("How it was made", [_times(results), details("Sizes", key_values(sizes))]),
     ]

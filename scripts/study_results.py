@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from study_plans import PLANS_FILE
 
-from e2wm_jax.compare.examples import headline, majority_of, number_of, read_sample
+from e2wm_jax.compare.examples import read_sample
 from e2wm_jax.compare.page import skill_chart, trade_off_chart, verdict
 from e2wm_jax.compare.record import RECORD_FILE, read_record
 from e2wm_jax.evaluate import plans
+from e2wm_jax.evaluate.results import headline, majority_of, number_of
 from e2wm_jax.evaluate.statistics import paired_difference
 from e2wm_jax.files import read_json, read_json_lines, read_text, write_text
 from e2wm_jax.report import standalone

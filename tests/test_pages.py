@@ -85,10 +85,16 @@ def evaluation(out: Path, *, accuracy: float, rouge: float, choices: list[int], 
             "intervals": {"accuracy": [accuracy - 0.1, accuracy + 0.2]}, "defects": ["the answer is always 1"],
         },
         "plan_gen": {"kind": "generate", "rougeL": rouge, "rouge1": rouge + 0.05, "n": 3, "intervals": {}},
-        "babi": {"kind": "babi", "accuracy": {"1": accuracy, "2": 0.25}, "mean": (accuracy + 0.25) / 2, "n": {"1": 4}},
+        "babi": {
+            "kind": "babi", "accuracy": {"1": accuracy, "2": 0.25}, "mean": (accuracy + 0.25) / 2,
+            "n": {"1": 4, "2": 4}, "majority": {"1": 0.5, "2": 0.25},
+            "intervals": {"1": [0.0, 1.0], "2": [0.0, 0.75], "mean": [0.25, 0.75]},
+        },
         "topics": {"kind": "perplexity", "nats": 3.25, "perplexity": 25.8, "n": 9},
     }  # fmt: skip
-    write_json(out / "results.json", {"version": 1, "model": "tiny", "adapter": [], "settings": {}, "sets": sets})
+    write_json_lines(out / "plan_gen.json", [{"input": f"How to see room {n}?", "ref": "Walk."} for n in range(3)])
+    record = {"version": 1, "model": "tiny", "adapter": [], "settings": {"data": [str(out / "plan_gen.json")]}}
+    write_json(out / "results.json", record | {"sets": sets})
     answers = [{"index": n, "scores": [0.0, 0.0], "choice": c, "gold": 1} for n, c in enumerate(choices)]
     write_json_lines(out / "predictions/counting_qa.jsonl", answers)
     texts = [{"index": n, "prediction": text, "reference": f"1. Walk to <room {n}>"} for n, text in enumerate(wrote)]
@@ -163,12 +169,15 @@ def comparison(tiny_llama: Path, folder: Path) -> Path:
     questions = [{"input": f"Where is mug {n}?", "answer": places[n % 2], "answer_list": places} for n in range(4)]
     (folder / "sets").mkdir()
     write_json_lines(folder / "sets/obj_move.json", questions)
+    asked = [{"input": f"How to find mug {n}?", "ref": "Walk to the kitchen. Grab the mug."} for n in range(2)]
+    write_json_lines(folder / "sets/plan_gen.json", asked)
     write_json_lines(folder / "task.json", [{"input": one["input"], "ref": one["answer"]} for one in questions])
     write_json_lines(folder / "text.jsonl", [{"text": SENTENCE}])
     words = ["--model", tiny_llama, "--data", f"1 {folder / 'task.json'}", "--eval", folder / "sets"]
-    words += ["--text", folder / "text.jsonl", "--regularizers", "none,l2", "--strengths", "l2:1", "--steps", 2]
+    words += ["--text", folder / "text.jsonl", "--regularizers", "none,l2,ewc", "--strengths", "l2:1"]
+    words += ["ewc:1", "--general-text", folder / "text.jsonl", "--steps", 2, "--max-length", 32]
     out = folder / "compared"
-    assert main(["compare", "--out", str(out), "--max-length", "32", *map(str, words)]) == 0
+    assert main(["compare", "--out", str(out), "--max-new-tokens", "4", "--beams", "1", *map(str, words)]) == 0
     return out
 
 
@@ -187,6 +196,7 @@ def pages(
         "experiences": (experiences,),
         "floor plan": (measured_home,),
         "comparison": (comparison,),
+        "run of a comparison": (comparison / "runs/ewc/seed-0",),
     }
     for name, words in commands.items():
         assert report(*words, "--out", out / f"{name}.html") == 0
@@ -216,7 +226,11 @@ def test_a_run_finds_the_evaluation_in_its_own_directory(training: Path, after: 
 def test_an_evaluation_shows_every_set_and_who_changed_their_answers(before: Path, after: Path, tmp_path: Path):
     html = drawn(after, "--before", before, out=tmp_path / "page.html")
     assert "plan_gen: before 0.1, after 0.5." in html
-    assert "task 1: before 0.4, after 0.65." in html
+    assert "babi: before 0.325, after 0.45, baseline 0.375." in html
+    assert "task 1: before 0.4, after 0.65, baseline 0.5." in html
+    # Mean of the questions' and the plans' scores, against nats.
+    assert "after: general text, nats per token, mean over corpora 3.25, skill, mean over sets 0.575." in html
+    assert "How to see room 2?" in html, "what was asked"
     assert "topics: before 3.25, after 3.25." in html
     assert "the answer is always 1" in html
     # Right, right by now, no longer, never: questions 0, 1, 2 and 3.
@@ -225,6 +239,19 @@ def test_an_evaluation_shows_every_set_and_who_changed_their_answers(before: Pat
         *"1111",
     ]
     assert html.count("hello") < 150, "long texts are cut"
+
+
+def test_a_comparison_shows_what_was_written_and_its_fisher(comparison: Path):
+    html = (comparison / "report.html").read_text(encoding="utf-8")
+    _, _, shown = html.partition("What was written</h2>")
+    assert "How to find mug 1?" in shown
+    for name in ("base", "none", "l2", "ewc"):
+        assert shown.count(f"<h3>{name}") == 2, name
+    assert ">Mean F by layer and module</figcaption>" in html
+    (lowest, highest) = json.loads((comparison / "base/result.json").read_text())["sets"]["obj_move"]["intervals"][
+        "accuracy"
+    ]
+    assert lowest < highest
 
 
 def test_without_examples_none_is_shown(after: Path, tmp_path: Path):
@@ -435,13 +462,22 @@ def seen(browser: str, pages: dict[str, Path], folder: Path) -> tuple[list[dict[
 
 CHARTS = {
     "fisher": {"Mean F by layer and module", "Share of F by layer and module", "Share of F by module"},
-    "run": {"Task loss", "Penalty", "Gradient norm", "Learning rate", "Questions", "General text"},
-    "evaluation": {"Questions", "Answers written freely", "bAbI", "bAbI by task", "General text"},
+    "run": {
+        "Task loss", "Penalty", "Gradient norm", "Learning rate", "Skill against general text", "Questions",
+        "Answers written freely", "bAbI", "bAbI by task", "General text",
+    },
+    "evaluation": {
+        "Skill against general text", "Questions", "Answers written freely", "bAbI", "bAbI by task", "General text",
+    },
     "predictions": set(),
     "experiences": {"Steps by verb", "random (procedural:7)"},
     "floor plan": {"Steps by verb"},
-    "comparison": {"Skill against forgetting", "Score of each set", "Task loss"},
-}
+    "comparison": {
+        "Skill against forgetting", "Score of each set", "Forgetting by corpus", "Task loss",
+        "Mean F by layer and module", "Share of F by layer and module",
+    },
+    "run of a comparison": {"Task loss", "Penalty", "Mean F by layer and module"},
+}  # fmt: skip
 
 
 @pytest.mark.slow

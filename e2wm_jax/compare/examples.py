@@ -10,10 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from e2wm_jax.evaluate import generation, qa
+from e2wm_jax.evaluate.results import headline
 from e2wm_jax.files import read_json_lines
-
-# The score of a set by which models are compared.
-HEADLINES = ("accuracy", "lcs", "rougeL", "mean", "nats")
 
 
 class Sample(NamedTuple):
@@ -21,25 +19,6 @@ class Sample(NamedTuple):
 
     values: np.ndarray  # [N]
     weights: np.ndarray  # [N]
-
-
-def headline(scores: Mapping[str, Any]) -> str:
-    """The metric by which models are compared on a set: accuracy, lcs, rougeL, bAbI's mean, or nats."""
-    return next(name for name in HEADLINES if isinstance(scores.get(name), int | float))
-
-
-def majority_of(scores: Mapping[str, Any]) -> float | None:
-    """What always giving the most frequent answer scores; of bAbI the mean over tasks; None where none occurs twice."""
-    found = scores.get("majority")
-    if not isinstance(found, Mapping):
-        return found
-    return None if max(scores["n"].values()) == 1 else sum(found.values()) / len(found)
-
-
-def number_of(scores: Mapping[str, Any]) -> int:
-    """How many examples a set has; of bAbI in all of its tasks."""
-    found = scores["n"]
-    return sum(found.values()) if isinstance(found, Mapping) else found
 
 
 def examples_of(evaluation: Path, sets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

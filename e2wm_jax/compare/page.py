@@ -1,12 +1,15 @@
 """`report.html` of a comparison: what was learned against what was forgotten, by arm, set and corpus."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import e2wm_jax
-from e2wm_jax.compare.examples import headline, majority_of
+from e2wm_jax.compare.plan import fisher_name
 from e2wm_jax.compare.record import read_record
+from e2wm_jax.evaluate.report import Evaluation, written
+from e2wm_jax.evaluate.results import headline, majority_of
+from e2wm_jax.fisher.report import summary_pictures
 from e2wm_jax.metrics import read_metrics
 from e2wm_jax.report import (
     Point,
@@ -24,6 +27,7 @@ from e2wm_jax.report import (
 from e2wm_jax.train.loop import METRICS_FILE
 
 REPORT_FILE = "report.html"
+_EXAMPLES = 2  # of each set that asks for text
 Record = Mapping[str, Any]
 
 
@@ -40,8 +44,11 @@ def write_page(folder: Path) -> None:
         sections += [
             Section("Set by set", _sets(record, standings)),
             Section("Retention by corpus", _corpora(record, standings)),
+            Section("What was written", _written(record, folder)),
             Section("Losses", _losses(record, folder)),
         ]
+    if fishers := list(_fishers(record, folder)):
+        sections.append(Section("Fisher by layer", fishers))
     sections.append(Section("How it was made", _made(record)))
     arms, seeds = len(record["arms"]), len(record["config"]["seeds"])
     model = Path(record["config"]["model"]).name
@@ -83,9 +90,20 @@ def skill_chart(record: Record) -> str:
         title="Score of each set",
         x_label="accuracy, ROUGE-L, list overlap, or bAbI's mean accuracy",
         baselines={name: majority_of(base[name]) for name in names},
-        errors={name: {one["arm"]: one["sets"][name]["error"] for one in standings} for name in names},
+        errors={name: {one["arm"]: _set_error(record, one, name) for one in standings} for name in names},
         order=_names(standings),
     )
+
+
+def _set_error(record: Record, one: Record, name: str) -> float | tuple[float, float] | None:
+    """Of a set's score: the standard error over seeds, or of a single run the ends of its interval over examples."""
+    if one["sets"][name]["error"] is not None:
+        return one["sets"][name]["error"]
+    runs = [run for arm in record["arms"] if arm["name"] == one["arm"] for run in arm["runs"] if run["sets"]]
+    scores = (runs[0] if runs else record["base"])["sets"][name]
+    metric = headline(scores)
+    ends = scores.get("intervals", {}).get(metric)
+    return ends and (scores[metric] - ends[0], ends[1] - scores[metric])
 
 
 def verdict(standings: Sequence[Record]) -> list[str]:
@@ -97,6 +115,16 @@ def verdict(standings: Sequence[Record]) -> list[str]:
             clear = f"; clearly: {', '.join(one['clearly'])}" if one["clearly"] else "; none of them clearly"
             said.append(f"{one['arm']} dominates {', '.join(one['dominates'])}{clear}.")
     return said
+
+
+def error_bars(standings: Sequence[Record]) -> str:
+    """What the intervals are."""
+    bars = {"seeds": "one standard error over seeds", "examples": "95 % bootstrap intervals over examples"}
+    kinds = {one["error_of"] for one in standings[1:]}
+    if "seeds" not in kinds:
+        return bars["examples"]
+    single = ", ".join(one["arm"] for one in standings if one["error_of"] == "examples")
+    return f"{bars['seeds']}; of {single}, with one run, {bars['examples']}"
 
 
 def _result(record: Record, standings: Sequence[Record]) -> list[str]:
@@ -115,9 +143,7 @@ def _result(record: Record, standings: Sequence[Record]) -> list[str]:
         [one["arm"], _cell(one["skill"]), _cell(one["forgetting"]), one["runs"], "yes" if one["front"] else "no"]
         for one in standings
     ]
-    kinds = {one["error_of"] for one in standings[1:]}
-    bars = "one standard error over seeds" if kinds == {"seeds"} else "95 % bootstrap intervals over examples"
-    caption = f"Error bars: {bars}. A star marks the Pareto front."
+    caption = f"Error bars: {error_bars(standings)}. A star marks the Pareto front."
     return [
         *blocks,
         *map(paragraph, verdict(standings)),
@@ -154,6 +180,31 @@ def _corpora(record: Record, standings: Sequence[Record]) -> list[str]:
     )
     rows = [[name, base[name]["nats"], *(s["sets"][name]["mean"] for s in standings[1:])] for name in names]
     return [chart, details("Numbers", table(["corpus", "base, nats", *_names(standings[1:])], rows))]
+
+
+def _written(record: Record, folder: Path) -> list[str]:
+    """Some answers of the base and of the first run of each arm."""
+    runs = {record["trade_off"][0]["arm"]: record["base"]}
+    runs |= {arm["name"]: run for arm in record["arms"] for run in arm["runs"][:1] if run["sets"]}
+    sources = tuple(one["path"] for one in record["config"]["sets"])
+    shown = []
+    for label, run in runs.items():
+        files = sorted((folder / run["folder"] / "evaluation/predictions").glob("*.jsonl"))
+        shown.append(Evaluation(label, predictions={path.name.split(".")[0]: path for path in files}, data=sources))
+    return list(written(shown, _EXAMPLES)) or [paragraph("No set asks for text.")]
+
+
+def _fishers(record: Record, folder: Path) -> Iterator[str]:
+    """Each Fisher, with the arms that it holds."""
+    arms: dict[Path, list[str]] = {}
+    for arm in record["arms"]:
+        if arm["fisher"]:
+            arms.setdefault(folder / "fishers" / fisher_name(arm["fisher"]), []).append(arm["name"])
+        elif given := arm["train"].get("fisher"):
+            arms.setdefault(Path(given), []).append(arm["name"])
+    for place, held in arms.items():
+        if charts := summary_pictures(place):
+            yield details(f"Fisher of {', '.join(held)}", "".join(charts))
 
 
 def _losses(record: Record, folder: Path) -> list[str]:

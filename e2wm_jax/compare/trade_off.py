@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from e2wm_jax.compare.examples import Sample, difference, headline, mean_sample, sample_of
+from e2wm_jax.compare.examples import Sample, difference, mean_sample, sample_of
+from e2wm_jax.evaluate.results import headline
 from e2wm_jax.evaluate.statistics import bootstrap_means, percentile_interval
 from e2wm_jax.files import read_json
 

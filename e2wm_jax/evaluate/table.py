@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from e2wm_jax.evaluate.results import majority_of, number_of
+
 # The metrics of a set that are shown, in this order, and the digits behind the point.
 _METRICS = {
     "accuracy": 3,
@@ -40,8 +42,8 @@ def show_sets(sets: Mapping[str, Mapping[str, Any]], averages: Mapping[str, floa
     for name, result in sets.items():
         for index, metric in enumerate(_shown(result)):
             first = index == 0
-            n = sum(result["n"].values()) if isinstance(result["n"], Mapping) else result["n"]
-            table.add_row(name if first else "", metric, *_cells(result, metric), str(n) if first else "")
+            n = str(number_of(result)) if first else ""
+            table.add_row(name if first else "", metric, *_cells(result, metric), n)
         table.add_section()
     for name, value in averages.items():
         table.add_row("mean over sets", name, f"{value:.3f}", "", "", "", "")
@@ -59,9 +61,7 @@ def _shown(result: Mapping[str, Any]) -> list[str]:
 def _cells(result: Mapping[str, Any], metric: str) -> list[str]:
     digits = _METRICS[metric]
     low, high = result["intervals"][metric]
-    majority = result.get("majority") if metric in _WITH_MAJORITY else None
-    if isinstance(majority, Mapping):  # of each bAbI task
-        majority = sum(majority.values()) / len(majority)
+    majority = majority_of(result) if metric in _WITH_MAJORITY else None
     clean = result.get("clean", {})
     shown = ""
     if metric in clean:

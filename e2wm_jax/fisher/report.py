@@ -77,7 +77,7 @@ def write_report(path: Path, tensors: Mapping[str, Tensor], summary: Summary, re
     """
     made = key_values(_facts(record)) if record else paragraph("There is no fisher.json that would say.")
     sections = [
-        Section("Where F is", [*pictures(tensors), _shares(tensors), _table("modules", summary)]),
+        Section("Where F is", [*pictures(summary), _shares(tensors), _table("modules", summary)]),
         Section("By size", [_distribution(tensors), paragraph(_QUANTILES), _quantiles(tensors)]),
         Section("By layer", [_table("layers", summary)]),
         Section("Tensors", [_largest(summary), details("Every tensor", _table("tensors", summary))]),
@@ -91,27 +91,28 @@ def write_report(path: Path, tensors: Mapping[str, Tensor], summary: Summary, re
     write(path, page(title, sections, lead=lead, footer=f"e2wm_jax {e2wm_jax.__version__}"))
 
 
-def pictures(tensors: Mapping[str, Tensor]) -> list[str]:
+def pictures(summary: Summary) -> list[str]:
     """Mean and share of F by layer and module; nothing if no tensor belongs to a layer."""
-    found = {(t.layer, t.module): t for t in tensors.values() if t.layer is not None}
+    places = {name: place_of(name) for name in summary["tensors"]}
+    found = {place: summary["tensors"][name] for name, place in places.items() if place[0] is not None}
     if not found:
         return []
-    layers = sorted({layer for layer, _ in found})
+    layers = sorted({layer for layer, _ in found if layer is not None})
     modules = sorted({module for _, module in found}, key=lambda module: (_in_flow(module), module))
-    whole = sum(tensor.sum for tensor in tensors.values()) or 1.0
-    nothing = math.nan
 
-    def drawn(value: dict[tuple[int, str], float], title: str, label: str) -> str:
-        cells = [[value.get((layer, module), nothing) for module in modules] for layer in layers]
+    def drawn(value: str, title: str) -> str:
+        cells = [[found[layer, m][value] if (layer, m) in found else math.nan for m in modules] for layer in layers]
         names = [f"layer {layer}" for layer in layers]
-        return heat_map(cells, names, [_short(module) for module in modules], title=title, value_label=label)
+        return heat_map(cells, names, [_short(module) for module in modules], title=title, value_label=f"{value} of F")
 
-    means = {place: tensor.sum / tensor.size for place, tensor in found.items()}
-    shares = {place: tensor.sum / whole for place, tensor in found.items()}
-    return [
-        drawn(means, "Mean F by layer and module", "mean F"),
-        drawn(shares, "Share of F by layer and module", "share of F"),
-    ]
+    return [drawn("mean", "Mean F by layer and module"), drawn("share", "Share of F by layer and module")]
+
+
+def summary_pictures(folder: Path) -> list[str]:
+    """`pictures` of a directory whose fisher.json has a summary; else nothing."""
+    path = folder / METADATA_FILE
+    summary = read_json(path).get("summary") if path.is_file() else None
+    return pictures(summary) if summary else []
 
 
 def _in_flow(module: str) -> int:

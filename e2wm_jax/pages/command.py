@@ -11,10 +11,10 @@ import tyro
 import e2wm_jax
 from e2wm_jax import demo
 from e2wm_jax.errors import InputError, check_at_least
+from e2wm_jax.evaluate.report import Evaluation, is_evaluation, read_evaluation, sections
 from e2wm_jax.files import read_json
 from e2wm_jax.fisher.report import draw as draw_fisher
 from e2wm_jax.pages import experiences, training
-from e2wm_jax.pages.evaluation import Evaluation, is_evaluation, read_evaluation, sections
 from e2wm_jax.report import page, write
 from e2wm_jax.train import sequence_report
 

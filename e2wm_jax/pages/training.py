@@ -1,15 +1,16 @@
 """The page of a run of `train`: its losses, and with evaluations what it learned and forgot."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import e2wm_jax
 from e2wm_jax.errors import InputError
+from e2wm_jax.evaluate import report as evaluation
+from e2wm_jax.evaluate.report import Evaluation
 from e2wm_jax.files import read_json
+from e2wm_jax.fisher.report import summary_pictures
 from e2wm_jax.metrics import read_metrics
-from e2wm_jax.pages import evaluation
-from e2wm_jax.pages.evaluation import Evaluation
 from e2wm_jax.report import Section, key_values, page, write
 from e2wm_jax.train.directory import CONFIG_FILE, CONTENT
 from e2wm_jax.train.loop import METRICS_FILE
@@ -31,9 +32,16 @@ def write_page(path: Path, folder: Path, evaluations: Sequence[Evaluation], exam
         Section("Outcome", [key_values(_outcome(rows))]),
         *evaluation.sections(evaluations, examples),
         Section("Training", charts(folder / METRICS_FILE)),
-        settings_section(settings),
     ]
+    if pictures := _fisher(settings):
+        sections.append(Section("Fisher by layer", pictures))
+    sections.append(settings_section(settings))
     write(path, page(title_of(settings), sections, footer=f"e2wm_jax {e2wm_jax.__version__}"))
+
+
+def _fisher(settings: Mapping[str, Any]) -> list[str]:
+    """What held the run, if its directory still lies where it lay."""
+    return summary_pictures(Path(settings["fisher"])) if settings.get("fisher") else []
 
 
 def evaluation_beside(folder: Path) -> Path | None:

@@ -1,13 +1,25 @@
 """Evaluations as pictures: every set's score with its interval and baseline, before and after; what was written."""
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from e2wm_jax.errors import InputError
+from e2wm_jax.evaluate.results import headline, majority_of
 from e2wm_jax.files import read_json, read_json_lines
-from e2wm_jax.report import Section, bar_chart, details, key_values, paragraph, table, texts
+from e2wm_jax.report import (
+    Point,
+    Section,
+    bar_chart,
+    details,
+    key_values,
+    paragraph,
+    scatter_chart,
+    table,
+    texts,
+)
 from e2wm_jax.report.blocks import Cell
 
 RESULTS_FILE, PREDICTIONS = "results.json", "predictions"
@@ -16,7 +28,6 @@ _LONGEST = 700  # characters of a text that is shown
 _SCORES = {
     "qa": (("accuracy",), "Questions", "accuracy"),
     "generate": (("rougeL", "lcs"), "Answers written freely", "ROUGE-L, or overlap of paths"),
-    "plans": (("goals_reached", "executable_plans", "executable_steps"), "Plans in the world", "share"),
     "babi": (("mean",), "bAbI", "accuracy"),
     "perplexity": (("nats",), "General text", "nats per token (lower is better)"),
 }
@@ -31,6 +42,7 @@ class Evaluation:
     sets: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # name -> {"kind", metrics, "intervals", ...}
     facts: Mapping[str, Any] = field(default_factory=dict)
     predictions: Mapping[str, Path] = field(default_factory=dict)  # set -> JSON lines
+    data: tuple[str, ...] = ()  # where the sets lay
 
 
 def is_evaluation(path: Path) -> bool:
@@ -57,25 +69,50 @@ def read_evaluation(path: Path, label: str) -> Evaluation:
     adapters = " ".join(map(str, record.get("adapter") or ())) or "no adapter"
     facts = {label: f"{record.get('model', '?')}, {adapters}"}
     files = {file.name.split(".")[0]: file for file in sorted((path / PREDICTIONS).glob("*.jsonl"))}
-    return Evaluation(label, sets, facts, files)
+    return Evaluation(label, sets, facts, files, tuple(record.get("settings", {}).get("data", ())))
 
 
 def sections(evaluations: Sequence[Evaluation], examples: int) -> list[Section]:
     """Bars, tables, and what changed from the first to the last of the evaluations, with so many examples of a set."""
     found = []
     if any(one.sets for one in evaluations):
-        found.append(Section("Scores", [_who(evaluations), *_bars(evaluations), *_tables(evaluations)]))
+        found.append(
+            Section("Scores", [_who(evaluations), *_trade_off(evaluations), *_bars(evaluations), *_tables(evaluations)])
+        )
     changes = list(_changed(evaluations))
     if changes:
         headers = ["set", "right both times", "gained", "lost", "wrong both times"]
         found.append(Section("Questions gained and lost", [table(headers, changes)]))
-    if written := list(_written(evaluations, examples)):
-        found.append(Section("What was written", written))
+    if answers := list(written(evaluations, examples)):
+        found.append(Section("What was written", answers))
     return found
 
 
 def _who(evaluations: Sequence[Evaluation]) -> str:
     return key_values({key: value for one in evaluations for key, value in one.facts.items()})
+
+
+def _trade_off(evaluations: Sequence[Evaluation]) -> Iterator[str]:
+    """Skill against general text, means over the sets that all evaluations have."""
+    common = set.intersection(*(set(one.sets) for one in evaluations))
+    kinds = {name: evaluations[0].sets[name]["kind"] for name in common}
+    skills = sorted(name for name in common if kinds[name] in ("qa", "generate"))
+    corpora = sorted(name for name in common if kinds[name] == "perplexity")
+    if len(evaluations) < 2 or not skills or not corpora:
+        return
+
+    def mean(one: Evaluation, names: list[str]) -> float:
+        return sum(one.sets[name][headline(one.sets[name])] for name in names) / len(names)
+
+    yield scatter_chart(
+        [Point(one.label, mean(one, corpora), mean(one, skills)) for one in evaluations],
+        title="Skill against general text",
+        x_label="general text, nats per token, mean over corpora",
+        y_label="skill, mean over sets",
+        better=("lower", "higher"),
+        base=evaluations[0].label,
+        order=[one.label for one in evaluations],
+    )
 
 
 def _bars(evaluations: Sequence[Evaluation]) -> Iterator[str]:
@@ -90,7 +127,7 @@ def _bars(evaluations: Sequence[Evaluation]) -> Iterator[str]:
                 if result["kind"] == kind and (metric := _headline(result)) is not None:
                     values.setdefault(name, {})[one.label] = result[metric]
                     errors.setdefault(name, {})[one.label] = _spread(result, metric)
-                    baselines[name] = result.get("majority")
+                    baselines[name] = majority_of(result)
         if values:
             yield bar_chart(values, title=title, x_label=unit, baselines=baselines, errors=errors, order=order)
     yield from _babi(evaluations, order)
@@ -104,13 +141,22 @@ def _headline(result: Mapping[str, Any]) -> str | None:
 
 def _babi(evaluations: Sequence[Evaluation], order: list[str]) -> Iterator[str]:
     values: Scores = {}
+    errors: dict[str, dict[str, tuple[float, float] | None]] = {}
+    baselines: dict[str, float | None] = {}
     for one in evaluations:
         for result in one.sets.values():
             if result["kind"] == "babi" and isinstance(result.get("accuracy"), dict):
                 for task, score in result["accuracy"].items():
-                    values.setdefault(f"task {task}", {})[one.label] = score
+                    name = f"task {task}"
+                    values.setdefault(name, {})[one.label] = score
+                    ends = result.get("intervals", {}).get(task)
+                    errors.setdefault(name, {})[one.label] = ends and (score - ends[0], ends[1] - score)
+                    baselines[name] = result.get("majority", {}).get(task)
     if values:
-        yield details("bAbI by task", bar_chart(values, title="bAbI by task", x_label="accuracy", order=order))
+        chart = bar_chart(
+            values, title="bAbI by task", x_label="accuracy", baselines=baselines, errors=errors, order=order
+        )
+        yield details("bAbI by task", chart)
 
 
 def _is_number(value: Any) -> bool:
@@ -169,20 +215,40 @@ def _changed(evaluations: Sequence[Evaluation]) -> Iterator[list[Cell]]:
             yield [name, *(right.count(kind) for kind in ((True, True), (False, True), (True, False), (False, False)))]
 
 
-def _written(evaluations: Sequence[Evaluation], examples: int) -> Iterator[str]:
-    """Examples of each generation set, evenly spaced: the reference, and what each model wrote."""
+def written(evaluations: Sequence[Evaluation], examples: int) -> Iterator[str]:
+    """Examples of each generation set, evenly spaced: prompt, reference, and what each model wrote."""
     for name, kept in _pairs(evaluations):
         known = [n for n in sorted(set.union(*map(set, kept))) if any("prediction" in one.get(n, {}) for one in kept)]
         shown = known[:: max(len(known) // examples, 1)][:examples] if examples else []
-        blocks = [texts(_parts(evaluations, kept, n), title=f"{name}, example {n}") for n in shown]
+        prompts = _prompts(evaluations, name) if shown else {}
+        blocks = [
+            texts(
+                {**({"prompt": _cut(prompts[n])} if n in prompts else {}), **_parts(evaluations, kept, n)},
+                title=f"{name}, example {n}",
+            )
+            for n in shown
+        ]
         if blocks:
             yield paragraph(f"{name}: {len(blocks)} of {len(known)} examples, evenly spaced.")
             yield from blocks
 
 
+def _prompts(evaluations: Sequence[Evaluation], name: str) -> dict[int, str]:
+    """The prompts of a generation set, where its file still lies where it lay."""
+    from e2wm_jax.data.source import read_task
+    from e2wm_jax.evaluate.sets import find_sets  # it brings what evaluates
+
+    for source in dict.fromkeys(source for one in evaluations for source in one.data):
+        with contextlib.suppress(InputError):
+            for found in find_sets(source):
+                if (found.name, found.kind) == (name, "generate"):
+                    return {n: example.input for n, example in enumerate(read_task(found.path))}
+    return {}
+
+
 def _parts(evaluations: Sequence[Evaluation], kept: list[dict[int, dict[str, Any]]], n: int) -> dict[str, str]:
     found = [one.get(n, {}) for one in kept]
-    said = {key: next((str(one[key]) for one in found if key in one), None) for key in ("input", "reference", "answer")}
+    said = {key: next((str(one[key]) for one in found if key in one), None) for key in ("reference", "answer")}
     parts = {key: _cut(text) for key, text in said.items() if text is not None}
     wrote = zip(evaluations, found, strict=True)
     return parts | {one.label: _cut(str(record["prediction"])) for one, record in wrote if "prediction" in record}
