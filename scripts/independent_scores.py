@@ -1,12 +1,13 @@
 """Score E2WM's sets again in PyTorch and plain Python, and print how far `e2wm eval all` is from that.
 
     e2wm eval all --model MODEL --data DIR --out OUT
-    python scripts/independent_scores.py --model MODEL --data DIR --out OUT
+    python scripts/independent_scores.py --out OUT
 
-Shares no code with e2wm_jax: answers are scored one sequence at a time, without padding; ROUGE and the overlap of lists
-follow their definitions.  Checked is every question and every text that OUT/predictions has
-(--samples of `eval all` makes them fewer); --texts of each set are written again, by beam search.  Exits with 1 where
-something differs.  Needs the extra `test`.
+Shares no code with e2wm_jax but for where its embedded model lies: answers are scored one sequence at a time, without
+padding; ROUGE and the overlap of lists follow their definitions.  Model, adapter, data and settings are those that
+OUT/results.json names.  Checked is every question and every text that OUT/predictions has (--samples of `eval all`
+makes them fewer); --texts of each set are written again by transformers.  Exits with 1 where something differs, or
+where there is nothing to check.  Needs the extra `test`.
 """
 
 import argparse
@@ -16,9 +17,9 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,11 +28,14 @@ import torch
 from nltk.stem.porter import PorterStemmer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from e2wm_jax.model_files import EMBEDDED_MODEL, embedded_gguf  # where the embedded model lies
+
 # Log probability of an answer over its tokens; in these sets less that of the same answer behind "Answer:" instead.
 CALIBRATED = {"act_infer", "housework_qa", "neg_housework_qa"}
 PATHS = {"obj_move_path"}
 CLOSE = 1e-4  # nats and relative, of two programs in float32
 Row = Mapping[str, Any]
+Encode = Callable[[str], Mapping[str, list[int]]]
 
 
 class Found(NamedTuple):
@@ -45,41 +49,52 @@ class Found(NamedTuple):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a line for each set; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="Hugging Face directory, or a .gguf file")
-    parser.add_argument("--data", type=Path, required=True, help="folder of sets, as given to eval all")
     parser.add_argument("--out", type=Path, required=True, help="directory that eval all wrote")
     parser.add_argument("--texts", type=int, default=1, help="how many texts of each set are written again")
-    parser.add_argument("--beams", type=int, default=4, help="as given to eval all")
-    parser.add_argument("--max-new-tokens", type=int, default=256, help="as given to eval all")
     args = parser.parse_args(arguments)
-    model, tokenizer = loaded(Path(args.model))
-    results = json.loads((args.out / "results.json").read_text())["sets"]
-    wrong = 0
-    for path in sorted(args.data.rglob("*.json*")):
+    results = json.loads((args.out / "results.json").read_text())
+    settings = results["settings"]
+    if settings["base_dtype"] != "float32" or len(results["adapter"]) > 1:
+        parser.error("scores float32 and at most one adapter; evaluate so")
+    model, tokenizer = loaded(results["model"], *results["adapter"])
+    encode = partial(tokenizer, add_special_tokens=settings["special_tokens"])
+    wrong = checked = 0
+    for path in sorted(file for source in settings["data"] for file in files(Path(source))):
         name = path.name.split(".")[0]
         written = args.out / "predictions" / f"{name}.jsonl"
-        if args.out in path.parents or not path.name.endswith((".json", ".json.gz")) or not written.is_file():
+        if args.out in path.parents or results["sets"].get(name, {}).get("kind") not in ("qa", "generate"):
             continue
-        rows, predictions = read_rows(path), read_rows(written)
-        if "answer" in rows[0]:
-            found = check_questions(model, tokenizer, name, rows, predictions)
-            ours = {"accuracy": results[name]["accuracy"]}
+        rows, predictions, ours = read_rows(path), read_rows(written), results["sets"][name]
+        if ours["kind"] == "qa":
+            found = check_questions(model, encode, name, rows, predictions)
         else:
-            options = {"num_beams": args.beams, "max_new_tokens": args.max_new_tokens}
-            found = check_texts(model, tokenizer, name, rows, predictions, args.texts, options)
-            ours = {metric: results[name][metric] for metric in found.scores}
-        same = found.same and all(abs(found.scores[metric] - value) < 1e-6 for metric, value in ours.items())
-        wrong += not same
+            options = {"num_beams": settings["beams"], "max_new_tokens": settings["max_new_tokens"]}
+            found = check_texts(model, tokenizer, encode, name, rows, predictions, args.texts, options)
+        same = found.same and all(abs(value - ours[metric]) < 1e-6 for metric, value in found.scores.items())
+        wrong, checked = wrong + (not same), checked + 1
         numbers = "  ".join(f"{metric} {ours[metric]:.6f} / {value:.6f}" for metric, value in found.scores.items())
         print(f"{'same' if same else 'DIFFERENT':9}  {name}, {len(predictions)}: {numbers}  ({found.said})", flush=True)
-    return 1 if wrong else 0
+    if not checked:
+        print(f"nothing to check: none of {', '.join(settings['data'])} is a file of a set in {args.out}")
+    return 1 if wrong or not checked else 0
 
 
-def loaded(path: Path) -> tuple[Any, Any]:
-    """Model in float32 and tokenizer as transformers reads them."""
+def files(source: Path) -> list[Path]:
+    """JSON files of a folder, or the file itself."""
+    found = [source] if source.is_file() else [path for path in source.rglob("*.json*") if path.is_file()]
+    return [path for path in found if path.name.endswith((".json", ".json.gz", ".jsonl", ".jsonl.gz"))]
+
+
+def loaded(model: str, adapter: str | None = None) -> tuple[Any, Any]:
+    """Model in float32 and tokenizer as transformers reads them, with an adapter as PEFT does."""
+    path = embedded_gguf() if model == EMBEDDED_MODEL else Path(model)
     folder, options = (path.parent, {"gguf_file": path.name}) if path.suffix == ".gguf" else (path, {})
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval()
-    return model, AutoTokenizer.from_pretrained(folder, **options)
+    found = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
+    if adapter is not None:
+        from peft import PeftModel
+
+        found = PeftModel.from_pretrained(found, adapter)
+    return found.eval(), AutoTokenizer.from_pretrained(folder, **options)
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -89,12 +104,12 @@ def read_rows(path: Path) -> list[Row]:
     return [json.loads(line) for line in text.split("\n") if line.strip()]
 
 
-def check_questions(model: Any, tokenizer: Any, name: str, rows: Sequence[Row], predictions: Sequence[Row]) -> Found:
+def check_questions(model: Any, encode: Encode, name: str, rows: Sequence[Row], predictions: Sequence[Row]) -> Found:
     """Accuracy of the best answers, and the largest difference of any answer's score."""
     right, differs, same = 0, 0.0, True
     for one in predictions:
         row = rows[one["index"]]
-        scores = answer_scores(model, tokenizer, row["input"], row["answer_list"], calibrated=name in CALIBRATED)
+        scores = answer_scores(model, encode, row["input"], row["answer_list"], calibrated=name in CALIBRATED)
         right += int(np.argmax(scores)) == row["answer_list"].index(row["answer"])
         differs = max(differs, float(np.abs(np.array(one["scores"]) - scores).max()))
         same &= np.allclose(one["scores"], scores, rtol=CLOSE, atol=CLOSE) and one["choice"] == int(np.argmax(scores))
@@ -104,6 +119,7 @@ def check_questions(model: Any, tokenizer: Any, name: str, rows: Sequence[Row], 
 def check_texts(
     model: Any,
     tokenizer: Any,
+    encode: Encode,
     name: str,
     rows: Sequence[Row],
     predictions: Sequence[Row],
@@ -113,28 +129,30 @@ def check_texts(
     """Mean scores of the written texts, and whether the first of them are written again to the letter."""
     score = overlap if name in PATHS else rouge
     scores = [score(one["prediction"], rows[one["index"]]["ref"]) for one in predictions]
-    again = [continuation(model, tokenizer, rows[one["index"]]["input"], options) for one in predictions[:texts]]
+    again = [
+        continuation(model, tokenizer, encode, rows[one["index"]]["input"], options) for one in predictions[:texts]
+    ]
     equal = sum(mine == one["prediction"] for mine, one in zip(again, predictions, strict=False))
     means = {metric: float(np.mean([found[metric] for found in scores])) for metric in scores[0]}
     return Found(means, equal == len(again), f"{equal} of {len(again)} texts written again are the same")
 
 
-def answer_scores(model: Any, tokenizer: Any, text: str, answers: Sequence[str], *, calibrated: bool) -> np.ndarray:
+def answer_scores(model: Any, encode: Encode, text: str, answers: Sequence[str], *, calibrated: bool) -> np.ndarray:
     """Mean log probability of each answer's tokens behind the text, or the sum less that behind "Answer:" alone."""
-    own = answer_log_probabilities(model, tokenizer, text, answers)
+    own = answer_log_probabilities(model, encode, text, answers)
     if not calibrated:
         return np.array([one.mean() for one in own])
-    priors = answer_log_probabilities(model, tokenizer, "Answer:", answers)
+    priors = answer_log_probabilities(model, encode, "Answer:", answers)
     return np.array([one.sum() - prior.sum() for one, prior in zip(own, priors, strict=True)])
 
 
-def answer_log_probabilities(model: Any, tokenizer: Any, text: str, answers: Sequence[str]) -> list[np.ndarray]:
+def answer_log_probabilities(model: Any, encode: Encode, text: str, answers: Sequence[str]) -> list[np.ndarray]:
     """log p of each token of each answer: of those that come after as many tokens as the text alone has.
 
     What all of them begin with is read once and kept in the cache of transformers.
     """
-    start = max(len(tokenizer(text, add_special_tokens=False)["input_ids"]), 1)
-    rows = [tokenizer(f"{text} {answer}", add_special_tokens=False)["input_ids"] for answer in answers]
+    start = max(len(encode(text)["input_ids"]), 1)
+    rows = [encode(f"{text} {answer}")["input_ids"] for answer in answers]
     columns = zip(*(row[: start - 1] for row in rows), strict=False)
     shared = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
     cache = None
@@ -154,9 +172,9 @@ def log_probabilities(
     return scores[torch.arange(len(ids) - start), torch.tensor(ids[start:])].numpy()
 
 
-def continuation(model: Any, tokenizer: Any, text: str, options: Mapping[str, int]) -> str:
+def continuation(model: Any, tokenizer: Any, encode: Encode, text: str, options: Mapping[str, int]) -> str:
     """What beam search writes behind the text, up to the end of the line."""
-    ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
+    ids = torch.tensor([encode(text)["input_ids"]])
     with torch.no_grad():
         found = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **options)
     return tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True).split("\n")[0].strip()

@@ -7,7 +7,6 @@ Needs the extra `test`.
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -21,7 +20,7 @@ from e2wm_jax.data.tokenize import document_rows
 from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.fisher.diagonal import fisher_diagonal
 from e2wm_jax.fisher.documents import document_batches
-from e2wm_jax.model_files import EMBEDDED_MODEL, embedded_gguf, locate
+from e2wm_jax.model_files import EMBEDDED_MODEL, locate
 from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.likelihood import target_logits
 from e2wm_jax.models.weights import load
@@ -34,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=EMBEDDED_MODEL, help="Hugging Face directory")
     name = parser.parse_args(arguments).model
-    theirs, _ = loaded(embedded_gguf() if name == EMBEDDED_MODEL else Path(name))
+    theirs, _ = loaded(name)
     ours = load(name)
     tokenizer = load_tokenizer(locate(name))
     rows, _ = document_rows(tokenizer, read_documents("pydoc:fisher"), max_length=LENGTH, special_tokens=True)

@@ -25,8 +25,8 @@ def carry_out(comparison: Path, tasks: Path, size: Mapping[str, Any], out: Path)
         InputError: if the comparison has not been made, or without the scenes.
     """
     record = read_record(comparison)
-    first = {arm["name"]: comparison / arm["runs"][0]["folder"] for arm in record["arms"] if arm["runs"]}
-    adapters = {"base": (), **{name: (run / "adapter",) for name, run in first.items()}}
+    done = {arm["name"]: [run["folder"] for run in arm["runs"] if run["sets"]] for arm in record["arms"]}
+    adapters = {"base": (), **{name: (comparison / runs[0] / "adapter",) for name, runs in done.items() if runs}}
     found = {}
     for arm, adapter in adapters.items():
         say(f"plans of {arm}")

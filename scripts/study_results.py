@@ -14,7 +14,7 @@ import numpy as np
 from study_plans import PLANS_FILE
 
 from e2wm_jax.compare.examples import read_sample
-from e2wm_jax.compare.page import skill_chart, trade_off_chart, verdict
+from e2wm_jax.compare.page import error_bars, skill_chart, trade_off_chart, verdict
 from e2wm_jax.compare.record import RECORD_FILE, read_record
 from e2wm_jax.evaluate import plans
 from e2wm_jax.evaluate.results import headline, majority_of, number_of
@@ -112,9 +112,6 @@ def _draw(folder: Path, name: str, record: Record) -> None:
 def _comparison(out: Path, name: str, record: Record) -> str:
     standings = record["trade_off"]
     arm = record["arms"][0]["train"]
-    spread = (
-        "standard error over seeds" if len(record["config"]["seeds"]) > 1 else "95 % bootstrap interval over examples"
-    )
     number = arm["batch_size"]
     size = f"{arm['steps']} steps of {number} example{'s' * (number > 1)}, learning rate {arm['lr']:g}"
     rows = [
@@ -125,11 +122,12 @@ def _comparison(out: Path, name: str, record: Record) -> str:
     return "\n\n".join(
         [
             f"{size}. Skill: mean score over the sets of questions and generation; nats above base: per token of "
-            f"general text, mean over corpora. In brackets: {spread}.",
+            f"general text, mean over corpora. In brackets: {error_bars(standings)}.",
             f"![Skill against forgetting](images/study-{name}.svg)",
             markdown_table(headers, rows),
             "\n".join(f"- {sentence}" for sentence in verdict(standings)),
             _by_set(record, standings),
+            *_defects(record),
             "Against the base, on the same examples, with 95 % bootstrap intervals of the difference; of questions the "
             "nats of the right answer among the choices, -log softmax(scores), which say more than so few rights and "
             "wrongs (lower is better), else the score above:",
@@ -162,9 +160,16 @@ def _by_set(record: Record, standings: Sequence[Record]) -> str:
     return markdown_table(["set", "n", "majority", *(one["arm"] for one in standings)], rows)
 
 
+def _defects(record: Record) -> list[str]:
+    """What is wrong with the sets, of which the majority's answer may come."""
+    found = {one["name"]: record["base"]["sets"][one["name"]].get("defects", ()) for one in record["config"]["sets"]}
+    said = [f"- {name}: {note}" for name, notes in found.items() for note in notes]
+    return ["\n".join(said)] if said else []
+
+
 def _against_base(out: Path, record: Record, standings: Sequence[Record]) -> str:
     """A row for each set: mean paired difference of each arm, its seeds averaged."""
-    arms = {arm["name"]: [out / run["folder"] for run in arm["runs"]] for arm in record["arms"]}
+    arms = {arm["name"]: [out / run["folder"] for run in arm["runs"] if run["sets"]] for arm in record["arms"]}
     rows = []
     for one in record["config"]["sets"]:
         name, metric = one["name"], headline(record["base"]["sets"][one["name"]])

@@ -309,6 +309,19 @@ def test_intervals_resample_stories_not_questions():
     assert found["intervals"]["mean"] == found["intervals"]["1"]
 
 
+def test_one_story_has_no_interval(capsys):
+    """Nor has the mean then: resampled, the story would always come out the same."""
+    asked = [
+        babi._Asked(i, task, StoryQuestion((), "q", "yes", (), story, "f"), "", 0)
+        for i, (task, story) in enumerate([(1, 0), (2, 0), (2, 1)])
+    ]
+    found = babi._scores(asked, [{"correct": True}, {"correct": True}, {"correct": False}], BabiOptions(shots=0))
+    assert found["mean"] == 0.75
+    assert list(found["intervals"]) == ["2"]
+    babi.show(found)
+    assert "0.750" in capsys.readouterr().out
+
+
 def test_prompts_that_do_not_fit_lose_their_first_examples(save_llama, tmp_path, capsys):
     save_llama(tmp_path / "short", max_position_embeddings=192)
     model = load_evaluated(str(tmp_path / "short"))

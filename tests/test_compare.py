@@ -373,6 +373,22 @@ def test_a_file_says_arms_freely(tiny_llama: Path, config: Callable[..., Path], 
     assert read_plan(plan.out) == plan, "worker processes read the same plan"
 
 
+def test_another_model_of_the_same_size_is_not_gone_on_with(
+    save_llama: Callable[..., Any], config: Callable[..., Path], tmp_path: Path
+):
+    def save(seed: int) -> set[tuple[str, int]]:
+        save_llama(tmp_path / "model", seed=seed)
+        return {(path.name, path.stat().st_size) for path in (tmp_path / "model").iterdir()}
+
+    settings = CompareSettings(tmp_path / "out", config(), str(tmp_path / "model"), steps=3)
+    before = save(0)
+    claim(make_plan(settings), resume=False)
+    claim(make_plan(settings), resume=True)
+    assert save(1) == before
+    with pytest.raises(InputError, match="--resume: model has changed since"):
+        claim(make_plan(settings), resume=True)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

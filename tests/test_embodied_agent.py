@@ -10,6 +10,7 @@ import pytest
 
 from e2wm_jax.errors import InputError
 from e2wm_jax.evaluate import embodied_agent
+from e2wm_jax.evaluate.continuations import continuations
 from e2wm_jax.evaluate.embodied_agent import EmbodiedAgentSettings, first_object, run
 from e2wm_jax.evaluate.embodied_agent_scores import headline, leaderboard, readable, score
 
@@ -107,7 +108,7 @@ def test_a_model_responds_and_an_interrupted_run_goes_on(
     short = [{"identifier": one["identifier"], "llm_prompt": "Output:"} for one in responses("", "")]
     monkeypatch.setattr(embodied_agent, "prompts", lambda package, task: short)
     settings = EmbodiedAgentSettings(
-        out=tmp_path / "out", model=str(tmp_path / "model"), max_new_tokens=4, batch_size=1, name="tiny"
+        out=tmp_path / "out", model=str(tmp_path / "model"), max_new_tokens=4, batch_size=2, name="tiny"
     )
     result = run(settings)
     written = json.loads((tmp_path / "out/responses/action_sequence/tiny_outputs.json").read_text())
@@ -123,8 +124,16 @@ def test_a_model_responds_and_an_interrupted_run_goes_on(
     lines = kept.read_text().splitlines()
     kept.rename(kept.with_name(f"{kept.name}.partial"))
     kept.with_name(f"{kept.name}.partial").write_text(lines[0] + "\n" + lines[1][:10])
+    batches = []
+
+    def counted(evaluated: Any, texts: list[str], *arguments: Any, **options: Any) -> list[str]:
+        batches.append(len(texts))
+        return continuations(evaluated, texts, *arguments, **options)
+
+    monkeypatch.setattr(embodied_agent, "continuations", counted)
     again = run(EmbodiedAgentSettings(**{**vars(settings), "resume": True}))
     assert again == result
+    assert batches == [2], "the batch of the one that is missing, whole"
     assert kept.read_text().splitlines() == lines
 
 

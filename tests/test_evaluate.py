@@ -4,6 +4,7 @@ import gzip
 import itertools
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,9 @@ def peft_adapter(tiny_llama, tmp_path_factory) -> tuple[Path, Any]:
 
 
 def torch_scores(model: Any, tokenizer: Any, question: Question, rule: str) -> np.ndarray:
+    encode = partial(tokenizer, add_special_tokens=False)
     return independent_scores.answer_scores(
-        model, tokenizer, question.input, question.answers, calibrated=rule == "calibrated"
+        model, encode, question.input, question.answers, calibrated=rule == "calibrated"
     )
 
 
@@ -104,8 +106,9 @@ def test_scores_equal_pytorch_answer_by_answer(tiny, tiny_torch, questions, rule
 
 
 def test_the_independent_scorer_s_cache_plays_no_role(tiny, tiny_torch, questions):
+    encode = partial(tiny.tokenizer, add_special_tokens=False)
     for text, answers in ((question.input, question.answers) for question in questions):
-        found = independent_scores.answer_log_probabilities(tiny_torch, tiny.tokenizer, text, answers)
+        found = independent_scores.answer_log_probabilities(tiny_torch, encode, text, answers)
         start = max(len(ids_of(tiny.tokenizer, text)), 1)
         for one, answer in zip(found, answers, strict=True):
             ids = ids_of(tiny.tokenizer, f"{text} {answer}")
@@ -168,13 +171,19 @@ def test_eval_all_equals_an_independent_scorer_on_every_official_set(
     out = tmp_path / "out"
     evaluated = Evaluated(smollm2.config, smollm2.params, tokenizer)
     (out / "predictions").mkdir(parents=True)
-    (out / "results.json").write_text(json.dumps({"sets": evaluate_sets(evaluated, find_sets(tmp_path), options, out)}))
-    monkeypatch.setattr(independent_scores, "loaded", lambda path: (smollm2_torch, tokenizer))
-    words = ["--model", "smollm2", "--data", str(tmp_path), "--out", str(out), "--max-new-tokens", "8"]
-    assert independent_scores.main(words) == 0, capsys.readouterr().out
+    write_results(out, "smollm2", tmp_path, options, evaluate_sets(evaluated, find_sets(tmp_path), options, out))
+    monkeypatch.setattr(independent_scores, "loaded", lambda model: (smollm2_torch, tokenizer))
+    assert independent_scores.main(["--out", str(out)]) == 0, capsys.readouterr().out
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 11
     assert all(line.startswith("same ") for line in printed)
+
+
+def write_results(out: Path, model: str, data: Path, options: SuiteOptions, sets: dict[str, Any]) -> None:
+    """As `eval all` does."""
+    settings = {"beams": options.beams, "max_new_tokens": options.max_new_tokens, "special_tokens": False}
+    settings |= {"data": [str(data)], "base_dtype": "float32"}
+    (out / "results.json").write_text(json.dumps({"model": model, "adapter": [], "settings": settings, "sets": sets}))
 
 
 def test_the_independent_scorer_finds_a_wrong_score(tiny, tiny_llama, qa_file, tmp_path, capsys):
@@ -182,8 +191,8 @@ def test_the_independent_scorer_finds_a_wrong_score(tiny, tiny_llama, qa_file, t
     data.mkdir()
     qa_file.rename(data / "count.json")
     results = evaluate_sets(tiny, find_sets(data), SuiteOptions(), out)
-    (out / "results.json").write_text(json.dumps({"sets": results}))
-    words = ["--model", str(tiny_llama), "--data", str(data), "--out", str(out)]
+    write_results(out, str(tiny_llama), data, SuiteOptions(), results)
+    words = ["--out", str(out)]
     assert independent_scores.main(words) == 0
     predictions = out / "predictions/count.jsonl"
     *others, last = map(json.loads, predictions.read_text().splitlines())
@@ -193,6 +202,9 @@ def test_the_independent_scorer_finds_a_wrong_score(tiny, tiny_llama, qa_file, t
     same, different = capsys.readouterr().out.splitlines()
     assert same.split()[0] == "same"
     assert different.split()[0] == "DIFFERENT"
+    (data / "count.json").rename(data / "elsewhere.json")
+    assert independent_scores.main(words) == 1
+    assert capsys.readouterr().out.startswith("nothing to check")
 
 
 def test_rule_follows_the_name_of_the_file():

@@ -96,6 +96,26 @@ def check_results(results: Path, study_out: Path, found: dict[str, Any]) -> None
             assert (results.parent / picture).read_text(encoding="utf-8").startswith("<svg")
 
 
+def test_a_run_that_failed_is_left_out(words: list[str], tmp_path: Path):
+    out = Path(words[-1])
+    study_results.write(tmp_path / "whole.md", out, command="again")
+    path = out / "methods-own/comparison.json"
+    whole = path.read_text(encoding="utf-8")
+    record = json.loads(whole)
+    failed = {"seed": 1, "folder": "runs/lora/seed-1", "sets": {}, "summary": {}, "seconds": 0.0, "failed": "diverged"}
+    record["arms"][0]["runs"].insert(0, failed)
+    try:
+        path.write_text(json.dumps(record), encoding="utf-8")
+        study_results.write(tmp_path / "less.md", out, command="again")
+        study.study_plans.carry_out(
+            out / "methods-own", next(out.glob("data/*/tasks")), study.sized("tiny", []), out / "plans"
+        )
+    finally:
+        path.write_text(whole, encoding="utf-8")
+    texts = [(tmp_path / name).read_text(encoding="utf-8") for name in ("whole.md", "less.md")]
+    assert texts[0].replace("| `methods-own` | 5 |", "| `methods-own` | 6 |") == texts[1]
+
+
 def test_own_words_stay_when_results_are_renewed():
     renewed = study_results.renewed
     text = renewed(renewed("# Results\n\nOurs.\n", "ablation", "1"), "how", "2")

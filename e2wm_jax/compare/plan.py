@@ -28,6 +28,7 @@ from e2wm_jax.train.settings import check as check_train
 _OF_A_RUN = ("model", "out", "seed", "resume", "distributed")  # the comparison's to set
 _OF_A_FISHER = ("model", "out", "resume", "distributed", "previous", "decay")
 _TRAIN_FLAGS = ("data", "steps", "epochs", "lr", "batch_size", "max_length")
+_BLOCKS, _BLOCK = 64, 1 << 16  # of a model's file, and bytes of each, by which it is known
 GENERAL_TEXT, RETENTION_TEXT = "pydoc:fisher", "pydoc:held-out"
 
 
@@ -147,12 +148,23 @@ def from_config(config: Mapping[str, Any], out: Path) -> Plan:
 
 
 def content_of(plan: Plan) -> dict[str, str]:
-    """Digests of the files that the comparison reads, and the model's files by name and size."""
+    """Digests of the files that the comparison reads, and one of the model's: names, sizes, and blocks of each."""
     paths = {*plan.training_files, *(one.path for one in (*plan.sets, *plan.texts)), *map(Path, _general_texts(plan))}
     found = {str(path): sha256(path) for path in sorted(paths) if path.is_file()}
     files = locate(plan.model).path
-    sizes = [(path.name, path.stat().st_size) for path in (sorted(files.iterdir()) if files.is_dir() else [files])]
-    return found | {"model": hashlib.sha256(json.dumps(sizes).encode()).hexdigest()}
+    parts = [path for path in (sorted(files.iterdir()) if files.is_dir() else [files]) if path.is_file()]
+    model = [(path.name, path.stat().st_size, _sampled_digest(path)) for path in parts]
+    return found | {"model": hashlib.sha256(json.dumps(model).encode()).hexdigest()}
+
+
+def _sampled_digest(path: Path) -> str:
+    """SHA-256 of blocks all over a file: another finetune differs everywhere, and to read 26 GB takes minutes."""
+    size, digest = path.stat().st_size, hashlib.sha256()
+    with path.open("rb") as file:
+        for number in range(_BLOCKS):
+            file.seek(number * max(size - _BLOCK, 0) // (_BLOCKS - 1))
+            digest.update(file.read(_BLOCK))
+    return digest.hexdigest()
 
 
 def fisher_name(fisher: Mapping[str, Any]) -> str:

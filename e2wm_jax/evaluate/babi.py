@@ -25,7 +25,7 @@ the interval of a bootstrap over stories, since questions about one story are no
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,8 @@ def evaluate(
 
     Returns:
         "accuracy", "majority", "n" by task; "mean", of the tasks' accuracies; "intervals" of 95 %, by task and of
-        "mean"; "shots" and, by task, how many prompts were "shortened".
+        "mean", but not of tasks with one story, which says nothing of others, nor then of the mean; "shots" and, by
+        task, how many prompts were "shortened".
 
     Raises:
         InputError: for impossible options, bad files, or a question that is too long for the model's positions.
@@ -174,19 +175,18 @@ def show(result: dict[str, Any]) -> None:
     for heading in ("accuracy", "95 %", "majority", "questions"):
         table.add_column(heading, justify="right")
     for task, accuracy in result["accuracy"].items():
-        interval, majority, n = (result[key][task] for key in ("intervals", "majority", "n"))
-        table.add_row(task, TASKS[int(task)], f"{accuracy:.3f}", _range(interval), f"{majority:.3f}", str(n))
+        interval, majority, n = _range(result, task), result["majority"][task], result["n"][task]
+        table.add_row(task, TASKS[int(task)], f"{accuracy:.3f}", interval, f"{majority:.3f}", str(n))
     table.add_section()
     majority = sum(result["majority"].values()) / len(result["majority"])
     everything = str(sum(result["n"].values()))
-    table.add_row(
-        "mean", "", f"{result['mean']:.3f}", _range(result["intervals"]["mean"]), f"{majority:.3f}", everything
-    )
+    table.add_row("mean", "", f"{result['mean']:.3f}", _range(result, "mean"), f"{majority:.3f}", everything)
     Console(width=100, highlight=False).print(table)
 
 
-def _range(interval: Sequence[float]) -> str:
-    return f"{interval[0]:.3f}-{interval[1]:.3f}"
+def _range(result: Mapping[str, Any], name: str) -> str:
+    interval = result["intervals"].get(name)
+    return f"{interval[0]:.3f}-{interval[1]:.3f}" if interval else ""
 
 
 def _ask(evaluated: Evaluated, data: dict[int, TaskQuestions], options: BabiOptions) -> list[_Asked]:
@@ -244,7 +244,7 @@ def _record(one: _Asked, text: str) -> dict[str, Any]:
 def _scores(asked: Sequence[_Asked], records: Sequence[dict[str, Any]], options: BabiOptions) -> dict[str, Any]:
     result: dict[str, Any] = {"accuracy": {}, "mean": 0.0, "n": {}, "intervals": {}, "majority": {}}
     result |= {"shots": options.shots, "shortened": {}}
-    resampled = []
+    resampled, alone = [], 0
     for task in dict.fromkeys(one.task for one in asked):
         chosen = [one for one in asked if one.task == task]
         correct = np.array([bool(records[one.index]["correct"]) for one in chosen], np.float64)
@@ -252,14 +252,17 @@ def _scores(asked: Sequence[_Asked], records: Sequence[dict[str, Any]], options:
         sizes = np.bincount(stories)
         means = bootstrap_means(np.bincount(stories, correct) / sizes, seed=task, weights=sizes)
         resampled.append(means)
+        alone += len(sizes) == 1
         answers = Counter(normalized(one.question.answer) for one in chosen)
         name = str(task)
         result["accuracy"][name] = float(correct.mean())
         result["n"][name] = len(chosen)
-        result["intervals"][name] = list(percentile_interval(means))
+        if len(sizes) > 1:
+            result["intervals"][name] = list(percentile_interval(means))
         result["majority"][name] = answers.most_common(1)[0][1] / len(chosen)
         if shortened := sum(one.shots < options.shots for one in chosen):
             result["shortened"][name] = shortened
     result["mean"] = sum(result["accuracy"].values()) / len(resampled)
-    result["intervals"]["mean"] = list(percentile_interval(np.mean(resampled, axis=0)))
+    if not alone:
+        result["intervals"]["mean"] = list(percentile_interval(np.mean(resampled, axis=0)))
     return result

@@ -182,13 +182,16 @@ def respond(settings: EmbodiedAgentSettings, asked: Sequence[dict[str, str]]) ->
         content_digest(list(asked)),
         beams=settings.beams,
         max_new_tokens=settings.max_new_tokens,
+        batch_size=settings.batch_size,
         special_tokens=settings.special_tokens,
     )
     path = settings.out / f"{settings.task}.predictions.jsonl"
     predictions = Predictions(path, made, len(asked), resume=settings.resume)
-    missing = predictions.missing()
-    for start in range(0, len(missing), settings.batch_size):
-        indices = missing[start : start + settings.batch_size]
+    for start in range(0, len(asked), settings.batch_size):
+        # The same batches as without an interruption: a response depends in its last bits on those beside it.
+        indices = range(start, min(start + settings.batch_size, len(asked)))
+        if predictions.done.keys() >= set(indices):
+            continue
         texts = continuations(
             evaluated,
             [asked[index]["llm_prompt"] for index in indices],

@@ -60,7 +60,7 @@ def _shown(result: Mapping[str, Any]) -> list[str]:
 
 def _cells(result: Mapping[str, Any], metric: str) -> list[str]:
     digits = _METRICS[metric]
-    low, high = result["intervals"][metric]
+    interval = result["intervals"].get(metric)  # bAbI's mean may have none
     majority = majority_of(result) if metric in _WITH_MAJORITY else None
     clean = result.get("clean", {})
     shown = ""
@@ -68,7 +68,7 @@ def _cells(result: Mapping[str, Any], metric: str) -> list[str]:
         shown = "none left" if clean[metric] is None else f"{clean[metric]:.{digits}f} ({clean['n']})"
     return [
         f"{result[metric]:.{digits}f}",
-        f"{low:.{digits}f}-{high:.{digits}f}",
+        f"{interval[0]:.{digits}f}-{interval[1]:.{digits}f}" if interval else "",
         "" if majority is None else f"{majority:.3f}",
         shown,
     ]
