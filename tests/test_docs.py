@@ -204,9 +204,17 @@ def test_other_commands_exist(page):
             (target,) = [word for word in words[1:] if "=" not in word]
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), words
         if words[0].startswith("python") and words[1].endswith(".py"):
-            assert (ROOT / words[1]).is_file(), words
+            given = {word for word in words if word.startswith("--")}
+            assert given <= script_options(ROOT / words[1]), words
     for extra in re.findall(r"e2wm_jax\[(\w+)\]", read(page)):
         assert extra in extras, extra
+
+
+def script_options(path: Path) -> set[str]:
+    """The options that a script adds to its parser."""
+    calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    added = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "add_argument"]
+    return {word.value for call in added for word in call.args if isinstance(word, ast.Constant)}
 
 
 @pytest.mark.parametrize("page", [*PAGES, KERNELS])

@@ -116,6 +116,8 @@ def run(settings: SuiteSettings) -> dict[str, Any]:
 def show(result: dict[str, Any]) -> None:
     """One table of all sets, and what is wrong with them."""
     show_sets(result["sets"], result["averages"])
+    if not result["settings"]["train"] and any(one["kind"] in ("qa", "generate") for one in result["sets"].values()):
+        print("leaks from training files were not looked for: give the files with --train")
 
 
 def evaluate_sets(
