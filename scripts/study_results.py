@@ -16,11 +16,13 @@ from study_plans import PLANS_FILE
 from e2wm_jax.compare.examples import read_sample
 from e2wm_jax.compare.page import error_bars, skill_chart, trade_off_chart, verdict
 from e2wm_jax.compare.record import RECORD_FILE, read_record
-from e2wm_jax.evaluate import plans
+from e2wm_jax.evaluate import plan_steps, plans
 from e2wm_jax.evaluate.results import headline, majority_of, number_of
 from e2wm_jax.evaluate.statistics import paired_difference
 from e2wm_jax.files import read_json, read_json_lines, read_text, write_text
+from e2wm_jax.metrics import read_metrics
 from e2wm_jax.report import standalone
+from e2wm_jax.train.loop import METRICS_FILE
 
 TITLES = {
     "how": "How it was made",
@@ -114,11 +116,19 @@ def _comparison(out: Path, name: str, record: Record) -> str:
     arm = record["arms"][0]["train"]
     number = arm["batch_size"]
     size = f"{arm['steps']} steps of {number} example{'s' * (number > 1)}, learning rate {arm['lr']:g}"
+    penalties = _penalties(out, record)
     rows = [
-        [one["arm"], _cell(one["skill"]), _cell(one["forgetting"]), "yes" if one["front"] else "", *_beaten(one)]
+        [
+            one["arm"],
+            _cell(one["skill"]),
+            _cell(one["forgetting"]),
+            penalties.get(one["arm"], ""),
+            "yes" if one["front"] else "",
+            *_beaten(one),
+        ]
         for one in standings
     ]
-    headers = ["arm", "skill", "nats above base", "front", "dominates", "clearly"]
+    headers = ["arm", "skill", "nats above base", "penalty at the end", "front", "dominates", "clearly"]
     return "\n\n".join(
         [
             f"{size}. Skill: mean score over the sets of questions and generation; nats above base: per token of "
@@ -136,6 +146,16 @@ def _comparison(out: Path, name: str, record: Record) -> str:
             f"![Score of each set](images/study-{name}-sets.svg)",
         ]
     )
+
+
+def _penalties(out: Path, record: Record) -> dict[str, str]:
+    """In the last step of each arm's first run, where there is one."""
+    found = {}
+    for arm in record["arms"]:
+        for run in [run for run in arm["runs"] if run["sets"]][:1]:
+            penalty = read_metrics(out / run["folder"] / METRICS_FILE)[-1]["penalty"]
+            found[arm["name"]] = f"{penalty:.2f}" if penalty else ""
+    return found
 
 
 def _beaten(one: Record) -> list[str]:
@@ -207,13 +227,18 @@ def _by_corpus(record: Record, standings: Sequence[Record]) -> str:
 def _plans(found: Record) -> str:
     """A row for each arm, and for what a perfect and an empty plan reach."""
     rows = [
-        [name, *(_share(score, key) for key in plans.SCORES)]
+        [
+            name,
+            str(score["sentences"]),
+            str(score["trouble"].get(plan_steps.NO_ACTION, 0)),
+            *(_share(score, key) for key in plans.SCORES),
+        ]
         for name, score in {**found["arms"], "reference": found["references"], "empty plan": found["empty"]}.items()
     ]
     number = found["arms"]["base"]["n"]
     return (
         f"{number} held-out plans of our own sets. In brackets: 95 % bootstrap interval over plans.\n\n"
-        + markdown_table(["plans of", *(key.replace("_", " ") for key in plans.SCORES)], rows)
+        + markdown_table(["plans of", "sentences", "no action", *(key.replace("_", " ") for key in plans.SCORES)], rows)
     )
 
 

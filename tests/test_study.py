@@ -67,7 +67,7 @@ def test_the_study_stops_and_goes_on(words: list[str], tmp_path: Path, monkeypat
     assert list(scores["arms"]) == ["base", "LoRA", "EWC-LoRA", "L2", "KL", "replay"]
     assert scores["references"]["goals_complete"] == 1
     text = results.read_text(encoding="utf-8")
-    assert "| reference | 1.000 | 1.000 | 1.000 | 1.000 | 1.000 |" in text
+    assert f"| reference | {scores['references']['sentences']} | 0 | 1.000 | 1.000 | 1.000 | 1.000 | 1.000 |" in text
     assert f"\n{scores['arms']['KL']['n']} held-out plans" in text
 
 
