@@ -471,7 +471,7 @@ CHARTS = {
     },
     "predictions": set(),
     "experiences": {"Steps by verb", "random (procedural:7)"},
-    "floor plan": {"Steps by verb"},
+    "floor plan": {"Steps by verb", "drink in bed"},
     "comparison": {
         "Skill against forgetting", "Score of each set", "Forgetting by corpus", "Task loss",
         "Mean F by layer and module", "Share of F by layer and module",
@@ -488,7 +488,8 @@ def test_a_browser_shows_each_page_whole(name: str, seen: tuple[list[dict[str, A
     for one in both:
         assert one["wide"] <= one["window"], "nothing is wider than the screen"
         assert one["hidden"] == []
-        assert {chart["title"] for chart in one["charts"]} >= CHARTS[name]
+        titles = [chart["title"] for chart in one["charts"]]
+        assert all(any(title.startswith(wanted) for title in titles) for wanted in CHARTS[name]), titles
         for chart in one["charts"]:
             assert 300 < chart["width"] <= one["window"], chart
             assert chart["height"] > 30, chart
