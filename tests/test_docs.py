@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import api_reference
 import command_reference
+import independent_scores
 import pytest
 
 from e2wm_jax import cli
@@ -28,7 +29,7 @@ KERNELS = "kernels/README.md"  # its code is for devices that are not here
 LANGUAGES = {"python", "sh", "json", "toml", "bibtex", "text"}  # text: what is no code, or cannot be run
 ELSEWHERE = "CONTRIBUTING.md"  # its Python is run by test_regularizers_documented.py
 
-# The README's commands, made small: these options are replaced or added.
+# The documentation's commands, made small: these options are replaced or added.
 SMALLER = {
     "collect --policy mcts": "--episodes 40 --simulations 60 --workers 1",
     "collect --policy random": "--episodes 8 --workers 1",
@@ -37,11 +38,19 @@ SMALLER = {
     "eval qa": "--samples 2 --predictions qa.jsonl",
     "eval generate": "--samples 2 --max-new-tokens 2 --predictions generated.jsonl",
     "eval perplexity": "--samples 4 --max-length 32",
-    "eval plans": "--samples 2 --max-new-tokens 2",
+    "eval plans --model": "--samples 2 --max-new-tokens 2",
     "eval all": "--samples 2 --max-new-tokens 2",
     "generate": "--max-new-tokens 2",
+    "collect --policy mcts --out exp/more": "--episodes 4 --scene procedural:1",
+    "compare": "--regularizers none,ewc --strengths ewc:1e3 --seeds 0 --steps 1 --samples 1 --max-new-tokens 2 "
+    "--beams 1 --text-samples 2 --text-max-length 16 --general-samples 2 --max-length 700 --batch-size 1",
+    "sequence": "--steps 1 --batch-size 1 --max-length 32",
+    "eval embodied-agent": "--samples 1 --max-new-tokens 2",
 }
-MODEL_NAMES = {"smollm2-135m", "my-model"}
+MODEL_NAMES = {"smollm2-135m", "my-model", "M"}
+# Pages whose commands are run; those of the others are for clusters, or for data that we may not ship.
+RUN = ("docs/compare.md", "docs/evaluation.md", "docs/regularizers.md", "docs/world.md")
+NEEDS_A_HUB = "eval harness"
 TEXT = "Mary walks to the kitchen.\n\nThe apple is on the table.\n\nMary grabs the apple.\n"
 
 
@@ -93,16 +102,24 @@ def command_of(words: list[str]) -> str:
 
 
 def smaller(words: list[str]) -> list[str]:
-    """A command of the README with the options of SMALLER."""
+    """A command of the documentation with the options of SMALLER."""
     for start, options in SMALLER.items():
         if words[: len(start.split())] == start.split():
-            pairs = options.split()
-            for option, value in zip(pairs[::2], pairs[1::2], strict=True):
-                if option in words:
-                    words[words.index(option) + 1] = value
-                else:
-                    words += [option, value]
+            for option, values in options_of(options.split()).items():
+                at = words.index(option) if option in words else len(words)
+                until = next((n for n in range(at + 1, len(words)) if words[n].startswith("--")), len(words))
+                words = [*words[:at], option, *values, *words[until:]]
     return words
+
+
+def options_of(words: list[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for word in words:
+        if word.startswith("--"):
+            found[word] = []
+        else:
+            found[[*found][-1]].append(word)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +128,7 @@ def models(
 ) -> dict[str, str]:
     """A small model for each that the documentation names."""
     folder = tmp_path_factory.mktemp("models") / "small"
-    save_llama(folder, max_position_embeddings=4096)
+    save_llama(folder, max_position_embeddings=16384)
     return dict.fromkeys(MODEL_NAMES, str(folder))
 
 
@@ -163,6 +180,30 @@ def test_python_blocks_run(page, request, tmp_path, monkeypatch):
     models = request.getfixturevalue("models") if MODEL_NAMES & set(re.findall(r'"([\w-]+)"', "".join(found))) else {}
     for code in found:
         run_python(code, names, models)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", RUN)
+def test_the_commands_of_a_page_run(page, readme, models, tmp_path, monkeypatch, capsys):
+    """Where the README has been followed, and with small files under the names that the pages use."""
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(json.dumps({"input": f"Where is cup {n}?", "ref": "kitchen"}) + "\n" for n in range(2))
+    for name in ("plan", "recog", "train/plan", "train/count", "eval/plan", "eval/count"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(f"{name}.json").write_text(rows)
+    for name in ("general.jsonl", "held-out.jsonl"):
+        Path(name).write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXT.split("\n\n")))
+    if page != "docs/world.md":
+        for name in ("tasks", "run"):
+            Path(name).symlink_to(readme / name)
+        Path("e2wm-data").symlink_to(readme / "tasks")
+    for words in (words for block in blocks(page) if block.language == "sh" for words in commands(block.code)):
+        if words[0] == "python":
+            assert independent_scores.main(words[2:]) == 0, capsys.readouterr().out
+        given = e2wm(words) or []
+        if given and "..." not in given and given[:2] != NEEDS_A_HUB.split():
+            named = [sorted(map(str, Path().glob(word))) if "*" in word else [word] for word in smaller(given)]
+            assert main([models.get(word, word) for part in named for word in part]) == 0, given
 
 
 # ------------------------------------------------------------------------------------------------- what only has to fit

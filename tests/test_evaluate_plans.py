@@ -332,11 +332,25 @@ def test_examples_without_a_world_are_named() -> None:
 
 
 @needs_robothow
+def test_a_part_of_the_predictions_is_scored_and_the_rest_counted(own: Path, tmp_path: Path) -> None:
+    """As `eval all --samples` leaves them."""
+    data = own / "tasks/eval/gen/plan_gen.json"
+    examples = read_task(data)
+    made = written(tmp_path / "made.jsonl", [one.ref for one in examples], examples)
+    lines = made.read_text().splitlines()
+    made.write_text("\n".join(lines[1:3]))
+    found = run(PlansSettings(data=data, predictions=made))
+    assert found["n"] == 2
+    assert found["executable_plans"] == found["goals_complete"] == 1
+    assert found["skipped"] == {"no prediction for it": len(examples) - 2}
+
+
+@needs_robothow
 def test_bad_files_and_settings_are_refused(own: Path, tmp_path: Path) -> None:
     data = own / "tasks/eval/gen/plan_gen.json"
     examples = read_task(data)
     made = written(tmp_path / "made.jsonl", ["Sleep."] * len(examples), examples)
-    first, *rest = made.read_text().splitlines()
+    first, *_ = made.read_text().splitlines()
     short = tmp_path / "short.json"
     short.write_text("".join(data.read_text().splitlines(keepends=True)[:1]))
     sources = plan_worlds.beside(data).read_text()
@@ -351,7 +365,8 @@ def test_bad_files_and_settings_are_refused(own: Path, tmp_path: Path) -> None:
         (PlansSettings(data=strange), "no example can be carried out .1: its activity"),
     ]
     for text, message in (
-        ("\n".join(rest), r"no prediction for .*:1"),
+        ("", r"no example can be carried out \(\d+: no prediction for it\); write more predictions"),
+        (first.replace('"index": 0', '"index": 999'), r"predictions\.jsonl:1: not a prediction"),
         (first.replace('"index": 0', '"index": "a"'), r"predictions\.jsonl:1: not a prediction"),
         (json.dumps({"index": 0, "prediction": "", "reference": "another"}), "reference is not that of"),
     ):

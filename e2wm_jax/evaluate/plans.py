@@ -39,6 +39,7 @@ from e2wm_jax.simulate.scenes import Scene
 from e2wm_jax.simulate.world import World
 from e2wm_jax.tasks.source import Source
 
+NO_PREDICTION = "no prediction for it"
 SCORES = ("parsed_steps", "executable_steps", "executable_plans", "goals_reached", "goals_complete")
 
 
@@ -49,7 +50,7 @@ class PlansSettings:
     data: Path
     """Task file of plans {"input", "ref"}: plan_gen*.json of `e2wm tasks` or E2WM's own, possibly .gz."""
     predictions: Path | None = None
-    """What `e2wm eval generate --predictions` wrote for this file; with --model, where to write it."""
+    """What `e2wm eval generate` or `eval all` wrote for this file, or a part of it; with --model, where to write it."""
     model: str | None = None
     """Write the plans with this model, as `e2wm eval generate` does; without it and --predictions, only references."""
     adapter: tuple[Path, ...] = ()
@@ -91,17 +92,23 @@ def run(settings: PlansSettings) -> dict[str, Any]:
     open_world(settings.engine, settings.dialect or "vh23")  # refuses names that it does not know
     everything = read_task(settings.data)
     found = find_worlds(settings, everything)[: settings.samples]
+    given: Mapping[int, str] | None = None
+    if settings.model is None and settings.predictions is not None:
+        given = read_predictions(settings.predictions, everything)
+        found = [one if isinstance(one, str) or i in given else NO_PREDICTION for i, one in enumerate(found)]
     worlds = {i: source for i, source in enumerate(found) if isinstance(source, Source)}
     skipped = Counter(source for source in found if isinstance(source, str))
     if not worlds:
         reasons = "; ".join(f"{number}: {reason}" for reason, number in skipped.items())
-        raise InputError(f"{settings.data}: no example can be carried out ({reasons}); give --experiences DIR")
+        way_out = "write more predictions" if NO_PREDICTION in skipped else "give --experiences DIR"
+        raise InputError(f"{settings.data}: no example can be carried out ({reasons}); {way_out}")
     references = {index: everything[index].ref for index in worlds}
     results = {"reference": _carry_out(references, worlds, settings, "reference")}  # a missing scene shows here
     results["empty"] = _carry_out(dict.fromkeys(worlds, ""), worlds, settings, "empty plan")
-    if settings.model is not None or settings.predictions is not None:
-        written = _predictions(settings, everything, worlds)
-        results["prediction"] = _carry_out(written, worlds, settings, "prediction")
+    if settings.model is not None:
+        given = _predictions(settings, everything, worlds)
+    if given is not None:
+        results["prediction"] = _carry_out(given, worlds, settings, "prediction")
     if settings.records is not None:
         write_json_lines(settings.records, _records(worlds, results))
     ours = score(results["prediction"]) if "prediction" in results else {}
@@ -189,18 +196,11 @@ def _share(part: int, whole: int) -> float:
 def _predictions(
     settings: PlansSettings, examples: Sequence[TaskExample], worlds: Mapping[int, Source]
 ) -> dict[int, str]:
-    """A model's plan for each example with a world, from a file or written now.
-
-    Raises:
-        InputError: naming file and line of what is no prediction, or of another file's.
-    """
-    asked = {index: examples[index] for index in worlds}
-    if settings.model is None:
-        assert settings.predictions is not None
-        return read_predictions(settings.predictions, asked)
+    """The model's plan for each example with a world."""
+    assert settings.model is not None
     made = generation.predict(
         load_evaluated(settings.model, settings.adapter, settings.base_dtype),
-        asked,
+        {index: examples[index] for index in worlds},
         Decoding(settings.max_new_tokens, settings.beams),
         batch_size=settings.batch_size,
         path=settings.predictions,
@@ -209,25 +209,21 @@ def _predictions(
     return {record["index"]: record["prediction"] for record in made}
 
 
-def read_predictions(path: Path, examples: Mapping[int, TaskExample]) -> dict[int, str]:
-    """The plans in a file of `e2wm eval generate --predictions` for these examples, by their index in the task file.
+def read_predictions(path: Path, examples: Sequence[TaskExample]) -> dict[int, str]:
+    """The plans in a file of `eval generate --predictions` or `eval all --out`, by their index in the task file.
 
     Raises:
-        InputError: naming file and line of a malformed record or of one with another reference than the example's, or
-            the first example without one.
+        InputError: naming file and line of a malformed record, or of one with another reference than the example's.
     """
     found: dict[int, str] = {}
     for line, record in read_json_lines(path):
         index, text = record.get("index"), record.get("prediction")
-        if type(index) is not int or not isinstance(text, str):
+        if type(index) is not int or not 0 <= index < len(examples) or not isinstance(text, str):
             raise InputError(f'{path}:{line}: not a prediction; expected {{"index": 0, "prediction": "..."}}')
-        if index in examples and record.get("reference", examples[index].ref) != examples[index].ref:
+        if record.get("reference", examples[index].ref) != examples[index].ref:
             raise InputError(f"{path}:{line}: its reference is not that of {examples[index].where}; of another file?")
         found[index] = text
-    missing = [index for index in examples if index not in found]
-    if missing:
-        raise InputError(f"{path}: no prediction for {examples[missing[0]].where}; write them all, or give --samples N")
-    return {index: found[index] for index in examples}
+    return found
 
 
 def _carry_out(
