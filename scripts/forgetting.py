@@ -35,7 +35,7 @@ from e2wm_jax.config import LlamaConfig, LoraConfig
 from e2wm_jax.data.batch import Batch, Row, collate
 from e2wm_jax.data.loader import sorted_batches
 from e2wm_jax.data.source import read_documents
-from e2wm_jax.fisher.diagonal import fisher_diagonal
+from e2wm_jax.fisher.diagonal import document_fisher
 from e2wm_jax.fisher.documents import document_batches
 from e2wm_jax.fisher.storage import Fisher
 from e2wm_jax.lora import Adapters
@@ -178,7 +178,7 @@ def build(setting: Setting) -> World:
     spec = lora.adapter_spec(config, LoraConfig(rank=8, alpha=16.0, targets="all-linear"))
     documents = document_batches(prose[: setting.fisher_documents], 32, LENGTH)
     paths = {f"{target.path}.weight" for target in spec}
-    fisher = fisher_diagonal(config, params, documents, select=paths.__contains__).values
+    fisher = document_fisher(config, params, documents, select=paths.__contains__).values
     return World(
         setting,
         Scope(config, spec),

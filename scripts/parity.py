@@ -18,7 +18,7 @@ from e2wm_jax.data.batch import collate
 from e2wm_jax.data.source import read_documents
 from e2wm_jax.data.tokenize import document_rows
 from e2wm_jax.data.tokenizer import load_tokenizer
-from e2wm_jax.fisher.diagonal import fisher_diagonal
+from e2wm_jax.fisher.diagonal import document_fisher
 from e2wm_jax.fisher.documents import document_batches
 from e2wm_jax.model_files import EMBEDDED_MODEL, locate
 from e2wm_jax.models.decoder import weight_table
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         worst = max(worst, float(np.abs(mine[: len(expected)] - expected).max() / np.abs(expected).max()))
     print(f"logits, max |difference| / max |logit|, float32:           {worst:.1e}")
 
-    result = fisher_diagonal(ours.config, ours.params, document_batches(rows, TEXTS, LENGTH))
+    result = document_fisher(ours.config, ours.params, document_batches(rows, TEXTS, LENGTH))
     expected_fisher = _loop(theirs.double(), rows)
     errors = {}
     for path, spec in weight_table(ours.config).items():

@@ -18,7 +18,7 @@ from e2wm_jax.data.batch import Row, collate
 from e2wm_jax.data.source import read_documents
 from e2wm_jax.data.tokenize import document_rows
 from e2wm_jax.data.tokenizer import load_tokenizer
-from e2wm_jax.fisher.diagonal import Estimator, FisherResult, NonFiniteError, fisher_diagonal
+from e2wm_jax.fisher.diagonal import Estimator, FisherResult, NonFiniteError, document_fisher
 from e2wm_jax.fisher.documents import collate_documents, document_batches
 from e2wm_jax.model_files import locate
 from e2wm_jax.models import decoder
@@ -34,7 +34,7 @@ def random_rows(vocab_size: int, lengths: Sequence[int], seed: int = 0) -> list[
 
 
 def ours(model: Model, rows: Sequence[Row], **options: Any) -> FisherResult:
-    return fisher_diagonal(model.config, model.params, document_batches(rows, 8, 64), **options)
+    return document_fisher(model.config, model.params, document_batches(rows, 8, 64), **options)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_fisher_by_hand_where_the_blocks_do_nothing():
         p /= p.sum()
         expected += np.outer(p - np.eye(5)[second], h) ** 2 / len(pairs)
 
-    result = fisher_diagonal(config, params, document_batches(rows, 2, 8))
+    result = document_fisher(config, params, document_batches(rows, 2, 8))
     np.testing.assert_allclose(result.values["head.weight"], expected, rtol=1e-4, atol=1e-7)
 
 
@@ -150,9 +150,9 @@ def test_sampled_labels_average_to_the_true_fisher():
             second_moment[path] += weight * square**2
 
     batches = list(document_batches([row] * draws, 1000, 3))
-    found = fisher_diagonal(config, params, batches, estimator=Estimator(labels="sampled", seed=1)).values
-    other = fisher_diagonal(config, params, batches, estimator=Estimator(labels="sampled", seed=2)).values
-    empirical = fisher_diagonal(config, params, batches).values
+    found = document_fisher(config, params, batches, estimator=Estimator(labels="sampled", seed=1)).values
+    other = document_fisher(config, params, batches, estimator=Estimator(labels="sampled", seed=2)).values
+    empirical = document_fisher(config, params, batches).values
     for path, value in exact.items():
         deviation = np.sqrt(np.maximum(second_moment[path] - value**2, 0) / draws)
         assert np.all(np.abs(found[path] - value) <= 5 * deviation + 1e-5 * value.max()), path
@@ -166,7 +166,7 @@ def test_padding_to_any_length_and_empty_rows_change_nothing(model):
     padded = collate_documents(
         [[(2, rows[2])], [], [(0, rows[0]), (1, rows[1])]], length=40, rows=5, documents=7, window=17
     )
-    result = fisher_diagonal(model.config, model.params, [padded])
+    result = document_fisher(model.config, model.params, [padded])
     assert (result.samples, result.tokens) == (reference.samples, reference.tokens) == (3, 23)
     for path, value in reference.values.items():
         assert np.abs(result.values[path] - value).max() < 5e-6 * value.max(), path
@@ -182,7 +182,7 @@ def test_a_document_that_is_not_finite_is_named(model):
     flat = {**flatten(model.params), "embed.weight": jnp.asarray(table), "head.weight": model.params["embed"]["weight"]}
     untied = LlamaConfig(**{**vars(model.config), "tied": False})
     with pytest.raises(NonFiniteError, match=r"\[1, 3\]"):
-        fisher_diagonal(untied, unflatten(flat), document_batches(rows, 4, 32))
+        document_fisher(untied, unflatten(flat), document_batches(rows, 4, 32))
 
 
 # ------------------------------------------------------------------------------------------------------ the real model
@@ -231,7 +231,7 @@ def test_bfloat16_is_unbiased_enough(smollm2, real_rows, real_fisher):
     chosen = {"layers.q.weight", "layers.v.weight", "layers.mlp_norm.weight", "norm.weight"}
     batches = list(document_batches(real_rows, 2, 64))
     rounded = jax.tree.map(lambda w: w.astype(jnp.bfloat16), smollm2.params)
-    found = fisher_diagonal(smollm2.config, rounded, batches, select=chosen.__contains__).values
+    found = document_fisher(smollm2.config, rounded, batches, select=chosen.__contains__).values
     for path in chosen:
         f = real_fisher[path]
         assert found[path].dtype == jnp.float32

@@ -18,7 +18,7 @@ from e2wm_jax.config import LlamaConfig, ModelConfig
 from e2wm_jax.data.batch import Row
 from e2wm_jax.fisher import fused, textbook
 from e2wm_jax.fisher import head as heads
-from e2wm_jax.fisher.diagonal import Computation, Estimator, FisherResult, fisher_diagonal
+from e2wm_jax.fisher.diagonal import Computation, Estimator, FisherResult, document_fisher
 from e2wm_jax.fisher.documents import DocumentBatch, document_batches
 from e2wm_jax.fisher.fused import Options
 from e2wm_jax.kernels import square_sum
@@ -203,7 +203,7 @@ def fisher(
     model: Model, batch_size: int, layout: Any, *, estimator: Estimator = EMPIRICAL, **computation: Any
 ) -> FisherResult:
     batches = document_batches(random_rows(), batch_size, 32, layout=layout)
-    return fisher_diagonal(
+    return document_fisher(
         model.config, model.params, batches, estimator=estimator, computation=Computation(**computation)
     )
 
@@ -245,7 +245,7 @@ def test_fisher_of_some_parameters_is_that_of_all(model: Model) -> None:
     everything = fisher(model, 8, "packed").values
     batches = [*document_batches(random_rows(), 8, 32, layout="packed")]
     for chosen in ({"embed.weight"}, {"layers.v.weight", "norm.weight"}):
-        some = fisher_diagonal(model.config, model.params, batches, select=chosen.__contains__).values
+        some = document_fisher(model.config, model.params, batches, select=chosen.__contains__).values
         assert some.keys() == chosen
         assert worst_error(some, {path: everything[path] for path in chosen})[0] < 1e-6
 
@@ -351,7 +351,7 @@ def test_few_steps_are_compiled_for_a_corpus_of_many_lengths(model: Model) -> No
     """In rows one for each length of a row, a multiple of 8; packed one, and another for the last, shorter batch."""
     rows = random_rows(tuple(range(2, 26)))
     compiled = {
-        layout: fisher_diagonal(
+        layout: document_fisher(
             model.config,
             model.params,
             document_batches(rows, 3, 32, layout=layout),

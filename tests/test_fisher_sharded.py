@@ -10,7 +10,7 @@ import pytest
 
 from e2wm_jax.config import LlamaConfig
 from e2wm_jax.data.batch import Row
-from e2wm_jax.fisher.diagonal import Computation, Estimator, FisherResult, fisher_diagonal
+from e2wm_jax.fisher.diagonal import Computation, Estimator, FisherResult, document_fisher
 from e2wm_jax.fisher.documents import document_batches
 from e2wm_jax.kernels import square_sum
 from e2wm_jax.models import decoder
@@ -80,12 +80,12 @@ def fisher(config: LlamaConfig, mesh_text: str | None, layout: Any, estimator: E
     params = random_params(config)
     if mesh_text is None:
         batches = document_batches(rows, 5, 32, layout=layout)
-        return fisher_diagonal(config, params, batches, estimator=estimator)
+        return document_fisher(config, params, batches, estimator=estimator)
     mesh = make_mesh(mesh_text)
     # Ten documents in rows of 32 tokens leave rows, and so whole devices, without any.
     batches = document_batches(rows, 8, 32, layout=layout, parts=mesh.shape["data"] * mesh.shape["fsdp"])
     params = on(mesh, config, params)
-    return fisher_diagonal(config, params, batches, estimator=estimator, computation=Computation(mesh=mesh))
+    return document_fisher(config, params, batches, estimator=estimator, computation=Computation(mesh=mesh))
 
 
 @pytest.fixture(scope="module")

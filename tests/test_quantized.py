@@ -21,7 +21,7 @@ from e2wm_jax.data.source import read_documents
 from e2wm_jax.data.tokenize import document_rows
 from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError
-from e2wm_jax.fisher.diagonal import Computation, fisher_diagonal
+from e2wm_jax.fisher.diagonal import Computation, document_fisher
 from e2wm_jax.fisher.documents import document_batches
 from e2wm_jax.model_files import locate
 from e2wm_jax.models import decoder
@@ -245,7 +245,7 @@ def fisher(params: Params, method: Any) -> Any:
     generator = np.random.default_rng(0)
     rows = [Row(generator.integers(0, CONFIG.vocab_size, n, dtype=np.int32), 1) for n in (12, 5, 9)]
     batches = document_batches(rows, 2, 16, layout="packed")
-    return fisher_diagonal(CONFIG, params, batches, computation=Computation(method=method)).values
+    return document_fisher(CONFIG, params, batches, computation=Computation(method=method)).values
 
 
 @lru_cache

@@ -19,8 +19,8 @@ from e2wm_jax.lora import Adapters, AdapterSpec, TargetSpec, adapter_spec, delta
 from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.regularizers.l2 import l2_penalty
 from e2wm_jax.regularizers.quadratic import (
-    ewc_penalty,
     fisher_partition,
+    lora_ewc_penalty,
     place_fisher,
     rowmax127,
     sharded_ewc_penalty,
@@ -36,7 +36,7 @@ UNEVEN: AdapterSpec = (
 )
 PENALTIES: dict[str, Callable[[Adapters, AdapterSpec, Fisher], jax.Array]] = {
     "l2": lambda adapters, spec, fisher: l2_penalty(adapters, spec),
-    "ewc": ewc_penalty,
+    "ewc": lora_ewc_penalty,
 }
 SPECS = pytest.mark.parametrize("spec", [PLAIN, UNEVEN], ids=["plain", "uneven"])
 
@@ -86,7 +86,7 @@ def test_penalty_is_zero_at_the_start_and_positive_off_it(name, spec):
 @SPECS
 def test_ewc_equals_the_sum_written_out(spec):
     adapters, fisher = moved(spec), random_fisher(TINY, spec)
-    np.testing.assert_allclose(ewc_penalty(adapters, spec, fisher), by_hand(adapters, spec, fisher), rtol=1e-5)
+    np.testing.assert_allclose(lora_ewc_penalty(adapters, spec, fisher), by_hand(adapters, spec, fisher), rtol=1e-5)
 
 
 @SPECS
@@ -98,7 +98,7 @@ def test_l2_equals_the_sum_written_out(spec):
 def test_ewc_with_a_fisher_of_ones_is_l2():
     adapters = moved(UNEVEN)
     ones = {path: jnp.ones_like(value) for path, value in random_fisher(TINY, UNEVEN).items()}
-    np.testing.assert_allclose(ewc_penalty(adapters, UNEVEN, ones), l2_penalty(adapters, UNEVEN), rtol=1e-5)
+    np.testing.assert_allclose(lora_ewc_penalty(adapters, UNEVEN, ones), l2_penalty(adapters, UNEVEN), rtol=1e-5)
 
 
 @SPECS
@@ -123,7 +123,7 @@ def test_gradients_equal_autodiff_of_the_plain_expression(name, spec):
 def test_ewc_gradients_equal_finite_differences(spec):
     """The sum is a polynomial, so central differences in float64 are exact up to their third order."""
     adapters, fisher = moved(spec), random_fisher(TINY, spec)
-    gradient = jax.grad(ewc_penalty)(adapters, spec, fisher)
+    gradient = jax.grad(lora_ewc_penalty)(adapters, spec, fisher)
     rng = np.random.default_rng(2)
     for target in spec:
         for name in ("a", "b"):
@@ -141,7 +141,7 @@ def test_ewc_gradients_equal_finite_differences(spec):
 
 
 def test_padding_of_lower_ranks_gets_no_gradient():
-    gradient = jax.grad(ewc_penalty)(moved(UNEVEN), UNEVEN, random_fisher(TINY, UNEVEN))
+    gradient = jax.grad(lora_ewc_penalty)(moved(UNEVEN), UNEVEN, random_fisher(TINY, UNEVEN))
     assert not np.any(gradient["layers.q"]["a"][0, 2:])
     assert not np.any(gradient["layers.q"]["b"][0, :, 2:])
     assert not np.any(gradient["layers.v"]["a"][1])
@@ -183,7 +183,7 @@ def test_ewc_never_holds_the_weight_change_of_all_layers():
     spec = adapter_spec(config, LoraConfig(rank=4, targets=r".*\.q_proj"))
     adapters = jax.eval_shape(lambda key: initialize(config, spec, key), jax.random.key(0))
     fisher = {"layers.q.weight": jax.ShapeDtypeStruct((layers, width, width), jnp.float32)}
-    step = jax.jit(jax.value_and_grad(lambda adapters, fisher: ewc_penalty(adapters, spec, fisher)))
+    step = jax.jit(jax.value_and_grad(lambda adapters, fisher: lora_ewc_penalty(adapters, spec, fisher)))
     memory = step.lower(adapters, fisher).compile().memory_analysis()
     one_stack = 4 * layers * width * width
     assert memory.argument_size_in_bytes > one_stack  # F itself
@@ -198,8 +198,10 @@ def test_ewc_reads_stored_fishers_and_differentiates(dtype):
     spec = UNEVEN
     adapters, fisher = moved(spec), random_fisher(TINY, spec)
     stored = {path: encode(value, dtype) for path, value in fisher.items()}
-    value, gradient = jax.jit(jax.value_and_grad(lambda adapters, f: ewc_penalty(adapters, spec, f)))(adapters, stored)
-    exact, exact_gradient = jax.value_and_grad(ewc_penalty)(adapters, spec, fisher)
+    value, gradient = jax.jit(jax.value_and_grad(lambda adapters, f: lora_ewc_penalty(adapters, spec, f)))(
+        adapters, stored
+    )
+    exact, exact_gradient = jax.value_and_grad(lora_ewc_penalty)(adapters, spec, fisher)
     np.testing.assert_allclose(value, exact, rtol=1e-3)
     for found, wanted in zip(jax.tree.leaves(gradient), jax.tree.leaves(exact_gradient), strict=True):
         np.testing.assert_allclose(found, wanted, atol=0.02 * np.abs(wanted).max())
@@ -303,7 +305,7 @@ def test_on_a_mesh_every_device_reads_its_part_of_f_and_little_travels(mesh_text
 
     compiled = jax.jit(jax.value_and_grad(on_mesh)).lower(adapters, fisher).compile()
     here = {path: encode(value, dtype) for path, value in exact.items()}
-    expected = jax.jit(jax.value_and_grad(lambda adapters, f: ewc_penalty(adapters, WIDE_SPEC, f)))(adapters, here)
+    expected = jax.jit(jax.value_and_grad(lambda adapters, f: lora_ewc_penalty(adapters, WIDE_SPEC, f)))(adapters, here)
     for found, wanted in zip(jax.tree.leaves(compiled(adapters, fisher)), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(np.asarray(found), wanted, rtol=1e-5, atol=2e-6 * np.abs(wanted).max())
 

@@ -36,7 +36,7 @@ from e2wm_jax.model_files import locate
 from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.weights import Model, load
 from e2wm_jax.regularizers.l2 import l2_penalty
-from e2wm_jax.regularizers.quadratic import ewc_penalty, rowmax127
+from e2wm_jax.regularizers.quadratic import lora_ewc_penalty, rowmax127
 from e2wm_jax.regularizers.regularizer import Scope
 from e2wm_jax.train.run import run
 from e2wm_jax.train.schedules import learning_rates, strengths
@@ -400,7 +400,7 @@ def test_metrics_are_of_the_adapters_before_the_update(held_run, options, tiny, 
         )
         for target in spec
     }
-    assert rows[2]["penalty"] == pytest.approx(0.1 * float(ewc_penalty(adapters, spec, values)), rel=1e-5)
+    assert rows[2]["penalty"] == pytest.approx(0.1 * float(lora_ewc_penalty(adapters, spec, values)), rel=1e-5)
 
 
 def stop_after_two_steps(settings: TrainSettings) -> None:
@@ -445,7 +445,7 @@ def test_l2_and_rowmax127_enter_the_loss(options, fisher, tiny, tmp_path):
     }
     for name, expected in (
         ("l2", 0.3 * float(l2_penalty(adapters, spec))),
-        ("codes", STRENGTH * float(ewc_penalty(adapters, spec, codes))),
+        ("codes", STRENGTH * float(lora_ewc_penalty(adapters, spec, codes))),
     ):
         row = read_metrics(tmp_path / name / "metrics.jsonl")[0]
         assert row["penalty"] == pytest.approx(expected, rel=1e-5)

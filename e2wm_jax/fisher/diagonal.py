@@ -90,7 +90,7 @@ class NonFiniteError(ArithmeticError):
         self.numbers = numbers  # their places in the corpus
 
 
-def fisher_diagonal(
+def document_fisher(
     config: ModelConfig,
     params: Params,
     batches: Iterable[DocumentBatch],
@@ -146,7 +146,7 @@ def accumulate(
     """The pass after each further batch; the totals of one are given away to the next, so copy what shall stay.
 
     Raises:
-        NonFiniteError: see `fisher_diagonal`; totals then hold what is no number.
+        NonFiniteError: see `document_fisher`; totals then hold what is no number.
     """
     step = _step(config, params, _options(params, estimator, computation), computation)
     compiled: dict[Any, jax.stages.Compiled] = {}

@@ -32,7 +32,7 @@ def weighted_change(scope: Scope, change: Adapters, fisher: Fisher) -> jax.Array
     """
     if scope.mesh is not None:
         return sharded_ewc_penalty(scope.mesh, scope.config, change, scope.spec, fisher)
-    return ewc_penalty(change, scope.spec, fisher, implementation=scope.kernel)
+    return lora_ewc_penalty(change, scope.spec, fisher, implementation=scope.kernel)
 
 
 def placed(scope: Scope, fisher: Fisher) -> Fisher:
@@ -43,7 +43,7 @@ def placed(scope: Scope, fisher: Fisher) -> Fisher:
     return jax.tree.map(jnp.asarray, wanted)
 
 
-def ewc_penalty(
+def lora_ewc_penalty(
     adapters: Adapters, spec: AdapterSpec, fisher: Fisher, *, implementation: Implementation = "xla"
 ) -> jax.Array:
     """sum over adapted matrices of F * (s B A)^2; F holds "<target>.weight" for every target of `spec`, in any storage
@@ -55,7 +55,7 @@ def ewc_penalty(
 def sharded_ewc_penalty(
     mesh: Mesh, config: ModelConfig, adapters: Adapters, spec: AdapterSpec, fisher: Fisher
 ) -> jax.Array:
-    """`ewc_penalty` with F spread over the devices as `fisher_partition` says.
+    """`lora_ewc_penalty` with F spread over the devices as `fisher_partition` says.
 
     Every device reads its own part of F and no other; what travels is the value and the gradients, R (N + D) numbers a
     matrix.  Adapters may live anywhere.  Left to itself, the compiler would gather F or B A where rows are split over

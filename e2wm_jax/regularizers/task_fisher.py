@@ -1,6 +1,6 @@
 """The Fisher of a finished task, for the tasks behind it."""
 
-from e2wm_jax.fisher.diagonal import Computation, fisher_diagonal
+from e2wm_jax.fisher.diagonal import Computation, document_fisher
 from e2wm_jax.fisher.storage import Fisher
 from e2wm_jax.regularizers.measure import adapted, documents, target_paths
 from e2wm_jax.regularizers.quadratic import placed
@@ -17,7 +17,7 @@ def task_fisher(material: Material) -> Fisher:
         NonFiniteError: if loss or gradient of a row is no finite number.
     """
     scope, paths = material.scope, target_paths(material.scope)
-    found = fisher_diagonal(
+    found = document_fisher(
         scope.config,
         adapted(material),
         documents(material),
