@@ -17,7 +17,9 @@ from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from e2wm_jax import __version__
 from e2wm_jax.allocator import keep_freed_memory
+from e2wm_jax.compilation import say_compilations
 from e2wm_jax.errors import WAYS_OUT, InputError, disk_error
+from e2wm_jax.progress import busy
 
 
 class Command(NamedTuple):
@@ -158,7 +160,10 @@ def _dispatch(words: list[str]) -> int:
     rest = words[len(name.split()) :]
     as_json = "--json" in rest
     settings = _parse(name, [word for word in rest if word != "--json"])
-    module = importlib.import_module(COMMANDS[name].module)
+    with busy("loading the program"):
+        module = importlib.import_module(COMMANDS[name].module)
+    if "jax" in sys.modules:
+        say_compilations()
     result = getattr(module, COMMANDS[name].function)(settings)
     if as_json:
         print(json.dumps(result))
@@ -173,7 +178,8 @@ def _parse(name: str, words: list[str]) -> Any:
     import tyro
 
     command = COMMANDS[name]
-    settings = getattr(importlib.import_module(command.module), command.settings)
+    with busy("loading the program"):
+        settings = getattr(importlib.import_module(command.module), command.settings)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):

@@ -1,19 +1,152 @@
-"""Progress bars on stderr: shown on a terminal, a line now and then in a log."""
+"""What a command says while it works, on stderr: bars, messages, and what takes long.
 
+On a terminal bars and activities are drawn over and over; in a log each state is a line, every ten seconds at most.
+Worker processes are silent about activities.
+"""
+
+import multiprocessing
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 from tqdm import tqdm
 
+_PATIENCE = 1.5  # seconds that something may take before it is said
+_LOG_EVERY = 10.0  # seconds between two lines of a log
+_FRAME = 0.2  # seconds between two pictures on a terminal
+_WHEEL = "|/-\\"
+
+
+class _Lines:
+    """stderr as a file for tqdm where it is no terminal: each state of a bar is a line of its own."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            say(line)
+
+    def flush(self) -> None:
+        """`say` does."""
+
 
 def progress_bar(name: str, total: int | None, unit: str) -> Any:
     """A tqdm bar; in a log file it prints at most every ten seconds."""
-    interval = 0.1 if sys.stderr.isatty() else 10.0
+    terminal = _is_terminal()
+    interval = 0.1 if terminal else _LOG_EVERY
     return tqdm(
-        total=total, desc=name, unit=unit, file=sys.stderr, mininterval=interval, maxinterval=interval, ncols=100
+        total=total,
+        desc=name,
+        unit=unit,
+        file=sys.stderr if terminal else _Lines(),
+        mininterval=interval,
+        maxinterval=interval,
+        ncols=100,
     )
 
 
 def say(message: str) -> None:
-    """One line for the user on stderr; stdout is for results."""
-    print(message, file=sys.stderr, flush=True)
+    """One line for the user on stderr, above any bar; stdout is for results."""
+    if _is_terminal():
+        tqdm.write(message, file=sys.stderr)
+    elif sys.stderr is not None and not sys.stderr.closed:
+        print(message, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def busy(doing: str) -> Iterator[None]:
+    """Say what a command is doing if it takes more than a moment: with a wheel on a terminal, else as lines of a log.
+
+    Args:
+        doing: in words that continue "the program is ...": "loading the model".
+    """
+    activity = begin(doing)
+    try:
+        yield
+    finally:
+        end(activity)
+
+
+@dataclass(eq=False)
+class Activity:
+    """Something that may take long."""
+
+    doing: str
+    started: float = field(default_factory=time.monotonic)
+    said: float | None = None  # when the log last had a line of it
+    bar: Any = None
+
+
+def begin(doing: str) -> Activity | None:
+    """`busy` for callers that are told of a beginning and of an end; None in a worker process."""
+    if multiprocessing.parent_process() is not None or sys.stderr is None:
+        return None
+    return _NARRATOR.begin(Activity(doing))
+
+
+def end(activity: Activity | None) -> None:
+    """What `begin` began is done."""
+    if activity is not None:
+        _NARRATOR.end(activity)
+
+
+class _Narrator:
+    """A thread that speaks of the activities of this process; it sleeps while there are none."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._some = threading.Event()
+        self._activities: list[Activity] = []
+        self._thread: threading.Thread | None = None
+
+    def begin(self, activity: Activity) -> Activity:
+        with self._lock:
+            self._activities.append(activity)
+            self._some.set()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="narrator", daemon=True)
+                self._thread.start()
+        return activity
+
+    def end(self, activity: Activity) -> None:
+        with self._lock:
+            self._activities.remove(activity)
+            if not self._activities:
+                self._some.clear()
+            if activity.bar is not None:
+                activity.bar.close()
+
+    def _run(self) -> None:
+        with suppress(OSError, ValueError):  # nobody listens: stderr is closed
+            while self._some.wait():
+                time.sleep(_FRAME)
+                with self._lock:
+                    for activity in self._activities[-1:]:  # of activities in one another, the innermost
+                        _speak(activity)
+
+
+_NARRATOR = _Narrator()
+
+
+def _speak(activity: Activity) -> None:
+    now = time.monotonic()
+    seconds = now - activity.started
+    if seconds < _PATIENCE:
+        return
+    if _is_terminal():
+        if activity.bar is None:
+            activity.bar = tqdm(bar_format="{desc}", file=sys.stderr, leave=False, ncols=100)
+        wheel = _WHEEL[int(seconds / _FRAME) % len(_WHEEL)]
+        activity.bar.set_description_str(f"{wheel} {activity.doing}, {seconds:.0f} s")
+    elif activity.said is None:
+        activity.said = now
+        say(f"{activity.doing} ...")
+    elif now - activity.said >= _LOG_EVERY:
+        activity.said = now
+        say(f"{activity.doing} ... {seconds:.0f} s")
+
+
+def _is_terminal() -> bool:
+    return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()

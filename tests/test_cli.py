@@ -91,7 +91,8 @@ def fails(capsys, work) -> Callable[..., str]:
         captured = capsys.readouterr()
         assert captured.out == ""
         assert "Traceback" not in captured.err
-        lines = [line for line in re.split(r"[\r\n]+", captured.err) if line and "%|" not in line]
+        progress = re.compile(r"%\||\.\.\.( \d+ s)?$")
+        lines = [line for line in re.split(r"[\r\n]+", captured.err) if line and not progress.search(line)]
         assert len(lines) == 1, captured.err
         assert lines[0].startswith("error: ")
         assert re.search(says, lines[0]), lines[0]
