@@ -229,7 +229,7 @@ class _Demo:
         with_ewc = name == "ewc-lora"
         settings = TrainSettings(
             model=self.settings.model,
-            data=f"1 {train_files / 'train_plan_gen.json'} 0.7 {train_files / 'train_act_recog.json'}",
+            data=(str(train_files / "train_plan_gen.json"), f"{train_files / 'train_act_recog.json'}:0.7"),
             out=self.out / "runs" / name,
             regularizer="ewc" if with_ewc else "none",
             fisher=self.out / "fisher" if with_ewc else None,

@@ -136,7 +136,7 @@ def test_settings_are_built_from_tables():
         ({"lr": "1e-3"}, "lr = '1e-3': must be float"),
         ({"steps": True}, "steps = True: must be int"),
         ({"optimizer": "adam"}, "choose one of adamw, sgd"),
-        ({"regularizer_data": "a"}, "must be a list"),
+        ({"regularizer_data": 3}, "must be a list"),
         ({"lora": 3}, "must be a table"),
     ],
 )

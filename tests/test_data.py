@@ -49,15 +49,37 @@ def write_lines(path: Path, *records: Any) -> Path:
         ("a.json", [(1.0, "a.json")]),
         ("a.json 2 b.json c.json", [(1.0, "a.json"), (2.0, "b.json"), (1.0, "c.json")]),
         ("  1e-1   dir/a.json.gz\n", [(0.1, "dir/a.json.gz")]),
+        ("a.json:0.7", [(0.7, "a.json")]),
+        ("a.json:0.7 2 b.json c.json:1e1", [(0.7, "a.json"), (2.0, "b.json"), (10.0, "c.json")]),
+        ("./2 2 ./3", [(1.0, "2"), (2.0, "3")]),
+        ("1 'my text.txt' 0.7 \"b c.json\":2.json", [(1.0, "my text.txt"), (0.7, "b c.json:2.json")]),
+        ("'my text.txt:0.5'", [(0.5, "my text.txt")]),
+        (
+            ["a.txt", "b.json:0.5", "2 c.json d.json"],
+            [(1.0, "a.txt"), (0.5, "b.json"), (2.0, "c.json"), (1.0, "d.json")],
+        ),
     ],
 )
-def test_mixture(text: str, expected: list[tuple[float, str]]) -> None:
+def test_mixture(text: str | list[str], expected: list[tuple[float, str]]) -> None:
     assert parse_mixture(text) == [(weight, Path(path)) for weight, path in expected]
+
+
+@pytest.mark.parametrize("name", ["My Drive/plan.json", "a:2", "1 a.json 0.7 b.json", "O'Brien.txt", "two  blanks"])
+def test_a_value_that_is_a_file_is_that_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    assert parse_mixture(name) == [(1.0, Path(name))]
+    assert parse_mixture([f"{name}:0.5", name]) == [(0.5, Path(name)), (1.0, Path(name))]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ([], "--data is empty"),
+        ("a.json:0", "weight 0 must be positive"),
+        ("1 a.json:2", "'a.json' has two weights, 1 and 2"),
+        ("1 'a.json", "no closing quotation; quote names that hold blanks or quotes"),
         ("", "--data is empty"),
         ("1", "the last weight has no file behind it"),
         ("a.json 0.5", "the last weight has no file behind it"),
@@ -68,7 +90,7 @@ def test_mixture(text: str, expected: list[tuple[float, str]]) -> None:
         ("inf a.json", "weight inf must be positive"),
     ],
 )
-def test_bad_mixtures_say_what_is_wrong(text: str, message: str) -> None:
+def test_bad_mixtures_say_what_is_wrong(text: str | list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         parse_mixture(text)
 

@@ -76,6 +76,8 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
             raise InputError(f"{where} = {value!r}: choose one of {', '.join(map(str, arguments))}")
         return value
     if origin is tuple:
+        if isinstance(value, str) and arguments[0] is str:
+            return (value,)
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise InputError(f"{where} = {value!r}: must be a list")
         return tuple(_converted(one, arguments[0], where) for one in value)

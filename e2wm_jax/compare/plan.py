@@ -27,7 +27,7 @@ from e2wm_jax.train.settings import check as check_train
 
 _OF_A_RUN = ("model", "out", "seed", "resume", "distributed")  # the comparison's to set
 _OF_A_FISHER = ("model", "out", "resume", "distributed", "previous", "decay")
-_TRAIN_FLAGS = ("data", "steps", "epochs", "lr", "batch_size", "max_length")
+_TRAIN_FLAGS = ("steps", "epochs", "lr", "batch_size", "max_length")
 _BLOCKS, _BLOCK = 64, 1 << 16  # of a model's file, and bytes of each, by which it is known
 GENERAL_TEXT, RETENTION_TEXT = "pydoc:fisher", "pydoc:held-out"
 
@@ -214,6 +214,8 @@ def _seeds(texts: Sequence[str]) -> tuple[int, ...]:
 def _general_train(settings: CompareSettings, table: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of training for all arms: the file's [train], and flags."""
     flags = _said(**{name: getattr(settings, name) for name in _TRAIN_FLAGS})
+    if settings.data:
+        flags["data"] = list(settings.data)
     adapted = _said(rank=settings.lora_rank, targets=settings.lora_targets, dropout=settings.lora_dropout)
     return merged(table, flags | ({"lora": adapted} if adapted else {}))
 

@@ -24,8 +24,8 @@ class CompareSettings:
     one. A flag given here wins."""
     model: str | None = None
     """Hugging Face directory, .gguf file, hub id, or smollm2-135m."""
-    data: str | None = None
-    """Mixture of task files to train on, as of `e2wm train`: "1 plan.json 0.7 activity.json"."""
+    data: tuple[str, ...] = ()
+    """What to train on, as of `e2wm train`: files, FILE:WEIGHT or a mixture "1 plan.json 0.7 activity.json"."""
     eval: tuple[Path, ...] = ()
     """Evaluation sets: files, or folders in which all are found by name. QA and generation sets are the skill; bAbI is
     measured and shown beside it."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,35 +35,84 @@ class Question:
     where: str
 
 
-def parse_mixture(text: str, flag: str = "--data") -> list[tuple[float, Path | OnlineTask]]:
-    """Parse "1 plan.json 0.7 online:act_recog" into [(weight, path or task), ...]; a bare name has weight 1.
+def parse_mixture(texts: str | Sequence[str], flag: str = "--data") -> list[tuple[float, Path | OnlineTask]]:
+    """Parse what --data was given, each value a file, "file:weight" or a mixture "1 plan.json 0.7 online:act_recog",
+    into [(weight, path or task), ...]; a bare name has weight 1.
+
+    A value that is the name of a file is that file, whatever stands in it; in a mixture, names with blanks are quoted
+    as in a shell.
 
     Args:
-        flag: what the text was given to, for messages.
+        flag: what the texts were given to, for messages.
 
     Raises:
         InputError: for a weight without a name, a weight that is not positive, or an unknown online task.
     """
     mixture: list[tuple[float, Path | OnlineTask]] = []
-    weight: float | None = None
-    for word in text.split():
-        try:
-            number = float(word)
-        except ValueError:
-            sources = parse_online(word) if word.startswith(PREFIX) else [Path(word)]
-            mixture += [(1.0 if weight is None else weight, source) for source in sources]
-            weight = None
-            continue
-        if weight is not None:
-            raise InputError(f"{flag} {text!r}: two weights in a row before {word!r}; write 'weight file weight file'")
-        if not 0 < number < float("inf"):
-            raise InputError(f"{flag} {text!r}: weight {word} must be positive")
-        weight = number
-    if weight is not None:
-        raise InputError(f"{flag} {text!r}: the last weight has no file behind it; write 'weight file weight file'")
+    for text in [texts] if isinstance(texts, str) else texts:
+        name, weight = _weighted(text)
+        if _is_there(name):
+            mixture.append((_checked(weight, f"{flag} {text!r}"), Path(name)))
+        else:
+            mixture += _parse_words(text, flag)
     if not mixture:
         raise InputError(f"{flag} is empty; write 'weight file weight file', e.g. '1 plan.json 0.7 activity.json'")
     return mixture
+
+
+def _parse_words(text: str, flag: str) -> list[tuple[float, Path | OnlineTask]]:
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise InputError(f"{flag} {text!r}: {str(error).lower()}; quote names that hold blanks or quotes") from error
+    mixture: list[tuple[float, Path | OnlineTask]] = []
+    before: str | None = None  # a weight that waits for its name
+    for word in words:
+        name, own = _weighted(word)
+        if own is None and _is_number(word):
+            if before is not None:
+                raise InputError(
+                    f"{flag} {text!r}: two weights in a row before {word!r}; write 'weight file weight file'"
+                )
+            before = word
+            _checked(before, f"{flag} {text!r}")
+            continue
+        if own is not None and before is not None:
+            raise InputError(f"{flag} {text!r}: {name!r} has two weights, {before} and {own}; give it one")
+        weight = _checked(own or before, f"{flag} {text!r}")
+        sources = parse_online(name) if name.startswith(PREFIX) else [Path(name)]
+        mixture += [(weight, source) for source in sources]
+        before = None
+    if before is not None:
+        raise InputError(f"{flag} {text!r}: the last weight has no file behind it; write 'weight file weight file'")
+    return mixture
+
+
+def _weighted(text: str) -> tuple[str, str | None]:
+    """ "plan.json:0.7" as its name and its weight; without a weight, or where it is a file, the text itself."""
+    name, colon, weight = text.rpartition(":")
+    return (name, weight) if name and colon and _is_number(weight) and not _is_there(text) else (text, None)
+
+
+def _checked(weight: str | None, where: str) -> float:
+    if weight is not None and not 0 < float(weight) < float("inf"):
+        raise InputError(f"{where}: weight {weight} must be positive")
+    return 1.0 if weight is None else float(weight)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return bool(name.strip()) and not _is_number(name) and Path(name).exists()
+    except (OSError, ValueError):  # no name that a file can have
+        return False
 
 
 def read_task(path: Path, weight: float = 1.0) -> list[TaskExample]:

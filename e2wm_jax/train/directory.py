@@ -85,9 +85,12 @@ def check_out(settings: TrainSettings) -> None:
         return  # never started: starts now
     earlier = read_json(config)
     for key, value in resolved(settings).items():
-        if key not in _FREE and earlier.get(key) != value:
+        before = earlier.get(key)
+        if isinstance(value, list) and isinstance(before, str):
+            before = [before] if before else []  # of a version in which it was one text
+        if key not in _FREE and before != value:
             raise InputError(
-                f"--resume: {out} was run with {key} = {earlier.get(key)!r}, not {value!r}; "
+                f"--resume: {out} was run with {key} = {before!r}, not {value!r}; "
                 "repeat its settings, or give a new --out"
             )
 

@@ -31,7 +31,7 @@ class SequenceSettings(TrainSettings):
     --tasks "1 train/plan.json" "1 train/count.json" --tests "1 eval/plan.json" "1 eval/count.json"
     """
 
-    data: Annotated[str, tyro.conf.Suppress] = ""  # of each task in turn
+    data: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()  # of each task in turn
     tasks: tuple[str, ...]
     """The tasks in their order, two or more; each a mixture as of `e2wm train --data`: "1 plan.json 0.7 recog.json".
     --steps or --epochs, --lr and its schedule begin anew with each."""
@@ -57,7 +57,7 @@ class SequenceSettings(TrainSettings):
 def task_settings(settings: SequenceSettings, index: int) -> TrainSettings:
     """The run of one task, counted from 0.  Seeds count up, so that each task has batches and dropout of its own."""
     shared = {field.name: getattr(settings, field.name) for field in dataclasses.fields(TrainSettings)}
-    own = {"data": settings.tasks[index], "out": settings.out / f"task-{index + 1}", "seed": settings.seed + index}
+    own = {"data": (settings.tasks[index],), "out": settings.out / f"task-{index + 1}", "seed": settings.seed + index}
     # Later tasks go on with the adapter in memory; digests in their config.json say with which.
     start: dict[str, Path | None] = {} if index == 0 else {"adapter": None}
     return TrainSettings(**{**shared, **own, **start})
@@ -71,7 +71,7 @@ def check(settings: SequenceSettings) -> None:
     """
     tasks, tests, names = settings.tasks, settings.tests, settings.names
     if settings.data:
-        raise InputError(f"--data {settings.data!r}: a sequence has --tasks instead, one mixture for each task")
+        raise InputError(f"--data {' '.join(settings.data)}: a sequence has --tasks instead, one mixture for each task")
     if len(tasks) < 2:
         raise InputError(f"--tasks: {len(tasks)} given; a sequence has two or more, a single one is for `e2wm train`")
     if len(tests) != len(tasks):

@@ -24,10 +24,10 @@ class TrainSettings:
 
     model: str
     """Hugging Face directory, .gguf file, hub id, or smollm2-135m."""
-    data: str
-    """Mixture of task files, plain text (*.txt, all of it to be learned) and endless tasks made on demand: "weight name
-    weight name ...", e.g. "1 plan.json 0.7 online:act_recog". Online: plan_gen, act_recog, count, obj_move, or all;
-    e.g. "online:plan_gen?simulations=500"."""
+    data: tuple[str, ...]
+    """What to learn: files (docs/data.md), FILE:WEIGHT, or a mixture "weight name weight name ...", e.g. "1 plan.json
+    0.7 online:act_recog"; may be given several times. Endless tasks made on demand: online:plan_gen, act_recog, count,
+    obj_move, or all; e.g. "online:plan_gen?simulations=500"."""
     out: Path
     """Run directory to write."""
     fisher: Path | None = None
@@ -93,8 +93,8 @@ class TrainSettings:
     remat: Remat = "none"
     """What the backward pass computes again instead of keeping it: layers (all but each layer's input), or products
     (all but what was multiplied with a weight)."""
-    validation: str = ""
-    """Mixture of held-out task files; its loss is measured at every checkpoint (validation.jsonl)."""
+    validation: tuple[str, ...] = ()
+    """Held-out files, given as --data; its loss is measured at every checkpoint (validation.jsonl)."""
     checkpoint_every: int = 100
     """Steps between checkpoints; the last step always has one."""
     keep_checkpoints: int = 3

@@ -46,7 +46,7 @@ def validation_loss(
     return total / max(count, 1)
 
 
-def held_out_mixture(text: str, flag: str) -> list[tuple[float, Path]]:
+def held_out_mixture(text: str | Sequence[str], flag: str) -> list[tuple[float, Path]]:
     """Files of a mixture with their weights.
 
     Raises:
@@ -59,7 +59,7 @@ def held_out_mixture(text: str, flag: str) -> list[tuple[float, Path]]:
     return [(weight, source) for weight, source in mixture if isinstance(source, Path)]
 
 
-def held_out_rows(settings: TrainSettings, tokenizer: Any, text: str, flag: str) -> list[Row]:
+def held_out_rows(settings: TrainSettings, tokenizer: Any, text: str | Sequence[str], flag: str) -> list[Row]:
     """The rows of a mixture of files, tokenized as the training data are.
 
     Raises:
