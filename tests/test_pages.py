@@ -267,7 +267,7 @@ def test_a_fisher_shows_where_it_is(fisher: Path, tmp_path: Path):
     html = drawn(fisher, out=tmp_path / "page.html")
     tensors = load_file(fisher / "model.safetensors")
     name, largest = max(tensors.items(), key=lambda item: item[1].sum(dtype=np.float64))
-    first_row = re.search(r"<caption>The tensors that hold most of F</caption>.*?<td[^>]*>([^<]+)</td>", html)
+    first_row = re.search(r"<figcaption>The tensors that hold most of F</figcaption>.*?<td[^>]*>([^<]+)</td>", html)
     assert first_row is not None
     assert first_row[1] == name
     assert largest.max() > 0

@@ -218,7 +218,7 @@ def _losses(record: Record, folder: Path) -> list[str]:
     if not loss:
         return [paragraph("No run is done yet.")]
     order = _names(record["trade_off"])
-    return [line_chart(loss, title="Task loss", x_label="step", y_label="nats per answer token", smooth=8, order=order)]
+    return [line_chart(loss, title="Task loss", x_label="step", y_label="nats per answer token", smooth=True, order=order)]
 
 
 def _made(record: Record) -> list[str]:

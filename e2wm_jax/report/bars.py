@@ -45,6 +45,7 @@ def bar_chart(
     """Lying bars of ``values[task][model]``, with the value written beside each and an error bar where one is given.
 
     ``baselines[task]`` draws a tick across the bars of that task. A value that is not finite is written as a dash.
+    Values that are all of type int are counts: they and the ticks below are written without decimals.
     """
     if not any(values.values()):
         return empty(title)
@@ -56,6 +57,7 @@ def bar_chart(
     head, used = legend(keys, 13.0)
     left = min(max((width_of(task) for task in values), default=0.0), _NAMES) + 22
     axis = fit(_ends(values, baselines, errors), left, WIDTH - _VALUES, pad=0.0)
+    counts = all(isinstance(value, int) for scores in values.values() for value in scores.values())
     known = [abs(value) for scores in values.values() for value in map(finite, scores.values()) if value is not None]
     rows, top = [], used + 8
     for task, scores in values.items():
@@ -64,13 +66,13 @@ def bar_chart(
         bars, written = [], []
         for n, (model, value) in enumerate(scores.items()):
             bar, end = _bar(axis, index[model], top + _BAR * n, value, errors.get(task, {}).get(model))
-            text = "\u2013" if finite(value) is None else fixed(value or 0.0, max(known), 3)
+            text = f"{value:,}" if counts else _shown(value, max(known, default=0.0))
             bars.append(bar)
             written.append(words(end + 5, top + _BAR * (n + 0.5) + 4, text, class_="value"))
         # The tick lies over the bars and under the text.
         rows += [*bars, _tick(axis, baselines.get(task), top, _BAR * len(scores)), *written]
         top += max(_BAR * len(scores), LINE * len(lines)) + 12
-    body = head + _scale(axis, used + 4, top - 4, x_label) + "".join(rows)
+    body = head + _scale(axis, used + 4, top - 4, x_label, whole=counts) + "".join(rows)
     return figure(title, _describe(values, baselines, x_label), top + 2 * LINE + 6, body)
 
 
@@ -112,6 +114,10 @@ def _bar(axis: Axis, index: int, top: float, value: float | None, spread: Spread
     return "".join(parts), end
 
 
+def _shown(value: float | None, largest: float) -> str:
+    return "\u2013" if finite(value) is None else fixed(value or 0.0, largest, 3)
+
+
 def _wrap(task: str, width: float, most: int = 3) -> list[str]:
     """The name of a task on few short lines, broken at spaces and after underscores, slashes and hyphens."""
     lines = [""]
@@ -124,11 +130,11 @@ def _wrap(task: str, width: float, most: int = 3) -> list[str]:
     return [shorten(text.strip(), width) for text in lines]
 
 
-def _scale(axis: Axis, top: float, bottom: float, x_label: str) -> str:
-    ticks, count = axis.ticks(5), 5
+def _scale(axis: Axis, top: float, bottom: float, x_label: str, *, whole: bool) -> str:
+    ticks, count = axis.ticks(5, whole=whole), 5
     while count > 3 and sum(map(width_of, tick_labels(axis, ticks))) > (axis.end - axis.start) * 0.7:
         count -= 1
-        ticks = axis.ticks(count)
+        ticks = axis.ticks(count, whole=whole)
     parts = [line(axis.place(tick), top, axis.place(tick), bottom, "grid") for tick in ticks]
     parts.append(line(axis.place(0.0), top, axis.place(0.0), bottom, "axis"))
     for tick, name in zip(ticks, tick_labels(axis, ticks), strict=True):

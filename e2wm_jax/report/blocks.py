@@ -98,10 +98,11 @@ def table(
     for n in range(len(rows)):
         cells = (element("td", column[n], class_=side) for column, side in zip(drawn, sides, strict=True))
         body.append(element("tr", "".join(cells)))
-    title = element("caption", escape(caption)) if caption else ""
-    whole = title + element("thead", element("tr", "".join(head))) + element("tbody", "".join(body))
+    whole = element("thead", element("tr", "".join(head))) + element("tbody", "".join(body))
+    # The caption stands outside of what scrolls sideways, so that a phone shows all of it.
+    title = element("figcaption", escape(caption)) if caption else ""
     frame: dict[str, Any] = {"class_": "wide", "tabindex": 0, "role": "region", "aria_label": caption or "table"}
-    return element("div", element("table", whole), **frame)
+    return element("figure", title + element("div", element("table", whole), **frame), class_="table")
 
 
 def _value(cell: Cell) -> float | None:

@@ -42,10 +42,14 @@ class Axis:
         share = ((math.log10(value) if self.log else value) - self.low) / (self.high - self.low)
         return self.start + (self.end - self.start) * min(max(share, 0.0), 1.0)
 
-    def ticks(self, count: int = 6) -> list[float]:
-        """Round numbers (1, 2 or 5 times a power of ten) inside the range, about ``count`` of them."""
+    def ticks(self, count: int = 6, *, whole: bool = False) -> list[float]:
+        """Round numbers (1, 2 or 5 times a power of ten) inside the range, about ``count`` of them.
+
+        With ``whole``, for counts, all of them are whole numbers.
+        """
         if not self.log:
-            return _round_numbers(self.low, self.high, count)
+            ticks = _round_numbers(self.low, self.high, count)
+            return [tick for tick in ticks if float(tick).is_integer()] if whole else ticks
         decades = range(math.ceil(self.low - 1e-9), math.floor(self.high + 1e-9) + 1)
         if self.high - self.low < 1:
             return [tick for tick in _round_numbers(10**self.low, 10**self.high, count) if tick > 0]
@@ -229,9 +233,11 @@ def frame(
     log_y: bool = False,
     pad: float = 0.04,
     plot_height: float = 230.0,
+    whole_x: bool = False,
 ) -> Frame:
     """Legend, axes, grid and axis labels for points at ``xs``, ``ys``; ``note`` stands at the top right.
 
+    With ``whole_x``, where x counts something, its ticks are whole numbers.
     The label of the y axis lies above it and that of the x axis at the right below: both read without a turned head.
     """
     keys, used = legend(entries, 13.0)
@@ -247,9 +253,9 @@ def frame(
         body.append(line(left, y.place(tick), WIDTH - 8, y.place(tick), "grid"))
         body.append(words(left - 8, y.place(tick) + 4, name, "end"))
     bottom, count = y.start, 6
-    while count > 3 and sum(map(width_of, tick_labels(x, x.ticks(count)))) > (WIDTH - left) * 0.7:
+    while count > 3 and sum(map(width_of, tick_labels(x, x.ticks(count, whole=whole_x)))) > (WIDTH - left) * 0.7:
         count -= 1
-    ticks = x.ticks(count)
+    ticks = x.ticks(count, whole=whole_x)
     body.append(line(left, bottom, WIDTH - 8, bottom, "axis"))
     for tick, name in zip(ticks, tick_labels(x, ticks), strict=True):
         body.append(line(x.place(tick), bottom, x.place(tick), bottom + 4, "axis"))

@@ -30,31 +30,34 @@ def line_chart(
     x_label: str,
     y_label: str,
     log_y: bool = False,
-    smooth: int | None = None,
+    smooth: bool = False,
     order: Sequence[str] = (),
 ) -> str:
     """Lines over a common x axis, such as losses over steps.
 
-    With ``smooth`` the running mean over that many points is drawn over a light line of the values themselves. A value
-    that is not finite (or, with ``log_y``, not positive) leaves a gap.
+    With ``smooth`` the running mean over a tenth of a series' points is drawn over a light line of the values
+    themselves; a series of fewer than 30 points stays as it is. A value that is not finite (or, with ``log_y``, not
+    positive) leaves a gap.
     """
     index = indices(series, order)
     kept = {name: _drawable(points, log_y) for name, points in series.items()}
     shown = [(x, y) for points in kept.values() for x, y in points if y is not None]
     if not shown:
         return empty(title)
+    windows = {name: _window(points) if smooth else 1 for name, points in kept.items()}
+    widest = max(windows.values())
     plot = frame(
         [x for x, _ in shown],
         [y for _, y in shown],
         (x_label, y_label),
         [(_line_key(index[name], DASHES[n % len(DASHES)]), name) for n, name in enumerate(kept)],
-        note=f"bold: mean of {smooth} points" if smooth and smooth > 1 else "",
+        note=f"bold: mean of up to {widest} points" if widest > 1 else "",
         log_y=log_y,
+        whole_x=all(isinstance(x, int) for points in series.values() for x, _ in points),
     )
     body = [plot.body]
-    if smooth and smooth > 1:
-        body += [_path(plot, points, f"raw {color(index[name])}") for name, points in kept.items()]
-        kept = {name: _running_mean(points, smooth) for name, points in kept.items()}
+    body += [_path(plot, kept[name], f"raw {color(index[name])}") for name in kept if windows[name] > 1]
+    kept = {name: _running_mean(points, windows[name]) for name, points in kept.items()}
     for n, (name, points) in enumerate(kept.items()):
         body.append(_path(plot, points, f"line {color(index[name])}", DASHES[n % len(DASHES)]))
         ends = [(x, y) for x, y in points if y is not None]
@@ -67,10 +70,18 @@ def _drawable(points: Iterable[tuple[float, float]], log: bool) -> list[Value]:
     return [(x, None if y is not None and log and y <= 0 else y) for x, y in pairs if x is not None]
 
 
+def _window(points: Sequence[Value]) -> int:
+    """An odd number of points, at most a tenth of all."""
+    tenth = len(points) // 10
+    return max(tenth - (tenth + 1) % 2, 1)
+
+
 def _running_mean(points: Sequence[Value], window: int) -> list[Value]:
-    half, means = window // 2, []
+    """Means around each point; the window shrinks at both ends, so the curve begins and ends where the data do."""
+    means = []
     for index, (x, y) in enumerate(points):
-        near = [value for _, value in points[max(index - half, 0) : index - half + window] if value is not None]
+        half = min(window // 2, index, len(points) - 1 - index)
+        near = [value for _, value in points[index - half : index + half + 1] if value is not None]
         means.append((x, sum(near) / len(near) if y is not None else None))
     return means
 

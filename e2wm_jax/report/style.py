@@ -33,10 +33,10 @@ nav a{text-decoration:none;display:inline-block;padding:.2rem 0}nav a:hover{text
 figure{margin:1.8rem 0}figcaption{font-weight:600;font-size:.95rem;line-height:1.4;margin:0 0 .7rem}
 figcaption small{font-weight:400;font-size:.85rem;color:var(--soft);margin-left:.2rem}
 .chart{max-width:38rem}.chart svg{display:block;width:100%;height:auto;overflow:visible}
-.wide{overflow-x:auto;margin:1.5rem 0;background:linear-gradient(to left,var(--paper) 40%,transparent) right/3rem 100%
+figure.table{margin:1.5rem 0}.wide{overflow-x:auto;background:linear-gradient(to left,var(--paper) 40%,transparent) right/3rem 100%
 no-repeat local,linear-gradient(to left,var(--shade),transparent) right/.9rem 100% no-repeat scroll}
 table{border-collapse:collapse;min-width:60%;font-size:.9rem;line-height:1.4;font-variant-numeric:tabular-nums}
-caption{text-align:left;font-weight:600;padding-bottom:.6rem;font-size:.95rem}
+.table figcaption{width:0;min-width:100%}
 th{font-weight:500;color:var(--soft);vertical-align:bottom;border-bottom:1px solid var(--soft)}
 th,td{padding:.42rem .7rem;text-align:left}:is(th,td):first-child{padding-left:0}:is(th,td):last-child{padding-right:0}
 td{border-bottom:1px solid var(--faint);vertical-align:top}
@@ -91,6 +91,11 @@ _PHONE = """
 text{font-size:13px}dl{grid-template-columns:repeat(auto-fill,minmax(9.5rem,1fr))}
 table{font-size:.85rem}th,td{padding-left:.4rem;padding-right:.4rem}}
 """
+# A table that needs more than the column of text takes it, evenly on both sides.
+_DESK = """
+@media screen and (min-width:44rem){figure.table{width:max-content;min-width:100%;max-width:min(76rem,100vw - 4rem);
+margin-left:50%;transform:translateX(-50%)}.table td.words:not(.brief){max-width:26rem}}
+"""
 _PRINT = (
     f"@media print{{:root{{{LIGHT};--paper:#fff}}}}"
     + """
@@ -100,4 +105,4 @@ details::details-content{content-visibility:visible;display:block;height:auto}}
 """
 )
 CHART_STYLE = _SCHEMES + _CHART + _SERIES + _SHADES
-STYLE = CHART_STYLE + _TEXT + _PHONE + _PRINT
+STYLE = CHART_STYLE + _TEXT + _DESK + _PHONE + _PRINT

@@ -8,7 +8,6 @@ from e2wm_jax.metrics import read_metrics
 from e2wm_jax.report import Section, details, key_values, line_chart, page, write
 
 VALIDATION_FILE = "validation.jsonl"
-_SMOOTHED_STEPS = 20  # window of the heavier line
 
 
 def write_report(path: Path, metrics: Path, summary: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -35,7 +34,7 @@ def charts(metrics: Path) -> list[str]:
     """The metrics over the steps, and the loss on held-out rows if a validation.jsonl lies beside them."""
     rows = read_metrics(metrics)
 
-    def chart(column: str, title: str, unit: str, smooth: int | None = _SMOOTHED_STEPS) -> str:
+    def chart(column: str, title: str, unit: str, *, smooth: bool = True) -> str:
         # A step whose loss was no number has none to draw.
         series = {column: [(row["step"], row[column]) for row in rows if row[column] is not None]}
         return line_chart(series, title=title, x_label="step", y_label=unit, smooth=smooth)
@@ -46,7 +45,7 @@ def charts(metrics: Path) -> list[str]:
         drawn.append(line_chart(held_out, title="Held-out tasks", x_label="step", y_label="nats per answer token"))
     if any(row["penalty"] for row in rows):
         drawn.append(chart("penalty", "Penalty", "strength times penalty"))
-    drawn += [chart("grad_norm", "Gradient norm", "norm"), chart("lr", "Learning rate", "learning rate", None)]
+    drawn += [chart("grad_norm", "Gradient norm", "norm"), chart("lr", "Learning rate", "learning rate", smooth=False)]
     if len({row["strength"] for row in rows}) > 1:
-        drawn.append(chart("strength", "Strength", "strength", None))
+        drawn.append(chart("strength", "Strength", "strength", smooth=False))
     return drawn
