@@ -31,7 +31,7 @@ def test_collate_by_hand() -> None:
     batch = collate(rows, length=4, num_targets=3, batch_size=3)
     assert batch.ids.tolist() == [[5, 6, 7, 0], [8, 9, 0, 0], [0, 0, 0, 0]]
     assert batch.segments.tolist() == [[0, 0, 0, -1], [0, 0, -1, -1], [-1, -1, -1, -1]]
-    assert batch.positions.tolist() == [[0, 1, 2, 3]] * 3
+    assert batch.positions.tolist() == [[0, 1, 2, 0], [0, 1, 0, 0], [0] * 4], "padding does not lengthen a row"
     assert batch.targets.tolist() == [[2, 1, 1], [1, 1, 1], [1, 1, 1]]
     assert batch.weights.tolist() == [[0.5, 0, 0], [1, 0, 0], [0, 0, 0]]
     assert [leaf.dtype for leaf in batch] == [np.int32] * 4 + [np.float32]

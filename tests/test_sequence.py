@@ -91,7 +91,7 @@ def test_matrix_is_the_loss_of_the_saved_adapters(held: Path, options: dict[str,
     record = json.loads((held / "sequence.json").read_text())
     assert record["tasks"] == ["task-1", "task-2"]
     tokenizer = load_tokenizer(locate(settings.model))
-    tests = [held_out_rows(settings, tokenizer, text, "--tests") for text in settings.tests]
+    tests = [held_out_rows(settings, tokenizer, tiny.config, text, "--tests") for text in settings.tests]
     for number in (1, 2):
         adapters, spec = read_adapter(held / f"task-{number}/adapter", tiny.config)
         scope = Scope(tiny.config, spec)

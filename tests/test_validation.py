@@ -69,7 +69,9 @@ def loss_by_hand(model: Model, adapters: Any, spec: Any, rows: list[Row]) -> flo
 
 def test_loss_is_that_of_each_row_by_itself(tiny: Model, tiny_llama: Path, files: tuple[Path, Path]):
     settings = TrainSettings(model=str(tiny_llama), data="", out=Path("unused"), max_length=LENGTH)
-    rows = held_out_rows(settings, load_tokenizer(locate(str(tiny_llama))), f"1 {files[0]} 0.5 {files[1]}", "--flag")
+    rows = held_out_rows(
+        settings, load_tokenizer(locate(str(tiny_llama))), tiny.config, f"1 {files[0]} 0.5 {files[1]}", "--flag"
+    )
     assert len(rows) == 11
     assert {row.weight for row in rows} == {1.0, 0.5}
     spec = adapter_spec(tiny.config, LORA)
@@ -102,7 +104,7 @@ def test_every_checkpoint_has_its_loss_and_the_best_one_is_kept(
     rows = read_metrics(tmp_path / "run/validation.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     adapters, spec = read_adapter(tmp_path / "run/adapter", tiny.config)
-    held_out = held_out_rows(settings, load_tokenizer(locate(settings.model)), str(count), "--validation")
+    held_out = held_out_rows(settings, load_tokenizer(locate(settings.model)), tiny.config, str(count), "--validation")
     assert rows[-1]["nats"] == pytest.approx(loss_by_hand(tiny, adapters, spec, held_out), rel=1e-5)
     best = min(rows, key=lambda row: row["nats"])["step"]
     assert {int(path.name) for path in (tmp_path / "run/checkpoints").iterdir()} == {best, 4}

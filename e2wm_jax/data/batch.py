@@ -62,14 +62,18 @@ def coarse_length(length: int, limit: int) -> int:
 
 
 def collate(rows: Sequence[Row], *, length: int, num_targets: int, batch_size: int) -> Batch:
-    """Pad `rows` to [batch_size, length] and [batch_size, num_targets]; rows beyond their number are all padding."""
+    """Pad `rows` to [batch_size, length] and [batch_size, num_targets]; rows beyond their number are all padding.
+
+    Padding has position 0: a model may look at the longest position of a batch (`models.rope.rotary`), or have a table
+    that ends before `length`.
+    """
     shape, target_shape = (batch_size, length), (batch_size, num_targets)
-    ids, segments = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
+    ids, positions, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
     targets, weights = np.ones(target_shape, np.int32), np.zeros(target_shape, np.float32)
     for index, row in enumerate(rows):
         ids[index, : len(row.ids)] = row.ids
+        positions[index, : len(row.ids)] = np.arange(len(row.ids))
         segments[index, : len(row.ids)] = 0
         targets[index, : row.num_targets] = np.arange(row.first_target, len(row.ids))
         weights[index, : row.num_targets] = row.weight
-    positions = np.broadcast_to(np.arange(length, dtype=np.int32), shape)
-    return Batch(ids, np.ascontiguousarray(positions), segments, targets, weights)
+    return Batch(ids, positions, segments, targets, weights)

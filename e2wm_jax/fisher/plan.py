@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from e2wm_jax import __version__
-from e2wm_jax.config import DynamicScaling, ModelConfig
+from e2wm_jax.config import ModelConfig
 from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError
 from e2wm_jax.fisher import online, resume
@@ -21,6 +21,7 @@ from e2wm_jax.kernels.weighted_square import check_implementation
 from e2wm_jax.lora import linear_modules
 from e2wm_jax.model_files import ModelFiles, locate
 from e2wm_jax.models.decoder import weight_table
+from e2wm_jax.models.positions import rule_of_positions
 from e2wm_jax.models.weights import hf_names, open_model
 from e2wm_jax.sharding import join_hosts, make_mesh
 
@@ -134,16 +135,10 @@ def check_positions(config: ModelConfig, corpus: Corpus) -> None:
     """Positions beyond those of the model: some have no weights, some turn by the longest document of the batch."""
     if corpus.longest <= config.max_positions:
         return
-    number = max(range(len(corpus.rows)), key=lambda number: len(corpus.rows[number].ids))
-    if "positions.weight" in weight_table(config):
-        rule = f"the model has {config.max_positions} positions"
-    elif isinstance(getattr(config, "rope_scaling", None), DynamicScaling):
-        rule = (
-            f"beyond {config.max_positions} positions this model's rotation depends on the longest document of a "
-            "batch, and F would depend on the batches"
-        )
-    else:
+    rule = rule_of_positions(config)
+    if rule is None:
         return
+    number = max(range(len(corpus.rows)), key=lambda number: len(corpus.rows[number].ids))
     raise InputError(
         f"{where(corpus, number)}: {corpus.longest} tokens, but {rule}; give --max-length {config.max_positions}"
     )

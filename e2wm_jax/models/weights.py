@@ -156,6 +156,18 @@ def _put(stack: jax.Array, value: np.ndarray | jax.Array, layer: int) -> jax.Arr
     return jax.lax.dynamic_update_index_in_dim(stack, value.astype(stack.dtype), layer, axis=0)
 
 
+def read_config(files: ModelFiles) -> ModelConfig:
+    """A model's configuration alone.
+
+    Raises:
+        InputError: if it is missing, of another architecture, or makes no sense.
+    """
+    if files.format == "gguf":
+        return open_gguf_model(files.path)[0]
+    path = files.path / "config.json"
+    return config_from_hf(read_json(path), path)
+
+
 def open_model(files: ModelFiles) -> tuple[ModelConfig, TensorFiles]:
     """A model's configuration and its weights under their Hugging Face names, all of them checked and none read.
 

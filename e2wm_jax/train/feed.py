@@ -5,30 +5,35 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from e2wm_jax.config import ModelConfig
 from e2wm_jax.data.batch import Batch
 from e2wm_jax.data.loader import Loader, StepBatch
 from e2wm_jax.data.online_rows import RowMaker, online_rows
 from e2wm_jax.data.source import online_tasks, parse_mixture, read_mixture
 from e2wm_jax.data.tokenize import task_rows
 from e2wm_jax.errors import InputError
-from e2wm_jax.fisher.corpus import Corpus, read_corpus
+from e2wm_jax.fisher.corpus import Corpus, read_corpus, where
 from e2wm_jax.progress import say
+from e2wm_jax.train.positions import check_online_positions, check_positions
 from e2wm_jax.train.settings import TASK_ROWS, TrainSettings
 
 _ROWS = PartitionSpec(None, ("data", "fsdp"))  # of the [K, B] of a step's batch
 
 
 @contextmanager
-def open_data(settings: TrainSettings, tokenizer: Any, mesh: Mesh | None = None) -> Iterator[tuple[Loader, list[int]]]:
+def open_data(
+    settings: TrainSettings, tokenizer: Any, config: ModelConfig, mesh: Mesh | None = None
+) -> Iterator[tuple[Loader, list[int]]]:
     """The loader, and for each row of the files the number of its example in them.
 
     Raises:
-        InputError: for data that cannot be read or made, before the context is entered.
+        InputError: for data that cannot be read or made, or that the model cannot read, before the context is entered.
     """
     mixture = parse_mixture(settings.data)
     examples = read_mixture(mixture)
@@ -41,6 +46,9 @@ def open_data(settings: TrainSettings, tokenizer: Any, mesh: Mesh | None = None)
     )
     if len(kept) < len(examples):
         say(f"skipped {len(examples) - len(kept)} of {len(examples)} rows: no answer token within --max-length")
+    check_positions(config, rows, lambda number: examples[kept[number]].where)
+    for _, task in online_tasks(mixture):
+        check_online_positions(config, settings.max_length, f"--data: {task.name}")
     maker = RowMaker(
         tokenizer,
         online_tasks(mixture),
@@ -61,21 +69,23 @@ def open_data(settings: TrainSettings, tokenizer: Any, mesh: Mesh | None = None)
         yield _shared(Loader(rows, *sizes, settings.seed, online=online, pack=settings.pack), mesh), kept
 
 
-def read_text(settings: TrainSettings, tokenizer: Any) -> Corpus | None:
+def read_text(settings: TrainSettings, tokenizer: Any, config: ModelConfig) -> Corpus | None:
     """The general text that the regularizer reads, if it does.
 
     Raises:
-        InputError: as `read_corpus`.
+        InputError: as `read_corpus`, or for a document that the model cannot read.
     """
     if not settings.regularizer_data or TASK_ROWS in settings.regularizer_data:
         return None
-    return read_corpus(
+    corpus = read_corpus(
         tokenizer,
         settings.regularizer_data,
         samples=settings.regularizer_samples,
         max_length=settings.max_length,
         special_tokens=settings.special_tokens,
     )
+    check_positions(config, corpus.rows, partial(where, corpus))
+    return corpus
 
 
 def text_loader(settings: TrainSettings, corpus: Corpus, mesh: Mesh | None = None) -> Loader:

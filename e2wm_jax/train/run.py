@@ -68,13 +68,13 @@ def run(settings: TrainSettings) -> dict[str, Any]:
 
     # Data first: most mistakes are there, and finding them needs no weights.
     files = locate(settings.model)
-    tokenizer = load_tokenizer(files)
-    corpus = read_text(settings, tokenizer)
+    tokenizer, shape = load_tokenizer(files), weights.read_config(files)
+    corpus = read_text(settings, tokenizer, shape)
     text = settings.validation
-    held_out = held_out_rows(settings, tokenizer, text, "--validation") if text else []
+    held_out = held_out_rows(settings, tokenizer, shape, text, "--validation") if text else []
     content = content_of(settings, corpus)
     check_same(settings, content)
-    with open_data(settings, tokenizer, mesh) as (loader, kept):
+    with open_data(settings, tokenizer, shape, mesh) as (loader, kept):
         return _train(settings, files, mesh, Inputs(loader, kept, corpus, held_out, content))
 
 

@@ -9,25 +9,28 @@ the regularizer's state behind it is computed anew, which gives the same numbers
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
+from e2wm_jax.config import ModelConfig
 from e2wm_jax.data.batch import Row
 from e2wm_jax.data.loader import Loader
 from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.files import read_json, sha256, write_json
-from e2wm_jax.fisher.corpus import Corpus, read_corpus
+from e2wm_jax.fisher.corpus import Corpus, read_corpus, where
 from e2wm_jax.fisher.storage import Fisher
 from e2wm_jax.lora import Adapters
 from e2wm_jax.model_files import locate
-from e2wm_jax.models.weights import Model
+from e2wm_jax.models.weights import Model, read_config
 from e2wm_jax.progress import say
 from e2wm_jax.regularizers.catalogue import REGULARIZERS
 from e2wm_jax.regularizers.regularizer import Material, State, same_state
 from e2wm_jax.train.directory import CONFIG_FILE, CONTENT, check_same, content_of, resolved
 from e2wm_jax.train.feed import open_data, read_text
+from e2wm_jax.train.positions import check_positions
 from e2wm_jax.train.run import (
     ADAPTER,
     REPORT_FILE,
@@ -86,12 +89,12 @@ def run(settings: SequenceSettings) -> dict[str, Any]:
     check(settings)
     mesh = make_ready(settings)
     files = locate(settings.model)
-    tokenizer = load_tokenizer(files)
+    tokenizer, shape = load_tokenizer(files), read_config(files)
     # All data first, the last task's too: a mistake there should not show after days.
-    texts, content = _read_texts(settings, tokenizer)
+    texts, content = _read_texts(settings, tokenizer, shape)
     for index in range(len(settings.tasks)):
         task = task_settings(settings, index)
-        with open_data(task, tokenizer, mesh):
+        with open_data(task, tokenizer, shape, mesh):
             content |= content_of(task, texts.corpus)
     check_same(settings, content)
 
@@ -128,14 +131,14 @@ def show(result: dict[str, Any]) -> None:
         print(f"{name:<{width}}", f"{value:12.4f}" if isinstance(value, float) else value)
 
 
-def _read_texts(settings: SequenceSettings, tokenizer: Any) -> tuple[_Texts, dict[str, str]]:
+def _read_texts(settings: SequenceSettings, tokenizer: Any, config: ModelConfig) -> tuple[_Texts, dict[str, str]]:
     """And digests of them, by name."""
-    corpus = read_text(settings, tokenizer)
+    corpus = read_text(settings, tokenizer, config)
     content = content_of(settings, corpus)
     validation: list[Row] = []
     if settings.validation:
-        validation = held_out_rows(settings, tokenizer, settings.validation, "--validation")
-    tests = tuple(held_out_rows(settings, tokenizer, text, "--tests") for text in settings.tests)
+        validation = held_out_rows(settings, tokenizer, config, settings.validation, "--validation")
+    tests = tuple(held_out_rows(settings, tokenizer, config, text, "--tests") for text in settings.tests)
     content |= {str(path): sha256(path) for text in settings.tests for _, path in held_out_mixture(text, "--tests")}
     general: Sequence[Row] = ()
     if settings.text:
@@ -146,6 +149,7 @@ def _read_texts(settings: SequenceSettings, tokenizer: Any) -> tuple[_Texts, dic
             max_length=settings.max_length,
             special_tokens=settings.special_tokens,
         )
+        check_positions(config, found.rows, partial(where, found))
         general = found.rows
         content["--text"] = found.digest()
     return _Texts(corpus, validation, tests, general), content
@@ -160,7 +164,7 @@ def _learn(sequence: _Sequence, index: int, adapters: Adapters, prepared: State)
     content |= {name: sequence.content[name] for name in ("model", "fisher") if name in sequence.content}
     check_same(task, content)
     say(f"{settings.labels[index]}: task {index + 1} of {last + 1}")
-    with open_data(task, sequence.tokenizer, sequence.config.scope.mesh) as (loader, kept):
+    with open_data(task, sequence.tokenizer, sequence.model.config, sequence.config.scope.mesh) as (loader, kept):
         inputs = Inputs(loader, kept, texts.corpus, texts.validation, content)
         state, summary = train_task(task, sequence.config, sequence.model, adapters, lambda: prepared, inputs)
         _measure(sequence, index + 1, state.adapters, summary)

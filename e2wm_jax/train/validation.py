@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from e2wm_jax.config import ModelConfig
 from e2wm_jax.data.batch import Batch, Row
 from e2wm_jax.data.loader import sorted_batches
 from e2wm_jax.data.online import OnlineTask
@@ -23,6 +24,7 @@ from e2wm_jax.models.layers import Params
 from e2wm_jax.regularizers.regularizer import Scope
 from e2wm_jax.train.feed import put
 from e2wm_jax.train.passes import summed_over_devices, task_nll
+from e2wm_jax.train.positions import check_positions
 from e2wm_jax.train.settings import TrainSettings
 
 
@@ -59,19 +61,23 @@ def held_out_mixture(text: str | Sequence[str], flag: str) -> list[tuple[float, 
     return [(weight, source) for weight, source in mixture if isinstance(source, Path)]
 
 
-def held_out_rows(settings: TrainSettings, tokenizer: Any, text: str | Sequence[str], flag: str) -> list[Row]:
+def held_out_rows(
+    settings: TrainSettings, tokenizer: Any, config: ModelConfig, text: str | Sequence[str], flag: str
+) -> list[Row]:
     """The rows of a mixture of files, tokenized as the training data are.
 
     Raises:
-        InputError: as `held_out_mixture`, or for a file that cannot be read.
+        InputError: as `held_out_mixture`, or for a file or row that cannot be read.
     """
-    rows, _ = task_rows(
+    examples = read_mixture(held_out_mixture(text, flag))
+    rows, kept = task_rows(
         tokenizer,
-        read_mixture(held_out_mixture(text, flag)),
+        examples,
         max_length=settings.max_length,
         special_tokens=settings.special_tokens,
         skip_truncated=settings.skip_truncated,
     )
+    check_positions(config, rows, lambda number: examples[kept[number]].where)
     return rows
 
 
