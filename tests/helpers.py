@@ -44,6 +44,19 @@ def random_torch_model(model_type: str, attn_implementation: str | None = "eager
     return model
 
 
+def byte_tokenizer(*, special: tuple[str, ...] = ("<s>", "</s>"), chat_template: str | None = None) -> Any:
+    """Byte-level, without merges: every byte is a token, and each of `special`, the first of text, the last its end."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE({token: index for index, token in enumerate(alphabet)}, []))
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    roles = {"bos_token": special[0], "eos_token": special[-1]}
+    return PreTrainedTokenizerFast(tokenizer_object=core, chat_template=chat_template, **roles)
+
+
 @contextmanager
 def unaltered(model: Any) -> Iterator[Any]:
     """A torch model in float32 that others use as well. Who trains, freezes, adapts or converts it fails, not they."""

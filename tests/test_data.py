@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import byte_tokenizer
 
 from e2wm_jax.data.batch import collate
+from e2wm_jax.data.example import Completion, Document, Question, TaskExample
 from e2wm_jax.data.held_out import held_out
 from e2wm_jax.data.online import TASKS, OnlineTask, parse_online
 from e2wm_jax.data.source import (
-    Question,
-    TaskExample,
     online_tasks,
     parse_mixture,
     read_documents,
@@ -23,8 +23,9 @@ from e2wm_jax.data.source import (
     read_questions,
     read_task,
 )
-from e2wm_jax.data.tokenize import document_rows, encode, task_rows
+from e2wm_jax.data.tokenize import document_rows, encode, encode_prompts, task_rows
 from e2wm_jax.errors import InputError
+from e2wm_jax.evaluate.answer_rows import pack
 from e2wm_jax.tasks.plan import Plan
 
 PLAN = {"input": "How to make tea?", "ref": "1. Walk to the kitchen"}
@@ -177,8 +178,8 @@ def test_plain_text_is_all_to_be_learned(tmp_path: Path) -> None:
     (tmp_path / "prose.txt").write_text("One.\nStill one.\n\n \nTwo.\n")
     where = f"{tmp_path / 'prose.txt'}: document"
     assert read_mixture([(0.5, tmp_path / "prose.txt")]) == [
-        TaskExample("", "One.\nStill one.", 0.5, f"{where} 1"),
-        TaskExample("", "Two.", 0.5, f"{where} 2"),
+        Document("One.\nStill one.", 0.5, f"{where} 1"),
+        Document("Two.", 0.5, f"{where} 2"),
     ]
 
 
@@ -374,6 +375,80 @@ def test_special_tokens_only_where_asked_for(tiny_tokenizer: Any, tmp_path: Path
         (row,), (size,) = document_rows(tokenizer, ["tea now"], max_length=99, special_tokens=flag)
         first = 0 if flag else len(tokenizer.decode(plain[:1]))
         assert size == len("tea now") - first
+
+
+def closing_tokenizer() -> Any:
+    """It writes <s> in front of every text and </s> behind it."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = byte_tokenizer()
+    begin, end = tokenizer.convert_tokens_to_ids(["<s>", "</s>"])
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", begin), ("</s>", end)]
+    )
+    return tokenizer
+
+
+def test_of_a_tokenizer_that_closes_texts_every_answer_token_is_learned() -> None:
+    """The </s> behind the lone input is none of the input's."""
+    tokenizer = closing_tokenizer()
+    examples = [example("ab", "cd"), Completion("ab", " cd\n", 1.0, "b"), Document("cd", 1.0, "c"), example("", "c")]
+    rows, _ = task_rows(tokenizer, examples, max_length=99, special_tokens=True)
+    learned = [tokenizer.convert_ids_to_tokens(row.ids[row.targets]) for row in rows]
+    assert learned == [["\u0120", "c", "d", "\u010a", "</s>"]] * 2 + [
+        ["c", "d", "</s>"],
+        ["\u0120", "c", "\u010a", "</s>"],
+    ]
+    assert encode_prompts(tokenizer, ["ab", ""], special_tokens=True) == [rows[0].ids[:3].tolist(), [rows[0].ids[0]]]
+    asked = pack(tokenizer, Question("ab", ("cd", "e"), 0, "a"), special_tokens=True)
+    assert [tokenizer.decode([asked.ids[place]]) for place in asked.targets] == [
+        " ",
+        "c",
+        "d",
+        "</s>",
+        " ",
+        "e",
+        "</s>",
+    ]
+
+
+def test_what_a_special_token_of_the_text_itself_ends_is_a_prompt() -> None:
+    tokenizer = byte_tokenizer()
+    (row,), _ = task_rows(tokenizer, [Completion("a</s>", "b", 1.0, "a")], max_length=99)
+    assert tokenizer.decode(row.ids[row.targets]) == "b</s>"
+
+
+@pytest.mark.parametrize("append_eos", [None, True, False])
+def test_texts_and_completions_end_unless_told_otherwise(append_eos: bool | None) -> None:
+    tokenizer = byte_tokenizer()
+    examples = [
+        example("a", "b"),
+        Completion("a", "b", 1.0, "b"),
+        Document("ab", 1.0, "c"),
+        Document("c</s>", 1.0, "d"),
+    ]
+    rows, _ = task_rows(tokenizer, examples, max_length=99, append_eos=append_eos)
+    texts = [tokenizer.decode(row.ids) for row in rows]
+    end = "" if append_eos is False else "</s>"
+    assert texts == ["a b\n" + "</s>" * (append_eos is True), "ab" + end, "ab" + end, "c</s>"]
+    assert [tokenizer.decode(row.ids[row.targets]) for row in rows][1:3] == ["b" + end, "b" + end]
+
+
+def test_a_tokenizer_without_an_end() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.eos_token = None
+    (row,), _ = task_rows(tokenizer, [Document("ab", 1.0, "c")], max_length=99)
+    assert tokenizer.decode(row.ids) == "ab"
+    with pytest.raises(InputError, match="--append-eos: the model's tokenizer has no end-of-text token; pass --no-app"):
+        task_rows(tokenizer, [Document("ab", 1.0, "c")], max_length=99, append_eos=True)
+
+
+def test_what_a_limit_cuts_is_counted(tiny_tokenizer: Any) -> None:
+    (row, short), _ = task_rows(tiny_tokenizer, [example("a", "b" * 20), example("a", "b")], max_length=5)
+    assert row.cut == len(encode(tiny_tokenizer, ["a " + "b" * 20 + "\n"], special_tokens=False)[0]) - 5 > 0
+    assert short.cut == 0
+    ((document,), _) = document_rows(tiny_tokenizer, ["b" * 20], max_length=5, special_tokens=False)
+    assert document.cut == len(encode(tiny_tokenizer, ["b" * 20], special_tokens=False)[0]) - 5
 
 
 def test_rows_without_answer_are_an_error_or_skipped(tiny_tokenizer: Any) -> None:

@@ -28,15 +28,22 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """One tokenized sequence: predict the tokens from index `first_target` on, each with `weight`."""
+    """One tokenized sequence: predict the tokens from index `first_target` on, or the `chosen`, each with `weight`."""
 
     ids: np.ndarray  # [T] int32
     first_target: int  # at least 1
     weight: float = 1.0
+    chosen: np.ndarray | None = None  # [M] int32, increasing, the first is `first_target`; None: all from there on
+    cut: int = 0  # tokens that a limit has taken away at the end
+
+    @property
+    def targets(self) -> np.ndarray:
+        """Indices [M] of the tokens to predict."""
+        return np.arange(self.first_target, len(self.ids)) if self.chosen is None else self.chosen
 
     @property
     def num_targets(self) -> int:
-        return len(self.ids) - self.first_target
+        return len(self.ids) - self.first_target if self.chosen is None else len(self.chosen)
 
 
 def padded_length(length: int, limit: int, *, least: int = 16) -> int:
@@ -74,6 +81,6 @@ def collate(rows: Sequence[Row], *, length: int, num_targets: int, batch_size: i
         ids[index, : len(row.ids)] = row.ids
         positions[index, : len(row.ids)] = np.arange(len(row.ids))
         segments[index, : len(row.ids)] = 0
-        targets[index, : row.num_targets] = np.arange(row.first_target, len(row.ids))
+        targets[index, : row.num_targets] = row.targets
         weights[index, : row.num_targets] = row.weight
     return Batch(ids, positions, segments, targets, weights)

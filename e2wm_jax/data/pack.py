@@ -76,7 +76,7 @@ def collate_packed(bins: Sequence[Sequence[Row]], *, length: int, num_targets: i
             positions[index, place] = np.arange(len(row.ids))
             segments[index, place] = segment
             marks = slice(target, target + row.num_targets)
-            targets[index, marks] = start + np.arange(row.first_target, len(row.ids))
+            targets[index, marks] = start + row.targets
             weights[index, marks] = row.weight
             start, target = place.stop, marks.stop
     return Batch(ids, positions, segments, targets, weights)

@@ -4,35 +4,15 @@ import hashlib
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from e2wm_jax.data.example import Document, Example, Question, TaskExample
 from e2wm_jax.data.online import PREFIX, OnlineTask, parse_online
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json_lines, read_text
 
 PYDOC_SPLITS = ("pydoc:fisher", "pydoc:held-out")
-
-
-@dataclass(frozen=True)
-class TaskExample:
-    """One training or generation example with its place in the data, for messages."""
-
-    input: str
-    ref: str
-    weight: float  # alpha_v of its file
-    where: str  # "file:line"
-
-
-@dataclass(frozen=True)
-class Question:
-    """One multiple-choice question."""
-
-    input: str
-    answers: tuple[str, ...]
-    gold: int
-    where: str
 
 
 def parse_mixture(texts: str | Sequence[str], flag: str = "--data") -> list[tuple[float, Path | OnlineTask]]:
@@ -131,18 +111,18 @@ def read_task(path: Path, weight: float = 1.0) -> list[TaskExample]:
     return examples
 
 
-def read_mixture(mixture: Sequence[tuple[float, Path | OnlineTask]]) -> list[TaskExample]:
+def read_mixture(mixture: Sequence[tuple[float, Path | OnlineTask]]) -> list[Example]:
     """All examples of the files of a mixture, in order; of plain text (`*.txt`, possibly gzipped) each document is one,
     all of it to be learned."""
     files = [(weight, path) for weight, path in mixture if isinstance(path, Path)]
     return [example for weight, path in files for example in _read_examples(path, weight)]
 
 
-def _read_examples(path: Path, weight: float) -> list[TaskExample]:
+def _read_examples(path: Path, weight: float) -> Sequence[Example]:
     if not _is_plain_text(path):
         return read_task(path, weight)
     documents = enumerate(read_documents(str(path)), start=1)
-    return [TaskExample("", document, weight, f"{path}: document {number}") for number, document in documents]
+    return [Document(document, weight, f"{path}: document {number}") for number, document in documents]
 
 
 def online_tasks(mixture: Sequence[tuple[float, Path | OnlineTask]]) -> tuple[tuple[float, OnlineTask], ...]:

@@ -63,7 +63,9 @@ def _from_gguf(path: Path) -> Any:
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
     roles = {role: field(f"{name}_token_id") for role, name in _ROLES.items()}
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, **{role: tokens[index] for role, index in roles.items() if index is not None}
+        tokenizer_object=tokenizer,
+        chat_template=template.contents() if (template := fields.get("tokenizer.chat_template")) else None,
+        **{role: tokens[index] for role, index in roles.items() if index is not None},
     )
 
 

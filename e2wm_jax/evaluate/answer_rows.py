@@ -14,7 +14,7 @@ import numpy as np
 
 from e2wm_jax.data.batch import Batch, padded_length
 from e2wm_jax.data.source import Question
-from e2wm_jax.data.tokenize import encode
+from e2wm_jax.data.tokenize import encode, encode_prompts
 from e2wm_jax.errors import InputError
 
 
@@ -35,8 +35,9 @@ def pack(tokenizer: Any, question: Question, special_tokens: bool) -> Packed:
     Raises:
         InputError: if an answer has no tokens of its own.
     """
-    texts = [question.input, *(f"{question.input} {answer}" for answer in question.answers)]
-    prompt, *answered = encode(tokenizer, texts, special_tokens=special_tokens)
+    (prompt,) = encode_prompts(tokenizer, [question.input], special_tokens=special_tokens)
+    texts = [f"{question.input} {answer}" for answer in question.answers]
+    answered = encode(tokenizer, texts, special_tokens=special_tokens)
     first = max(len(prompt), 1)  # nothing predicts the first token of all
     shared = _common_prefix(answered, limit=first - 1)
     ids, positions = answered[0][:shared], list(range(shared))

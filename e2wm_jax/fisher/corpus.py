@@ -40,6 +40,7 @@ class Corpus:
         for row in self.rows:
             found.update(np.asarray([len(row.ids), row.first_target], np.int64).tobytes())
             found.update(row.ids.tobytes())
+            found.update(b"" if row.chosen is None else row.chosen.tobytes())
         return found.hexdigest()
 
 

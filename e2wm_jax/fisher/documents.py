@@ -113,7 +113,7 @@ def collate_documents(
             ids[place], positions[place], slots[place] = row.ids, np.arange(size), slot
             segments[place] = segment if len(one) > 1 else 0
             labels[index, at : at + size - 1] = row.ids[1:]
-            predicted[index, at + row.first_target - 1 : at + size - 1] = 1
+            predicted[index, at + row.targets - 1] = 1
             starts[slot], lengths[slot], numbers[slot] = index * length + at, size, number
             at, slot = at + size, slot + 1
     numbers = numbers.astype(np.int32)
