@@ -19,6 +19,11 @@ class InputError(ValueError):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception of a library says, as a part of a message of one line."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def check_at_least(*rules: tuple[str, int | None, int]) -> None:
     """Refuse a flag whose value is below its least: rules of (flag, value, least); a value of None is not given.
 

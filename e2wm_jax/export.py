@@ -11,24 +11,9 @@ from e2wm_jax.config import DType, ModelConfig
 from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json
-from e2wm_jax.model_files import ModelFiles, locate, open_gguf
-from e2wm_jax.models.saving import CONFIG_FILE, FileDType, check_new, new_folder, parameter_sizes, write_model
+from e2wm_jax.model_files import CHAT_TEMPLATES, COMPANIONS, CONFIG_FILE, ModelFiles, locate, open_gguf
+from e2wm_jax.models.saving import FileDType, check_new, new_folder, parameter_sizes, write_model
 from e2wm_jax.models.weights import config_to_hf, load, open_model
-
-# What a model directory holds beside weights and config.json, as far as transformers reads it.
-_COMPANIONS = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -63,10 +48,14 @@ def run(settings: ExportSettings) -> dict[str, Any]:
     config, source = open_model(files)
     adapter = None if settings.adapter is None else read_adapter(settings.adapter, config)
     sizes = parameter_sizes(config)
-    dtypes = {name: settings.dtype or source.headers[name].dtype for name in sizes}
+    stored = {name: source.headers[name].dtype for name in sizes}
+    dtypes = {
+        name: settings.dtype or (kind if kind in _BYTES else "float32")  # float64 is read as float32
+        for name, kind in stored.items()
+    }
     _check_space(settings.out, sum(size * _BYTES[dtypes[name]] for name, size in sizes.items()))
 
-    params = load(files, _exact({source.headers[name].dtype for name in sizes} | {*dtypes.values()})).params
+    params = load(files, _exact({*stored.values(), *dtypes.values()})).params
     if adapter is not None:
         params = lora.merge(params, *adapter)
     with new_folder(settings.out) as folder:
@@ -103,12 +92,14 @@ def _gguf_tokenizer(files: ModelFiles) -> Any:
 def _hf_config(files: ModelFiles, config: ModelConfig, tokenizer: Any) -> dict[str, Any]:
     """The model's own configuration, or for a GGUF file one with the ids at which generation begins and ends."""
     if tokenizer is None:
-        return read_json(files.path / CONFIG_FILE)
+        return {**read_json(files.path / CONFIG_FILE), "tie_word_embeddings": config.tied}
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     return {**config_to_hf(config), **ids}
 
 
 def _copy_companions(source: Path, folder: Path) -> None:
-    for name in _COMPANIONS:
+    for name in COMPANIONS:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+    if (source / CHAT_TEMPLATES).is_dir():
+        shutil.copytree(source / CHAT_TEMPLATES, folder / CHAT_TEMPLATES)

@@ -13,15 +13,18 @@ from typing import IO, Any
 
 from e2wm_jax.errors import InputError
 
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
 
 def open_text(path: Path) -> IO[str]:
     """Open a UTF-8 text file for reading; a name that ends in ``.gz`` is decompressed.
 
     Raises:
-        InputError: if there is no such file.
+        InputError: if there is no such file, or a git-LFS pointer in its place.
     """
     if not path.is_file():
         raise InputError(f"{path}: is a directory; give a file" if path.is_dir() else f"{path}: no such file")
+    check_fetched(path)
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8")
     return path.open(encoding="utf-8")
@@ -76,6 +79,17 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(record).__name__}")
     return record
+
+
+def check_fetched(path: Path) -> None:
+    """Refuse what stands for a file in a clone made without git-LFS: a few lines of text that name it.
+
+    Raises:
+        InputError: saying how the file itself is fetched.
+    """
+    with path.open("rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise InputError(f"{path}: a git-LFS pointer, not the file that it stands for; run `git lfs pull` there")
 
 
 @contextlib.contextmanager

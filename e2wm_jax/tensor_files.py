@@ -1,17 +1,18 @@
 """Named tensors on disk: safetensors (one file or shards), and PyTorch's .bin where torch is installed."""
 
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from pickle import UnpicklingError
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from e2wm_jax.errors import InputError
-from e2wm_jax.files import read_json, replacing, write_json
+from e2wm_jax.errors import InputError, first_line
+from e2wm_jax.files import check_fetched, read_json, replacing, write_json
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+WEIGHT_NAMES = (WEIGHTS_FILE, INDEX_FILE, "pytorch_model.bin", "pytorch_model.bin.index.json")  # first come first
 MAX_SHARD_BYTES = 5 * 10**9  # of one file, as transformers' older default; readers map files whole
 _NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -23,6 +24,7 @@ class TensorHeader(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: str  # as numpy names it, "float32"; a type that numpy does not have, as the file names it
+    file: Path
 
 
 @dataclass(frozen=True)
@@ -40,33 +42,57 @@ class TensorFiles:
         return self.headers[name].shape
 
     def read(self, name: str, index: Index = ()) -> np.ndarray:
-        """The tensor, or ``tensor[index]`` without the rest of it."""
+        """The tensor, or ``tensor[index]`` without the rest of it; float32 in place of float64."""
         return self.read_part(name, index)
 
 
 def open_tensors(folder: Path) -> TensorFiles:
-    """The tensors of a Hugging Face directory.
+    """The tensors of a Hugging Face directory, from the files that `weight_files` finds.
 
     Raises:
         InputError: if there are none, a file is damaged, or reading them needs torch and it is not installed.
     """
-    if shards := _shards(folder):
-        return open_safetensors(shards)
-    if bins := sorted(folder.glob("pytorch_model*.bin")):
-        return _open_bins(folder, bins)
-    raise InputError(f"{folder}: no *.safetensors and no pytorch_model.bin in it")
+    files = weight_files(folder)
+    return open_safetensors(files) if files[0].suffix == ".safetensors" else open_bins(files)
 
 
-def _shards(folder: Path) -> list[Path]:
-    """The safetensors files that count, by transformers' rule; others may hold the same weights under other names."""
-    if (folder / WEIGHTS_FILE).is_file():
-        return [folder / WEIGHTS_FILE]
-    index = folder / INDEX_FILE
-    if not index.is_file():
-        return sorted(folder.glob("*.safetensors"))
-    shards = [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
+def weight_files(folder: Path) -> list[Path]:
+    """The files whose weights count, by transformers' rule: the first of `WEIGHT_NAMES` that is there, and what it
+    names if it is an index. Others may hold another variant (``fp16``), the same weights again, or something else.
+
+    Raises:
+        InputError: if there are none, or one that an index names is not there.
+    """
+    for name in WEIGHT_NAMES:
+        if (folder / name).is_file():
+            return _shards(folder / name) if name.endswith(".json") else [folder / name]
+    others = sorted(path.name for path in folder.glob("*") if path.suffix in (".safetensors", ".bin"))
+    found = f"; {others[0]} is not read under that name" if others else ""
+    raise InputError(f"{folder}: no weights in it ({', '.join(WEIGHT_NAMES)}){found}")
+
+
+def index_shards(index: Path) -> list[str]:
+    """The names of the files that an index of weights names, each once.
+
+    Raises:
+        InputError: if it is no such index.
+    """
+    weight_map = read_json(index).get("weight_map")
+    names = set(weight_map.values()) if isinstance(weight_map, dict) and _all_text(weight_map.values()) else set()
+    suffix = ".safetensors" if ".safetensors" in index.name else ".bin"
+    if not names or not all(name.endswith(suffix) and PurePosixPath(name).name == name for name in names):
+        raise InputError(f"{index}: weight_map must name the *{suffix} file beside it of each weight")
+    return sorted(names)
+
+
+def _all_text(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def _shards(index: Path) -> list[Path]:
+    shards = [index.with_name(name) for name in index_shards(index)]
     if missing := [shard.name for shard in shards if not shard.is_file()]:
-        raise InputError(f"{folder}: {missing[0]} is named in {index.name} but not there; fetch the model again")
+        raise InputError(f"{index.parent}: {missing[0]} is named in {index.name} but not there; fetch the model again")
     return shards
 
 
@@ -78,49 +104,85 @@ def open_safetensors(shards: list[Path]) -> TensorFiles:
     """
     from safetensors import SafetensorError, safe_open
 
-    where: dict[str, Path] = {}
     headers: dict[str, TensorHeader] = {}
     for shard in shards:
+        check_fetched(shard)
         try:
             with safe_open(shard, framework="np") as file:
                 names = file.keys()
                 for name in names:
                     part = file.get_slice(name)
-                    where[name] = shard
-                    headers[name] = TensorHeader(
-                        tuple(part.get_shape()), _NAMES.get(part.get_dtype(), part.get_dtype())
-                    )
+                    dtype = _NAMES.get(part.get_dtype(), part.get_dtype())
+                    _add(headers, name, TensorHeader(tuple(part.get_shape()), dtype, shard))
         except (SafetensorError, OSError) as error:
             raise InputError(f"{shard}: damaged or incomplete safetensors file ({error})") from error
 
     def read(name: str, index: Index) -> np.ndarray:
         # Opened for each tensor: pages of a mapping that stays open count as memory of this process.
-        with safe_open(where[name], framework="np") as file:
-            return file.get_slice(name)[index] if index else file.get_tensor(name)
+        with safe_open(headers[name].file, framework="np") as file:
+            value = file.get_slice(name)[index] if index else file.get_tensor(name)
+        with np.errstate(over="ignore"):  # whoever reads checks that values are finite
+            return value.astype(np.float32) if value.dtype == np.float64 else value
 
     return TensorFiles(headers, read)
 
 
-def _open_bins(folder: Path, bins: list[Path]) -> TensorFiles:
+def _add(headers: dict[str, TensorHeader], name: str, header: TensorHeader) -> None:
+    if name in headers:
+        raise InputError(f"{header.file}: {name} is in {headers[name].file.name} too; fetch the model again")
+    headers[name] = header
+
+
+def open_bins(paths: list[Path]) -> TensorFiles:
+    """The tensors of PyTorch's own files together; nothing but tensors is unpickled.
+
+    Raises:
+        InputError: naming the file that is damaged or holds something else, or if torch is not installed.
+    """
     try:
         import torch
     except ImportError as error:
         raise InputError(
-            f"{folder}: only pytorch_model.bin weights, and reading them needs torch (pip install 'e2wm_jax[torch]'); "
-            "or convert the model to safetensors"
+            f"{paths[0]}: reading this format needs torch (pip install 'e2wm_jax[torch]'); "
+            "or convert the weights to safetensors"
         ) from error
     tensors: dict[str, Any] = {}
-    for path in bins:
+    headers: dict[str, TensorHeader] = {}
+    for path in paths:
+        check_fetched(path)
         try:
-            tensors.update(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
-        except (RuntimeError, UnpicklingError, EOFError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{path}: damaged or incomplete, or no plain weights ({reason})") from error
-    headers = {
-        name: TensorHeader(tuple(value.shape), str(value.dtype).removeprefix("torch."))
-        for name, value in tensors.items()
-    }
-    return TensorFiles(headers, lambda name, index: tensors[name][index].float().numpy())
+            # Files of torch before 1.6 are no archives, and cannot be mapped.
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        except Exception as error:  # of any kind: what a damaged pickle says is followed as far as it goes
+            raise InputError(
+                f"{path}: damaged or incomplete, or no plain weights ({type(error).__name__}: {first_line(error)})"
+            ) from error
+        for name, value in _plain(path, loaded).items():
+            dtype = str(value.dtype).removeprefix("torch.")
+            _add(headers, name, TensorHeader(tuple(value.shape), dtype, path))
+            tensors[name] = value.detach()
+
+    def read(name: str, index: Index) -> np.ndarray:
+        return tensors[name][index].float().numpy()
+
+    return TensorFiles(headers, read)
+
+
+def _plain(path: Path, loaded: Any) -> dict[str, Any]:
+    """The loaded object, if it maps names to tensors with values."""
+    import torch
+
+    if not isinstance(loaded, dict):
+        raise InputError(f"{path}: no plain weights: it holds a {type(loaded).__name__}, not tensors by name")
+    for name, value in loaded.items():
+        if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_meta:
+            kind = type(value).__name__ if not isinstance(value, torch.Tensor) else f"{value.layout} tensor"
+            inner = [key for key, part in loaded.items() if isinstance(part, dict)]
+            way_out = f"save what is under {inner[0]!r} alone" if inner else "save its tensors alone"
+            raise InputError(f"{path}: no plain weights: {name!r} is a {kind}; {way_out}")
+        if not isinstance(name, str):
+            raise InputError(f"{path}: no plain weights: a tensor's name is {name!r}, not text")
+    return loaded
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:

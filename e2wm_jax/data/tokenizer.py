@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.model_files import ModelFiles, open_gguf
+from e2wm_jax.files import check_fetched
+from e2wm_jax.model_files import COMPANIONS, ModelFiles, open_gguf
 
 # Pre-tokenization of the byte-level BPE kinds that GGUF names: whether digits are split one by one before the GPT-2
 # pattern.  ("smollm" = Digits(individual) + ByteLevel, as in SmolLM2's own tokenizer.json.)
@@ -27,6 +28,9 @@ def _from_directory(path: Path) -> Any:
     names = ("tokenizer.json", "tokenizer.model", "vocab.json")
     if not any((path / name).is_file() for name in names):
         raise InputError(f"{path}: no tokenizer files; copy one of {', '.join(names)} of the model beside its weights")
+    for name in COMPANIONS:
+        if (path / name).is_file():
+            check_fetched(path / name)
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:

@@ -66,7 +66,7 @@ def open_gguf_model(path: Path) -> tuple[ModelConfig, TensorFiles]:
         return value[:, *index[1:]] if len(index) > 1 else value
 
     headers = {
-        hf: TensorHeader(file.tensors[name].shape, _DTYPES.get(kinds[file.tensors[name].kind], "float32"))
+        hf: TensorHeader(file.tensors[name].shape, _DTYPES.get(kinds[file.tensors[name].kind], "float32"), path)
         for hf, name in names.items()
     }
     return config, TensorFiles(headers, read)

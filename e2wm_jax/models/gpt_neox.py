@@ -18,8 +18,7 @@ from e2wm_jax.models.layers import ACTIVATIONS, Params, layer_norm, linear, look
 from e2wm_jax.models.weight_table import LinearSpec, WeightSpec, WeightTable, layer_norm_weights, linear_weights
 
 MODEL_TYPES = ("gpt_neox",)
-# Causal masks and rotary frequencies of old files; a tied model's table under its second name.
-IGNORED = r".*\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)|embed_out\.weight"
+IGNORED = r".*\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)"  # causal masks and rotary frequencies of old files
 
 
 def weight_table(config: GPTNeoXConfig) -> WeightTable:

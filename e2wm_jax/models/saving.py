@@ -16,13 +16,13 @@ import numpy as np
 from e2wm_jax.config import ModelConfig
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import write_json
+from e2wm_jax.model_files import CONFIG_FILE
 from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.layers import Params
 from e2wm_jax.models.weights import config_to_hf, flatten, hf_names
 from e2wm_jax.tensor_files import MAX_SHARD_BYTES, write_shards
 
 FileDType = Literal["float32", "bfloat16", "float16"]
-CONFIG_FILE = "config.json"
 
 
 def save(
@@ -46,7 +46,7 @@ def save(
         The bytes of the weights.
 
     Raises:
-        InputError: if the folder holds something already, or cannot be written.
+        InputError: if the folder holds something already or cannot be written, or a value is not finite.
     """
     dtypes = None if dtype is None else dict.fromkeys(parameter_sizes(config), dtype)
     with new_folder(folder) as temporary:
@@ -76,6 +76,9 @@ def write_model(
         dtypes: of the files, by Hugging Face name; default: that of each parameter.
         hf_config: what config.json says, but for the dtype; default: `config_to_hf`.
         max_shard_bytes: of one file.
+
+    Raises:
+        InputError: for values that are not finite, or not in the dtype of the file.
     """
     flat, where = flatten(params), {}
     for path, spec in weight_table(config).items():
@@ -86,7 +89,10 @@ def write_model(
 
     def read(name: str) -> np.ndarray:
         path, index, dtype = where[name]
-        return np.asarray(flat[path][index].astype(dtype))
+        value = flat[path][index].astype(dtype)
+        if not jnp.isfinite(value).all():
+            raise InputError(f"{name} has values that are not finite in {dtype}; give --dtype float32 or bfloat16")
+        return np.asarray(value)
 
     total = write_shards(folder, sizes, read, max_shard_bytes=max_shard_bytes)
     most: Counter[str] = Counter()

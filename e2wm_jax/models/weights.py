@@ -7,7 +7,7 @@ place in the stack of layers on the device or the mesh, and forgotten, so that t
 import hashlib
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -27,10 +27,11 @@ from e2wm_jax.models.gguf import open_gguf_model
 from e2wm_jax.models.layers import Params
 from e2wm_jax.models.weight_table import WeightSpec
 from e2wm_jax.sharding import stacked, weight_sharding
-from e2wm_jax.tensor_files import Index, TensorFiles, open_tensors
+from e2wm_jax.tensor_files import WEIGHT_NAMES, Index, TensorFiles, open_tensors
 
 _FINGERPRINT_SAMPLES = 4096  # values hashed per parameter
-_READABLE = ("float32", "float16", "bfloat16")
+_ROWS_AT_ONCE = 4096
+_READABLE = ("float32", "float16", "bfloat16", "float64")
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,15 @@ def load(
             (`quantized.quantizer`). The fingerprint is that of the arrays.
 
     Raises:
-        InputError: if the files are missing, of another architecture, or do not fit their own configuration.
+        InputError: if the files are missing, of another architecture, do not fit their own configuration, or hold a
+            value that is not finite.
     """
     files = locate(model) if isinstance(model, str) else model
     config, source = open_model(files)
     flat, samples = {}, {}
     for path, spec in weight_table(config).items():
         value = _load_one(source, config, spec, dtype, mesh)
+        _check_finite(value, spec, source, config)
         samples[path] = (value.shape, _sampled(value))
         flat[path] = transform(path, spec, value)
     return Model(files.name, config, unflatten(flat), _digest(config, samples))
@@ -85,6 +88,25 @@ def _load_one(source: TensorFiles, config: ModelConfig, spec: WeightSpec, dtype:
         # Else the reading would run ahead of the copies, and many tensors wait on the host.
         stack.block_until_ready()
     return stack
+
+
+def _check_finite(value: jax.Array, spec: WeightSpec, source: TensorFiles, config: ModelConfig) -> None:
+    finite = np.atleast_1d(_finite(value, spec.stacked))
+    if not finite.all():
+        name = hf_names(spec, config)[int(finite.argmin())]
+        if np.isfinite(source.read(name)).all():
+            raise InputError(f"{source.headers[name].file}: {name} has values beyond {value.dtype}; load it in float32")
+        raise InputError(
+            f"{source.headers[name].file}: {name} has values that are not finite (NaN, infinite or beyond "
+            "float32), as after a training that diverged; give a checkpoint from before"
+        )
+
+
+@partial(jax.jit, static_argnames="stacked")
+def _finite(value: jax.Array, stacked: bool) -> jax.Array:
+    """Whether all values are finite; of a stack, for each layer.  By the extremes, which take no memory of its size."""
+    axes = tuple(range(stacked, value.ndim))
+    return jnp.isfinite(value.min(axes)) & jnp.isfinite(value.max(axes))
 
 
 def shardings(config: ModelConfig, mesh: Mesh) -> dict[str, NamedSharding]:
@@ -180,15 +202,39 @@ def open_model(files: ModelFiles) -> tuple[ModelConfig, TensorFiles]:
         path = files.path / "config.json"
         raw = read_json(path)
         config = config_from_hf(raw, path)
+        if raw.get("transformers_weights"):
+            raise InputError(f"{path}: transformers_weights is not supported; name the weights {WEIGHT_NAMES[0]}")
         if quantized := raw.get("quantization_config"):
             kind = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
             raise InputError(
                 f"{path}: quantized weights ({kind}) are not supported; give the original model "
                 "(--base-dtype int8 or nf4 quantizes it when it is loaded)"
             )
-        source = _with_prefix(config, open_tensors(files.path))
+        config, source = _untied(config, _with_prefix(config, open_tensors(files.path)))
     _check(files, config, source)
     return config, source
+
+
+def _untied(config: ModelConfig, source: TensorFiles) -> tuple[ModelConfig, TensorFiles]:
+    """As transformers reads a tied model whose file holds an output head: a head with other values than the table
+    stays its own, and a head without a table is the table too."""
+    head = "" if not config.tied else weight_table(replace(config, tied=False))["head.weight"].hf
+    if head not in source.names:
+        return config, source
+    if (table := weight_table(config)["embed.weight"].hf) in source.names:
+        return (config if _same(source, table, head) else replace(config, tied=False)), source
+    headers = {table if name == head else name: header for name, header in source.headers.items()}
+    return config, TensorFiles(headers, lambda name, index: source.read(head if name == table else name, index))
+
+
+def _same(source: TensorFiles, name: str, other: str) -> bool:
+    """Whether two matrices hold the same values, compared a part of the rows at a time."""
+    headers = source.headers[name], source.headers[other]
+    if headers[0].shape != headers[1].shape or any(len(h.shape) != 2 or h.dtype not in _READABLE for h in headers):
+        return False
+    rows = headers[0].shape[0]
+    parts = [(slice(at, min(at + _ROWS_AT_ONCE, rows)),) for at in range(0, rows, _ROWS_AT_ONCE)]
+    return all(np.array_equal(source.read(name, part), source.read(other, part)) for part in parts)
 
 
 def _with_prefix(config: ModelConfig, source: TensorFiles) -> TensorFiles:
@@ -217,14 +263,15 @@ def _check(files: ModelFiles, config: ModelConfig, source: TensorFiles) -> None:
     if missing := sorted(expected.keys() - source.names):
         raise InputError(f"{files.path}: {len(missing)} weights are missing, the first is {missing[0]}")
     ignored = {name for name in source.names if re.fullmatch(family_of(config).IGNORED, name)}
-    ignored |= {"lm_head.weight"} if config.tied else set()
+    if config.tied:  # a second copy of the table
+        ignored.add(weight_table(replace(config, tied=False))["head.weight"].hf)
     if extra := sorted(source.names - expected.keys() - ignored):
         raise InputError(
             f"{files.path}: unexpected weight {extra[0]} ({len(extra)} in all); "
             "its config.json does not describe these weights, or this variant is not supported"
         )
     for name, shape in expected.items():
-        found, dtype = source.headers[name]
+        found, dtype, _ = source.headers[name]
         if found != shape:
             raise InputError(f"{files.path}: {name} has shape {list(found)}, config.json says {list(shape)}")
         if dtype not in _READABLE:
