@@ -101,7 +101,9 @@ def _losses(folder: Path) -> list[str]:
     loss = {name: [(row["step"], row["task_loss"]) for row in log] for name, log in rows.items()}
     penalty = {name: [(row["step"], row["penalty"]) for row in log] for name, log in rows.items() if name != "LoRA"}
     return [
-        line_chart(loss, title="Task loss", x_label="step", y_label="nats per answer token", smooth=True, order=_MODELS),
+        line_chart(
+            loss, title="Task loss", x_label="step", y_label="nats per answer token", smooth=True, order=_MODELS
+        ),
         line_chart(penalty, title="Penalty", x_label="step", y_label="strength * sum F (sBA)^2", order=_MODELS),
     ]
 

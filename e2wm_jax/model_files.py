@@ -79,6 +79,11 @@ def base_reference(model: str) -> tuple[str, str | None]:
     return (hub_id[1], hub_id[2]) if hub_id else (model, None)
 
 
+def model_name(model: str) -> str:
+    """What a page calls a model: the last part of its path or hub id; the embedded one by its full name."""
+    return "SmolLM2-135M-Instruct" if model == EMBEDDED_MODEL else Path(model).name or model
+
+
 def embedded_gguf() -> Path:
     """The GGUF file of the embedded default, found without importing the package that carries it.
 

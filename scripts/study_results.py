@@ -14,8 +14,9 @@ import numpy as np
 from study_plans import PLANS_FILE
 
 from e2wm_jax.compare.examples import read_sample
-from e2wm_jax.compare.page import error_bars, skill_chart, trade_off_chart, verdict
+from e2wm_jax.compare.page import skill_chart, trade_off_chart
 from e2wm_jax.compare.record import RECORD_FILE, read_record
+from e2wm_jax.compare.verdict import error_bars, verdict
 from e2wm_jax.evaluate import plan_steps, plans
 from e2wm_jax.evaluate.results import headline, majority_of, number_of
 from e2wm_jax.evaluate.statistics import paired_difference

@@ -1,6 +1,7 @@
 """`e2wm compare`: dominance by hand, a comparison made, interrupted, resumed and grown, side by side, and refusals."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from e2wm_jax.compare.plan import make_plan
 from e2wm_jax.compare.record import claim, read_plan
 from e2wm_jax.compare.settings import CompareSettings, read_config
 from e2wm_jax.compare.trade_off import trade_off
+from e2wm_jax.compare.verdict import for_readers, verdict
 from e2wm_jax.config import LoraConfig
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json
@@ -120,7 +122,9 @@ def test_crossing_refuses(regularizers: str, strengths: str, message: str):
 def test_settings_are_built_from_tables():
     table = {"model": "m", "data": "d", "out": "o", "lr": 1, "regularizer_data": ["a", "b"], "lora": {"rank": 2}}
     settings = build(TrainSettings, table, "x")
-    assert settings == TrainSettings("m", "d", Path("o"), lr=1.0, regularizer_data=("a", "b"), lora=LoraConfig(rank=2))
+    assert settings == TrainSettings(
+        "m", ("d",), Path("o"), lr=1.0, regularizer_data=("a", "b"), lora=LoraConfig(rank=2)
+    )
     assert isinstance(settings.lr, float)
     assert merged({"a": 1, "lora": {"rank": 8, "alpha": 2}}, {"lora": {"rank": 1}}) == {
         "a": 1,
@@ -203,6 +207,37 @@ def test_dominance_by_hand(tmp_path: Path):
     assert high == pytest.approx(0.5 + 1.96 * 0.5 / 40**0.5, abs=0.03)
 
 
+def test_a_verdict_says_what_is_more_than_chance(tmp_path: Path):
+    """none learns and forgets, ewc learns as much and keeps; l2 is no different from the base."""
+    half, all_right = [0, 1] * 20, [1] * 40
+    arms = {
+        "base": [(half, [3.0] * 30)],
+        "none": [(all_right, [3.5] * 30)],
+        "ewc": [(all_right, [3.0] * 30)],
+        "l2": [([1, 1, *half[2:]], [3.0] * 30)],
+    }
+    record = made_up(tmp_path, arms)
+    record["trade_off"] = trade_off(record, tmp_path)
+    found = {one["arm"]: (one["more_skill"], one["less_forgetting"]) for one in record["trade_off"]}
+    assert found == {
+        "base": ([], ["none"]), "none": (["base", "l2"], []), "ewc": (["base", "l2"], ["none"]), "l2": ([], ["none"])
+    }  # fmt: skip
+    assert verdict(for_readers(record)["trade_off"]) == [
+        "Beyond chance, LoRA forgot some of what the base knows.",
+        "Beyond chance, LoRA has more skill than base and l2.",
+        "Beyond chance, ewc has more skill than base and l2.",
+        "Beyond chance, ewc forgets less than LoRA.",
+        "Beyond chance, l2 forgets less than LoRA.",
+        "By the means alone, on the Pareto front, so that none is better in both: ewc.",
+    ]
+    same = made_up(tmp_path / "same", {name: [(half, [3.0] * 30)] for name in ("base", "none", "LoRA")})
+    same["trade_off"] = trade_off(same, tmp_path / "same")
+    assert verdict(for_readers(same)["trade_off"]) == [
+        "No arm differs from another beyond chance: take more examples or seeds before a conclusion.",
+        "By the means alone, on the Pareto front, so that none is better in both: base, no regularizer and LoRA.",
+    ]
+
+
 def test_clear_dominance_needs_all_seeds(tmp_path: Path):
     better, worse = [1] * 30 + [0] * 10, [1] * 10 + [0] * 30
     arms = {
@@ -267,6 +302,9 @@ def test_the_page_shows_every_arm_and_set(compared: Path):
     text = (compared / "report.html").read_text(encoding="utf-8")
     for shown in ("Skill against forgetting", "Score of each set", "Forgetting by corpus", "ewc 1000", "obj_move"):
         assert shown in text
+    assert "LoRA" in text
+    assert "none" not in re.sub(r"(?s)<head>.*?</head>|so that none|<dd>none</dd>", "", text)
+    assert "What was written" not in text, "no set asks for text"
     assert "<script" not in text
     assert "http://www.w3.org" not in text.replace('xmlns="http://www.w3.org/2000/svg"', "")
 

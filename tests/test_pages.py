@@ -245,7 +245,7 @@ def test_a_comparison_shows_what_was_written_and_its_fisher(comparison: Path):
     html = (comparison / "report.html").read_text(encoding="utf-8")
     _, _, shown = html.partition("What was written</h2>")
     assert "How to find mug 1?" in shown
-    for name in ("base", "none", "l2", "ewc"):
+    for name in ("base", "LoRA", "l2", "ewc"):
         assert shown.count(f"<h3>{name}") == 2, name
     assert ">Mean F by layer and module</figcaption>" in html
     (lowest, highest) = json.loads((comparison / "base/result.json").read_text())["sets"]["obj_move"]["intervals"][

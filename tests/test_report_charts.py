@@ -213,6 +213,12 @@ def test_line_charts_of_any_numbers_are_sound(series, log_y, smooth):
 # --- points ----------------------------------------------------------------------------------------------------------
 
 
+def test_points_that_coincide_share_a_label():
+    points = [Point("base", 0.0, 0.5), Point("LoRA", 1.0, 0.5), Point("ewc", 1.001, 0.5), Point("l2", 2.0, 0.7)]
+    svg = check(scatter_chart(points, title="t", x_label="x", y_label="y", base="base"))
+    assert [node.text for node in of_class(svg, "name")] == ["base", "LoRA, ewc", "l2"]
+
+
 def test_a_scatter_chart_shows_labels_errors_arrows_and_the_better_side():
     points = [
         Point("base", 20, 0.3),

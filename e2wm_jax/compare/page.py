@@ -7,10 +7,12 @@ from typing import Any
 import e2wm_jax
 from e2wm_jax.compare.plan import fisher_name
 from e2wm_jax.compare.record import read_record
+from e2wm_jax.compare.verdict import error_bars, for_readers, verdict
 from e2wm_jax.evaluate.report import Evaluation, written
 from e2wm_jax.evaluate.results import headline, majority_of
 from e2wm_jax.fisher.report import summary_pictures
 from e2wm_jax.metrics import read_metrics
+from e2wm_jax.model_files import model_name
 from e2wm_jax.report import (
     Point,
     Section,
@@ -37,7 +39,7 @@ def write_page(folder: Path) -> None:
     Raises:
         InputError: if the directory holds no comparison.
     """
-    record = read_record(folder)
+    record = for_readers(read_record(folder))
     standings = record["trade_off"]
     sections = [Section("Result", _result(record, standings))]
     if standings:
@@ -47,14 +49,13 @@ def write_page(folder: Path) -> None:
             Section("What was written", _written(record, folder)),
             Section("Losses", _losses(record, folder)),
         ]
-    if fishers := list(_fishers(record, folder)):
-        sections.append(Section("Fisher by layer", fishers))
+    sections.append(Section("Fisher by layer", list(_fishers(record, folder))))
     sections.append(Section("How it was made", _made(record)))
     arms, seeds = len(record["arms"]), len(record["config"]["seeds"])
-    model = Path(record["config"]["model"]).name
+    model = model_name(record["config"]["model"])
     lead = f"{arms} ways to finetune {model}, each with {seeds} seed{'s' * (seeds != 1)}."
     footer = f"e2wm_jax {e2wm_jax.__version__}"
-    write(folder / REPORT_FILE, page("Comparison", sections, lead=lead, footer=footer))
+    write(folder / REPORT_FILE, page("Comparison", [one for one in sections if one.blocks], lead=lead, footer=footer))
 
 
 def trade_off_chart(standings: Sequence[Record]) -> str:
@@ -106,27 +107,6 @@ def _set_error(record: Record, one: Record, name: str) -> float | tuple[float, f
     return ends and (scores[metric] - ends[0], ends[1] - scores[metric])
 
 
-def verdict(standings: Sequence[Record]) -> list[str]:
-    """What came out, in sentences computed from the numbers."""
-    front = [one["arm"] for one in standings if one["front"]]
-    said = [f"On the Pareto front, so that none is better in both: {', '.join(front)}."]
-    for one in standings:
-        if one["dominates"]:
-            clear = f"; clearly: {', '.join(one['clearly'])}" if one["clearly"] else "; none of them clearly"
-            said.append(f"{one['arm']} dominates {', '.join(one['dominates'])}{clear}.")
-    return said
-
-
-def error_bars(standings: Sequence[Record]) -> str:
-    """What the intervals are."""
-    bars = {"seeds": "one standard error over seeds", "examples": "95 % bootstrap intervals over examples"}
-    kinds = {one["error_of"] for one in standings[1:]}
-    if "seeds" not in kinds:
-        return bars["examples"]
-    single = ", ".join(one["arm"] for one in standings if one["error_of"] == "examples")
-    return f"{bars['seeds']}; of {single}, with one run, {bars['examples']}"
-
-
 def _result(record: Record, standings: Sequence[Record]) -> list[str]:
     planned = len(record["arms"]) * len(record["config"]["seeds"])
     done = sum(len(arm["runs"]) for arm in record["arms"])
@@ -150,8 +130,8 @@ def _result(record: Record, standings: Sequence[Record]) -> list[str]:
         trade_off_chart(standings),
         table(["arm", "skill", "nats above the base", "runs", "front"], rows, caption=caption),
         paragraph(
-            "An arm dominates another that is nowhere better and somewhere worse; clearly, where the 95 % intervals of "
-            "both paired differences over examples exclude 0 and all seeds agree."
+            "Beyond chance: the 95 % interval of the difference on the same examples (bootstrap) excludes 0, and all "
+            "seeds agree. The front holds the arms to which no other is at least equal in both and better in one."
         ),
     ]
 
@@ -191,7 +171,7 @@ def _written(record: Record, folder: Path) -> list[str]:
     for label, run in runs.items():
         files = sorted((folder / run["folder"] / "evaluation/predictions").glob("*.jsonl"))
         shown.append(Evaluation(label, predictions={path.name.split(".")[0]: path for path in files}, data=sources))
-    return list(written(shown, _EXAMPLES)) or [paragraph("No set asks for text.")]
+    return list(written(shown, _EXAMPLES))
 
 
 def _fishers(record: Record, folder: Path) -> Iterator[str]:
@@ -216,9 +196,11 @@ def _losses(record: Record, folder: Path) -> list[str]:
             logs[arm["name"]] = read_metrics(path)
     loss = {name: [(row["step"], row["task_loss"]) for row in log] for name, log in logs.items()}
     if not loss:
-        return [paragraph("No run is done yet.")]
+        return []
     order = _names(record["trade_off"])
-    return [line_chart(loss, title="Task loss", x_label="step", y_label="nats per answer token", smooth=True, order=order)]
+    return [
+        line_chart(loss, title="Task loss", x_label="step", y_label="nats per answer token", smooth=True, order=order)
+    ]
 
 
 def _made(record: Record) -> list[str]:

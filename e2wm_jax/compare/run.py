@@ -12,6 +12,7 @@ from e2wm_jax.compare import jobs, record, workers
 from e2wm_jax.compare.page import REPORT_FILE, write_page
 from e2wm_jax.compare.plan import Plan, make_plan
 from e2wm_jax.compare.settings import CompareSettings
+from e2wm_jax.compare.verdict import for_readers, verdict
 from e2wm_jax.progress import say
 
 
@@ -49,14 +50,17 @@ def show(result: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table("", "skill", "nats above base", "front", "dominates", title="What was learned and what was forgotten")
-    for entry in result["trade_off"]:
+    standings = for_readers({"arms": [], "trade_off": result["trade_off"]})["trade_off"]
+    for entry in standings:
         clear = [f"{name} (clearly)" if name in entry["clearly"] else name for name in entry["dominates"]]
         cells = [_cell(entry["skill"]), _cell(entry["forgetting"]), "yes" if entry["front"] else "", ", ".join(clear)]
         table.add_row(entry["arm"], *cells)
     Console(width=120, highlight=False).print(table)
-    several = any(entry["error_of"] == "seeds" for entry in result["trade_off"][1:])
+    several = any(entry["error_of"] == "seeds" for entry in standings[1:])
     spread = "mean less and plus a standard error over seeds" if several else "95 % interval over examples"
     print(f"in brackets: {spread}; skill: mean over sets; nats above base: per token of general text")
+    for sentence in verdict(standings):
+        print(sentence)
     for failure in result["failed"]:
         print(f"failed: {failure}")
     print(f"report: {result['report']}")

@@ -3,9 +3,10 @@
     skill        mean over the QA and generation sets of accuracy, ROUGE-L or list overlap; higher is better
     forgetting   mean over corpora of nats per token above the base's; lower is better
 
-Arm a dominates b if it is at least as good in both and better in one.  It does so clearly if the 95 % intervals of both
-paired differences (bootstrap over examples, sets and corpora each by themselves) lie on its side of 0, and every seed
-that both have agrees.  Bootstrap speaks of other examples, seeds of other runs: neither stands for the other.
+Arm a dominates b if it is at least as good in both and better in one.  In one of the two it is better beyond chance if
+the 95 % interval of the paired difference (bootstrap over examples, sets and corpora each by themselves) lies on its
+side of 0, and every seed that both have agrees; it dominates clearly if it is so in both.  Bootstrap speaks of other
+examples, seeds of other runs: neither stands for the other.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,8 +35,9 @@ class _Standing:
     skill: np.ndarray  # [seeds], mean over sets
     forgetting: np.ndarray  # [seeds], mean over corpora
     sets: dict[str, np.ndarray]  # [seeds] of each set: its score; of each corpus: nats above the base's
-    skills: list[Sample | None]  # of each set, means over seeds
-    nats: list[Sample | None]  # of each corpus
+    nats: list[Sample | None]  # of each corpus, means over seeds
+    skill_means: np.ndarray | None  # [R], resampled; all arms by the same draws, so a difference of two is paired
+    nats_means: np.ndarray | None
 
 
 def trade_off(record: Mapping[str, Any], out: Path) -> list[dict[str, Any]]:
@@ -75,6 +77,7 @@ def _standing(
     def sample(one: str) -> Sample | None:
         return mean_sample([sample_of(found, one) for found in examples])
 
+    nats = [sample(one) for one in texts]
     return _Standing(
         name=name,
         series=series,
@@ -82,8 +85,9 @@ def _standing(
         skill=np.mean([scores[one] for one in skills], axis=0),
         forgetting=np.mean([scores[one] for one in texts], axis=0),
         sets=scores,
-        skills=[sample(one) for one in skills],
-        nats=[sample(one) for one in texts],
+        nats=nats,
+        skill_means=_means([sample(one) for one in skills]),
+        nats_means=_means(nats),
     )
 
 
@@ -91,17 +95,20 @@ def _entry(one: _Standing, standings: Sequence[_Standing]) -> dict[str, Any]:
     base = standings[0]
     beaten = [other for other in standings if _dominates(one, other)]
     unlike = [difference(a, b) for a, b in zip(one.nats, base.nats, strict=True)]
+    beyond = {other.name: _beyond_chance(one, other) for other in standings if other is not one}
     return {
         "arm": one.name,
         "series": one.series,
         "runs": len(one.seeds),
-        "skill": _with_interval(one.skill, one.skills),
-        "forgetting": _with_interval(one.forgetting, unlike) if one is not base else _fixed(0.0),
+        "skill": _with_interval(one.skill, one.skill_means),
+        "forgetting": _with_interval(one.forgetting, _means(unlike)) if one is not base else _fixed(0.0),
         "error_of": "seeds" if len(one.seeds) > 1 else "examples",
         "sets": {name: _with_error(values) for name, values in one.sets.items()},
         "front": not any(_dominates(other, one) for other in standings),
         "dominates": [other.name for other in beaten],
-        "clearly": [other.name for other in beaten if _clearly(one, other)],
+        "clearly": [name for name, better in beyond.items() if all(better)],
+        "more_skill": [name for name, (skill, _) in beyond.items() if skill],
+        "less_forgetting": [name for name, (_, kept) in beyond.items() if kept],
     }
 
 
@@ -110,36 +117,39 @@ def _dominates(a: _Standing, b: _Standing) -> bool:
     return bool(skill >= 0 and kept >= 0 and (skill > 0 or kept > 0))
 
 
-def _clearly(a: _Standing, b: _Standing) -> bool:
-    """Whether neither other examples nor other seeds would likely change who dominates whom."""
-    skill = _interval([difference(x, y) for x, y in zip(a.skills, b.skills, strict=True)])
-    nats = _interval([difference(x, y) for x, y in zip(b.nats, a.nats, strict=True)])
-    if skill is None or nats is None or skill[0] <= 0 or nats[0] <= 0:
-        return False
+def _beyond_chance(a: _Standing, b: _Standing) -> tuple[bool, bool]:
+    """Whether a has more skill, and whether it forgets less, beyond what other examples and seeds change."""
+    skill, kept = _positive(a.skill_means, b.skill_means), _positive(b.nats_means, a.nats_means)
     both = [seed for seed in a.seeds if seed in b.seeds]
     if BASE in (a.name, b.name) or len(both) < 2:
-        return True
+        return skill, kept
     ours, theirs = ([one.seeds.index(seed) for seed in both] for one in (a, b))
-    return bool((a.skill[ours] > b.skill[theirs]).all() and (a.forgetting[ours] < b.forgetting[theirs]).all())
+    return (
+        skill and bool((a.skill[ours] > b.skill[theirs]).all()),
+        kept and bool((a.forgetting[ours] < b.forgetting[theirs]).all()),
+    )
 
 
-def _interval(samples: Sequence[Sample | None]) -> tuple[float, float] | None:
-    """95 % bootstrap interval of the mean over sets."""
+def _positive(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    """Whether the 95 % interval of a - b lies above 0."""
+    return a is not None and b is not None and percentile_interval(a - b)[0] > 0
+
+
+def _means(samples: Sequence[Sample | None]) -> np.ndarray | None:
+    """Resampled means over sets [R]; None where a set's examples are not known."""
     found = [sample for sample in samples if sample is not None]
     if not found or len(found) < len(samples):
         return None
-    means = [bootstrap_means(s.values, seed=number, weights=s.weights) for number, s in enumerate(found)]
-    return percentile_interval(np.mean(means, axis=0))
+    return np.mean([bootstrap_means(s.values, number, weights=s.weights) for number, s in enumerate(found)], axis=0)
 
 
-def _with_interval(values: np.ndarray, samples: Sequence[Sample | None]) -> dict[str, Any]:
+def _with_interval(values: np.ndarray, means: np.ndarray | None) -> dict[str, Any]:
     """Mean over seeds with its standard error, or for one seed the interval over examples."""
     mean = float(values.mean())
     if len(values) > 1:
         error = float(values.std(ddof=1) / np.sqrt(len(values)))
         return {"mean": mean, "low": mean - error, "high": mean + error}
-    interval = _interval(samples)
-    return {"mean": mean, "low": None, "high": None} if interval is None else _fixed(mean, *interval)
+    return {"mean": mean, "low": None, "high": None} if means is None else _fixed(mean, *percentile_interval(means))
 
 
 def _fixed(mean: float, low: float | None = None, high: float | None = None) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from e2wm_jax.report.drawing import (
     words,
 )
 
-_BAR, _NAMES, _VALUES = 14.0, 150.0, 52.0
+_BAR, _NAMES, _VALUES = 14.0, 150.0, 60.0
 Scores = Mapping[str, float | None]
 Errors = Mapping[str, Mapping[str, Spread | None]]
 

@@ -27,6 +27,7 @@ from e2wm_jax.report.drawing import (
 )
 
 LONGEST = 0.6  # of a label, times the width of what it stands in
+_COINCIDE = 2.0  # apart, one marker hides the other
 Better = Literal["higher", "lower"]
 Place = tuple[float, float]
 Box = tuple[float, float, float, float]
@@ -60,7 +61,8 @@ def scatter_chart(
     """Labelled points with error bars, such as skill gained against ability retained.
 
     ``better`` says for x and for y which values are preferred; an arrow shows it. From the point labelled ``base`` an
-    arrow leads to each other point that stands alone and to the first of each series.
+    arrow leads to each other point that stands alone and to the first of each series. Points that coincide have one
+    label, with the names of all.
     """
     kept = [point for point in points if finite(point.x) is not None and finite(point.y) is not None]
     if not kept:
@@ -80,9 +82,18 @@ def scatter_chart(
         body += [*bars, marker(index[point.series or point.label], x, y)]
         taken += [*boxes, (x - 6, y - 6, x + 6, y + 6)]
     bounds = (plot.x.start + 4, plot.y.end, WIDTH, plot.y.start)
-    body += labels([point.label for point in kept], at, taken, bounds)
+    body += labels(*_together([point.label for point in kept], at), taken, bounds)
     said = [f"{point.label}: {x_label} {number(point.x)}, {y_label} {number(point.y)}." for point in kept]
     return figure(title, " ".join([f"Points of {y_label} against {x_label}.", *said]), plot.height, "".join(body))
+
+
+def _together(names: Sequence[str], at: Sequence[Place]) -> tuple[list[str], list[Place]]:
+    """The names, those of points of one place joined, and the places."""
+    found: dict[Place, list[str]] = {}
+    for name, place in zip(names, at, strict=True):
+        near = next((other for other in found if math.dist(place, other) < _COINCIDE), place)
+        found.setdefault(near, []).append(name)
+    return [", ".join(group) for group in found.values()], list(found)
 
 
 def _direction(better: tuple[Better | None, Better | None]) -> str:

@@ -33,8 +33,9 @@ nav a{text-decoration:none;display:inline-block;padding:.2rem 0}nav a:hover{text
 figure{margin:1.8rem 0}figcaption{font-weight:600;font-size:.95rem;line-height:1.4;margin:0 0 .7rem}
 figcaption small{font-weight:400;font-size:.85rem;color:var(--soft);margin-left:.2rem}
 .chart{max-width:38rem}.chart svg{display:block;width:100%;height:auto;overflow:visible}
-figure.table{margin:1.5rem 0}.wide{overflow-x:auto;background:linear-gradient(to left,var(--paper) 40%,transparent) right/3rem 100%
-no-repeat local,linear-gradient(to left,var(--shade),transparent) right/.9rem 100% no-repeat scroll}
+figure.table{margin:1.5rem 0}
+.wide{overflow-x:auto;background:linear-gradient(to left,var(--paper) 40%,transparent) right/3rem 100% no-repeat
+local,linear-gradient(to left,var(--shade),transparent) right/.9rem 100% no-repeat scroll}
 table{border-collapse:collapse;min-width:60%;font-size:.9rem;line-height:1.4;font-variant-numeric:tabular-nums}
 .table figcaption{width:0;min-width:100%}
 th{font-weight:500;color:var(--soft);vertical-align:bottom;border-bottom:1px solid var(--soft)}
