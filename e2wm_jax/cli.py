@@ -23,90 +23,107 @@ from e2wm_jax.progress import busy
 
 
 class Command(NamedTuple):
-    """Where a command lives: settings class and function (settings) -> dict, imported only when it is called."""
+    """Where a command lives in this package: imported only when it is called, the function only to be run."""
 
-    module: str
-    settings: str
-    function: str
+    settings: str  # module and frozen dataclass; imports no jax
+    function: str  # module and function (settings) -> dict; the module may have a `show` (dict) too
     summary: str
 
 
 COMMANDS = {
-    "doctor": Command(
-        "e2wm_jax.doctor", "DoctorSettings", "run", "versions, devices, what is installed, what is missing"
-    ),
+    "doctor": Command("doctor.DoctorSettings", "doctor.run", "versions, devices, what is installed, what is missing"),
     "demo": Command(
-        "e2wm_jax.demo", "DemoSettings", "run", "the whole flow on the embedded default, with table and report"
+        "demo_settings.DemoSettings", "demo.run", "the whole flow on the embedded default, with table and report"
     ),
     "collect": Command(
-        "e2wm_jax.simulate.workers", "CollectSettings", "collect", "let an agent live in a world: trajectories"
+        "simulate.jobs.CollectSettings", "simulate.workers.collect", "let an agent live in a world: trajectories"
     ),
     "replay": Command(
-        "e2wm_jax.simulate.replay_command", "ReplaySettings", "run", "run a program in a world, step by step"
+        "simulate.replay_command.ReplaySettings",
+        "simulate.replay_command.run",
+        "run a program in a world, step by step",
     ),
-    "tasks": Command("e2wm_jax.tasks.run", "TasksSettings", "run", "trajectories to text tasks"),
-    "fisher": Command("e2wm_jax.fisher.run", "FisherSettings", "run", "exact per-example diagonal Fisher of a model"),
-    "train": Command("e2wm_jax.train.run", "TrainSettings", "run", "finetune LoRA adapters, held by a regularizer"),
+    "tasks": Command("tasks.run.TasksSettings", "tasks.run.run", "trajectories to text tasks"),
+    "fisher": Command(
+        "fisher.settings.FisherSettings", "fisher.run.run", "exact per-example diagonal Fisher of a model"
+    ),
+    "train": Command("train.settings.TrainSettings", "train.run.run", "finetune LoRA adapters, held by a regularizer"),
     "sequence": Command(
-        "e2wm_jax.train.sequence", "SequenceSettings", "run", "finetune on task after task, and measure forgetting"
+        "train.sequence_settings.SequenceSettings",
+        "train.sequence.run",
+        "finetune on task after task, and measure forgetting",
     ),
-    "eval qa": Command("e2wm_jax.evaluate.qa", "QaSettings", "run", "multiple-choice accuracy"),
+    "eval qa": Command("evaluate.settings.QaSettings", "evaluate.qa.run", "multiple-choice accuracy"),
     "eval generate": Command(
-        "e2wm_jax.evaluate.generation", "GenerationSettings", "run", "ROUGE and path overlap of what a model writes"
+        "evaluate.settings.GenerationSettings",
+        "evaluate.generation.run",
+        "ROUGE and path overlap of what a model writes",
     ),
     "eval perplexity": Command(
-        "e2wm_jax.evaluate.perplexity", "PerplexitySettings", "run", "perplexity on general text"
+        "evaluate.settings.PerplexitySettings", "evaluate.perplexity.run", "perplexity on general text"
     ),
     "eval plans": Command(
-        "e2wm_jax.evaluate.plans",
-        "PlansSettings",
-        "run",
+        "evaluate.settings.PlansSettings",
+        "evaluate.plans.run",
         "plans carried out in the world: steps that work, goals reached",
     ),
     "eval embodied-agent": Command(
-        "e2wm_jax.evaluate.embodied_agent",
-        "EmbodiedAgentSettings",
-        "run",
+        "evaluate.benchmark_settings.EmbodiedAgentSettings",
+        "evaluate.embodied_agent.run",
         "Embodied Agent Interface: action sequencing, goal interpretation",
     ),
-    "eval babi": Command("e2wm_jax.evaluate.babi", "BabiSettings", "run", "bAbI tasks 1-20, few-shot, by exact match"),
+    "eval babi": Command(
+        "evaluate.benchmark_settings.BabiSettings", "evaluate.babi.run", "bAbI tasks 1-20, few-shot, by exact match"
+    ),
     "eval harness": Command(
-        "e2wm_jax.evaluate.harness", "HarnessSettings", "run", "tasks of EleutherAI's lm-evaluation-harness"
+        "evaluate.benchmark_settings.HarnessSettings",
+        "evaluate.harness.run",
+        "tasks of EleutherAI's lm-evaluation-harness",
     ),
     "eval all": Command(
-        "e2wm_jax.evaluate.suite", "SuiteSettings", "run", "every evaluation set of a folder, one table"
+        "evaluate.settings.SuiteSettings", "evaluate.suite.run", "every evaluation set of a folder, one table"
     ),
     "report": Command(
-        "e2wm_jax.pages.command", "ReportSettings", "run", "report.html of a run, a Fisher, an evaluation, experiences"
+        "pages.settings.ReportSettings",
+        "pages.command.run",
+        "report.html of a run, a Fisher, an evaluation, experiences",
     ),
-    "export": Command("e2wm_jax.export", "ExportSettings", "run", "a Hugging Face directory, with an adapter merged"),
+    "export": Command(
+        "export_settings.ExportSettings", "export.run", "a Hugging Face directory, with an adapter merged"
+    ),
     "compare": Command(
-        "e2wm_jax.compare.run", "CompareSettings", "run", "train and evaluate many arms: skill against forgetting"
+        "compare.settings.CompareSettings", "compare.run.run", "train and evaluate many arms: skill against forgetting"
     ),
-    "generate": Command("e2wm_jax.evaluate.continuations", "GenerateSettings", "run", "continue prompts"),
+    "generate": Command("evaluate.settings.GenerateSettings", "evaluate.continuations.run", "continue prompts"),
     "bench generate": Command(
-        "e2wm_jax.bench.generate", "GenerateBenchSettings", "run", "generation and answer scoring, against transformers"
+        "bench.settings.GenerateBenchSettings",
+        "bench.generate.run",
+        "generation and answer scoring, against transformers",
     ),
     "bench models": Command(
-        "e2wm_jax.bench.models", "ModelsBenchSettings", "run", "every family's passes, against transformers"
+        "bench.settings.ModelsBenchSettings", "bench.models.run", "every family's passes, against transformers"
     ),
     "bench world": Command(
-        "e2wm_jax.bench.world", "WorldBenchSettings", "run", "the engines of the world, against VirtualHome's executor"
+        "bench.settings.WorldBenchSettings",
+        "bench.world.run",
+        "the engines of the world, against VirtualHome's executor",
     ),
     "bench search": Command(
-        "e2wm_jax.bench.search", "SearchBenchSettings", "run", "the searches, against the reference search"
+        "bench.settings.SearchBenchSettings", "bench.search.run", "the searches, against the reference search"
     ),
     "bench loader": Command(
-        "e2wm_jax.bench.loader", "LoaderBenchSettings", "run", "the data loader, against a plain loop and training"
+        "bench.settings.LoaderBenchSettings", "bench.loader.run", "the data loader, against a plain loop and training"
     ),
     "bench fisher": Command(
-        "e2wm_jax.bench.fisher", "FisherBenchSettings", "run", "Fisher passes, against ordinary gradients and peers"
+        "bench.settings.FisherBenchSettings", "bench.fisher.run", "Fisher passes, against ordinary gradients and peers"
     ),
     "bench penalty": Command(
-        "e2wm_jax.bench.penalty", "PenaltyBenchSettings", "run", "the EWC penalty, against the official expression"
+        "bench.settings.PenaltyBenchSettings", "bench.penalty.run", "the EWC penalty, against the official expression"
     ),
     "bench train": Command(
-        "e2wm_jax.bench.train", "TrainBenchSettings", "run", "the regularized LoRA step, against PEFT and transformers"
+        "bench.settings.TrainBenchSettings",
+        "bench.train.run",
+        "the regularized LoRA step, against PEFT and transformers",
     ),
 }
 
@@ -160,11 +177,12 @@ def _dispatch(words: list[str]) -> int:
     rest = words[len(name.split()) :]
     as_json = "--json" in rest
     settings = _parse(name, [word for word in rest if word != "--json"])
+    module_name, _, function = COMMANDS[name].function.rpartition(".")
     with busy("loading the program"):
-        module = importlib.import_module(COMMANDS[name].module)
+        module = importlib.import_module(f"e2wm_jax.{module_name}")
     if "jax" in sys.modules:
         say_compilations()
-    result = getattr(module, COMMANDS[name].function)(settings)
+    result = getattr(module, function)(settings)
     if as_json:
         print(json.dumps(result))
     else:
@@ -177,9 +195,7 @@ def _parse(name: str, words: list[str]) -> Any:
     """Settings from words; tyro's boxed message becomes the one error line."""
     import tyro
 
-    command = COMMANDS[name]
-    with busy("loading the program"):
-        settings = getattr(importlib.import_module(command.module), command.settings)
+    settings = settings_class(name)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -188,6 +204,12 @@ def _parse(name: str, words: list[str]) -> Any:
         if stop.code in (0, None):
             raise
         raise InputError(f"e2wm {name}: {_unboxed(complaint.getvalue())}") from None
+
+
+def settings_class(name: str) -> type:
+    """The settings dataclass of a command."""
+    module, _, settings = COMMANDS[name].settings.rpartition(".")
+    return getattr(importlib.import_module(f"e2wm_jax.{module}"), settings)
 
 
 def _merged(words: list[str], settings: type) -> list[str]:

@@ -17,13 +17,14 @@ from typing import Any, Literal
 from e2wm_jax.config import LoraConfig
 from e2wm_jax.data.source import read_documents, read_questions, read_task
 from e2wm_jax.demo_report import write_report
+from e2wm_jax.demo_settings import DemoSettings
 from e2wm_jax.errors import InputError
 from e2wm_jax.evaluate import qa
 from e2wm_jax.evaluate.model import load_evaluated
 from e2wm_jax.evaluate.perplexity import answer_nats, perplexity
 from e2wm_jax.files import read_json, write_json
 from e2wm_jax.fisher import run as fisher
-from e2wm_jax.model_files import EMBEDDED_MODEL, locate
+from e2wm_jax.model_files import locate
 from e2wm_jax.progress import say
 from e2wm_jax.simulate import workers
 from e2wm_jax.tasks import run as tasks
@@ -83,19 +84,6 @@ STAGES = (
     *("plan", "explore", "tasks", "fisher", "LoRA", "EWC-LoRA"),
     *("evaluate base", "evaluate LoRA", "evaluate EWC-LoRA"),
 )
-
-
-@dataclass(frozen=True)
-class DemoSettings:
-    """Run the whole flow on the embedded default: a table, and report.html."""
-
-    out: Path = Path("demo-run")
-    """Directory to write, or to go on in."""
-    preset: Literal["laptop", "tiny"] = "laptop"
-    """laptop: minutes on two cores; tiny: only shows that everything runs."""
-    model: str = EMBEDDED_MODEL
-    """Another model may be given: a Hugging Face directory or a .gguf file."""
-    seed: int = 0
 
 
 def run(settings: DemoSettings) -> dict[str, Any]:

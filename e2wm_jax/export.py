@@ -1,37 +1,21 @@
 """`e2wm export`: a base model, with an adapter merged into it or as it is, as a Hugging Face directory."""
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from e2wm_jax import lora
 from e2wm_jax.adapter_files import read_adapter
 from e2wm_jax.config import DType, ModelConfig
 from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError
+from e2wm_jax.export_settings import ExportSettings
 from e2wm_jax.files import read_json
 from e2wm_jax.model_files import CHAT_TEMPLATES, COMPANIONS, CONFIG_FILE, ModelFiles, locate, open_gguf
-from e2wm_jax.models.saving import FileDType, check_new, new_folder, parameter_sizes, write_model
+from e2wm_jax.models.saving import check_new, new_folder, parameter_sizes, write_model
 from e2wm_jax.models.weights import config_to_hf, load, open_model
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-
-
-@dataclass(frozen=True)
-class ExportSettings:
-    """Write a model as a Hugging Face directory, with an adapter merged into its weights."""
-
-    model: str
-    """Hugging Face directory, .gguf file, hub id, or smollm2-135m."""
-    out: Path
-    """Directory to write; it must not exist yet, or be empty."""
-    adapter: Path | None = None
-    """PEFT directory to merge, as `e2wm train` or PEFT wrote it; default: the base as it is."""
-    format: Literal["merged"] = "merged"
-    """merged: W + s B A in the place of W, computed in float32."""
-    dtype: FileDType | None = None
-    """Of the files; default: what each weight of the model is stored in, for quantized ones float32."""
 
 
 def run(settings: ExportSettings) -> dict[str, Any]:

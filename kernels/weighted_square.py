@@ -10,15 +10,14 @@ Letters: L layers, N outputs, D inputs, R rank.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
+from e2wm_jax.choices import Implementation
 from e2wm_jax.errors import InputError
 from e2wm_jax.fisher.storage import StoredFisher, decode
 
-Implementation = Literal["xla", "pallas_tpu", "mosaic_gpu"]
 Products = tuple[jax.Array, jax.Array]  # B^T (F * B A), (F * B A) A^T
 
 # Elements of a tile: half a core's second-level cache; elsewhere enough to keep the device busy.

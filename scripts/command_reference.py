@@ -83,8 +83,9 @@ def _commands() -> dict[str, tuple[str, str, str]]:
     for key, call in zip(table.value.keys, table.value.values, strict=True):
         assert isinstance(key, ast.Constant)
         assert isinstance(call, ast.Call)
-        module, settings, _, summary = map(ast.literal_eval, call.args)
-        found[key.value] = (module, settings, summary)
+        settings, _, summary = map(ast.literal_eval, call.args)
+        module, _, settings = settings.rpartition(".")
+        found[key.value] = (f"e2wm_jax.{module}", settings, summary)
     return found
 
 

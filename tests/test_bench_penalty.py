@@ -73,4 +73,4 @@ def test_wrong_settings_are_refused_before_anything_runs():
 
 
 def test_it_is_a_command():
-    assert COMMANDS["bench penalty"].module == "e2wm_jax.bench.penalty"
+    assert COMMANDS["bench penalty"].function == "bench.penalty.run"

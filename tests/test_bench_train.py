@@ -207,4 +207,4 @@ def test_adapters_of_every_choice_have_a_folder(tmp_path: Path) -> None:
 
 
 def test_it_is_a_command() -> None:
-    assert COMMANDS["bench train"].module == "e2wm_jax.bench.train"
+    assert COMMANDS["bench train"].function == "bench.train.run"

@@ -10,10 +10,9 @@ import os
 import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, replace
 from statistics import median
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -22,67 +21,18 @@ from e2wm_jax.bench.fisher_job import SHAPES, Job
 from e2wm_jax.bench.fisher_methods import selected
 from e2wm_jax.bench.fisher_page import COLUMNS, verdict, write_report
 from e2wm_jax.bench.peers import Peer
-from e2wm_jax.config import DType, ModelConfig
+from e2wm_jax.bench.settings import FisherBenchSettings
+from e2wm_jax.config import ModelConfig
 from e2wm_jax.errors import InputError, check_at_least
 from e2wm_jax.model_files import locate
 from e2wm_jax.models.saving import check_new
 from e2wm_jax.models.weights import open_model
 from e2wm_jax.progress import say
 
-MethodName = Literal["textbook", "plain", "vmap", "scan", "fused", "fused-qv"]
-PeerName = Literal["official", "torch-func", "backpack", "opacus", "jax-privacy"]
 LAYOUTS = ("full", "padded", "rows", "packed")
 _ANCHORS = ("textbook", "fused")  # measured again beside every peer
 _MODULE = "e2wm_jax.bench.fisher_peers"
 Seconds = dict[str, list[float]]  # of each round
-
-
-@dataclass(frozen=True)
-class FisherBenchSettings:
-    """Time and memory of Fisher passes against ordinary gradients; with the extra `peers`, against theirs."""
-
-    model: str = "smollm2-135m"
-    """As --model of the other commands."""
-    shape: str | None = None
-    """Random weights instead: neo6 (GPT-Neo, 6 layers of 384, 8192 words, tied), or a name such as gpt-neo-1.3b."""
-    base_dtype: DType = "float32"
-    """Of our weights; peers have float32, as the official code. F is float32 always."""
-    length: int = 256
-    """Tokens of a document; with --packed, of the longest and of a padded row."""
-    batch_size: int = 4
-    """Documents of one ordinary batch, and of one pass."""
-    step_size: int | None = None
-    """Documents of a step of `fused`, which makes a pass of several; default: one step. Fewer need less memory."""
-    params: str = "all"
-    """all, lora-targets (every linear map of the blocks), or a regular expression on Hugging Face parameter names."""
-    methods: tuple[MethodName, ...] = ("textbook", "plain", "scan", "fused", "fused-qv")
-    """Ours: gradients of a batch (textbook; plain, the fastest way found), Fisher passes (vmap holds a copy of the
-    parameters per document; fused-qv: of the query and value maps only)."""
-    against: tuple[PeerName, ...] = ("official", "torch-func", "backpack", "opacus", "jax-privacy")
-    """Peers; those that are not installed are named with the command that installs them."""
-    rounds: int = 5
-    """Measurements of each, in turn, after one that compiles; the median counts."""
-    packed: bool = False
-    """Instead: documents of unequal lengths, in padded rows and packed, time per real token."""
-    shortest: int = 50
-    """With --packed: tokens of the shortest document."""
-    documents: int = 64
-    """With --packed: how many."""
-    row: int | None = None
-    """With --packed: tokens of a packed row at most; default: --length."""
-    keep: float = 0.1
-    """Of `fused`: memory for products that would be made again, as a share of the weights'."""
-    kernel: Literal["xla", "pallas_tpu", "mosaic_gpu"] = "xla"
-    """Of `fused`: what squares the documents' products, see kernels/README.md."""
-    group: int = 1
-    """Of `fused`: documents whose products are squared at once; 1 suits a CPU."""
-    clock: Literal["wall", "cpu"] = "wall"
-    """cpu: processor time of the process that measures, for a CPU that others use too."""
-    cores: int = 1
-    """CPU cores for everyone; 0: all."""
-    out: Path | None = None
-    """New directory for report.html and the numbers as JSON."""
-    seed: int = 0
 
 
 def run(settings: FisherBenchSettings) -> dict[str, Any]:

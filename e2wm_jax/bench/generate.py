@@ -1,43 +1,18 @@
 """`e2wm bench generate`: new tokens per second against transformers, and answers scored with a shared prompt."""
 
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from e2wm_jax.bench.peers import Answer, Peer, Side, best_of, has_transformers
-from e2wm_jax.config import BaseDType
+from e2wm_jax.bench.settings import GenerateBenchSettings
 from e2wm_jax.data.source import read_documents, read_questions
 from e2wm_jax.errors import check_at_least
 from e2wm_jax.progress import say
 
 _BOTH: tuple[Side, Side] = ("ours", "transformers")
 _ANSWERS = ("go to sleep", "make coffee", "read a book", "wash the dishes")
-
-
-@dataclass(frozen=True)
-class GenerateBenchSettings:
-    """Greedy generation and answer scoring; where torch is installed transformers generates in the same run."""
-
-    model: str = "smollm2-135m"
-    dtypes: tuple[BaseDType, ...] = ("float32", "bfloat16", "int8")
-    """Of our weights; transformers has the first two."""
-    prompts: int = 8
-    prompt_tokens: int = 64
-    """Of the longest prompt; the shortest has half."""
-    new_tokens: int = 64
-    beams: int = 1
-    questions: int = 8
-    """To score; 0 leaves that out."""
-    data: Path | None = None
-    """Multiple-choice file to take them from, the shortest first; by default they are made up."""
-    batch_size: int = 4
-    """Rows at a time when answers are scored, shared prompt or not."""
-    rounds: int = 3
-    """Measurements of each, in turn; the best counts."""
-    seed: int = 0
 
 
 def run(settings: GenerateBenchSettings) -> dict[str, Any]:

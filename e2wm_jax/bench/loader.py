@@ -1,7 +1,6 @@
 """`e2wm bench loader`: how fast data come, against a plain loop and against what training takes, all in one run."""
 
 import math
-import os
 import random
 import tempfile
 import time
@@ -13,6 +12,7 @@ from typing import Any
 import jax
 
 from e2wm_jax import lora
+from e2wm_jax.bench.settings import LoaderBenchSettings
 from e2wm_jax.config import LoraConfig
 from e2wm_jax.data.batch import Row, collate, padded_length
 from e2wm_jax.data.generate import UNIT, examples
@@ -34,26 +34,6 @@ from e2wm_jax.train.step import Controls, StepConfig, initial_state, train_step
 _FILE_EXAMPLES = 512
 _OBJ_MOVE = OnlineTask(f"{PREFIX}obj_move", "obj_move")
 _FAR = 10**9  # a unit that no measurement reads
-
-
-@dataclass(frozen=True)
-class LoaderBenchSettings:
-    """Measure the data loader: files and online tasks, against plain loops and against a training step."""
-
-    model: str = "smollm2-135m"
-    """Whose tokenizer is used, and whose training step is fed."""
-    tasks: tuple[str, ...] = ("obj_move", "count", "plan_gen", "act_recog")
-    """Online tasks, with their options, e.g. "plan_gen?simulations=50"."""
-    workers: tuple[int, ...] = tuple(sorted({1, os.cpu_count() or 1}))
-    """Numbers of worker processes to try."""
-    seconds: float = 5.0
-    """About how long each plain loop runs; the loader then makes the same examples."""
-    batch_size: int = 2
-    """Examples of a training step, and of a batch of files."""
-    max_length: int = 800
-    steps: int = 3
-    """Training steps to time, after one that compiles."""
-    seed: int = 0
 
 
 @dataclass(frozen=True)

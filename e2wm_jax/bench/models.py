@@ -1,14 +1,14 @@
 """`e2wm bench models`: forward, gradient and generation of every family, against transformers."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from e2wm_jax.bench.peers import Answer, Peer, Side, best_of, has_transformers
-from e2wm_jax.config import DType, GPTJConfig, GPTNeoConfig, GPTNeoXConfig, LlamaConfig, ModelConfig, OPTConfig
+from e2wm_jax.bench.settings import ModelsBenchSettings
+from e2wm_jax.config import GPTJConfig, GPTNeoConfig, GPTNeoXConfig, LlamaConfig, ModelConfig, OPTConfig
 from e2wm_jax.errors import InputError, check_at_least
 from e2wm_jax.models.weights import config_to_hf
 from e2wm_jax.progress import say
@@ -33,24 +33,6 @@ SHAPES: dict[str, ModelConfig] = {
     "mistral": LlamaConfig(**_LLAMA, model_type="mistral", windows=(64,) * 6),
     "qwen3": LlamaConfig(**_LLAMA, model_type="qwen3"),
 }
-
-
-@dataclass(frozen=True)
-class ModelsBenchSettings:
-    """Passes of small random models of every family, and of real ones; transformers too, where torch is installed."""
-
-    families: tuple[str, ...] = tuple(SHAPES)
-    """Small random models to measure."""
-    models: tuple[str, ...] = ("smollm2-135m",)
-    """Real ones, as --model takes them."""
-    dtype: DType = "float32"
-    batch_size: int = 4
-    tokens: int = 128
-    """Of a row of the passes; prompts of the generation have a quarter."""
-    new_tokens: int = 32
-    rounds: int = 3
-    """Measurements of each, in turn; the best counts."""
-    seed: int = 0
 
 
 def run(settings: ModelsBenchSettings) -> dict[str, Any]:

@@ -12,15 +12,14 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from e2wm_jax import report as html
 from e2wm_jax.bench.peers import Answer, Peer, best_of, has_transformers, serve
+from e2wm_jax.bench.settings import PenaltyBenchSettings
 from e2wm_jax.config import MODELS, DType, GPTNeoConfig, LoraConfig, ModelConfig
 from e2wm_jax.errors import InputError, check_at_least
 from e2wm_jax.fisher.storage import FisherDType
@@ -59,29 +58,6 @@ STEPS = {
     "gpt-neo-1.3b-qv": StepCase(MODELS["gpt-neo-1.3b"], "q_proj,v_proj", 20, 512, "bfloat16"),
     "gpt-neo-1.3b-all": StepCase(MODELS["gpt-neo-1.3b"], "all-linear", 20, 512, "bfloat16"),
 }
-
-
-@dataclass(frozen=True)
-class PenaltyBenchSettings:
-    """The EWC penalty and its gradients: ours, autodiff of the plain expression, and torch where it is installed."""
-
-    modules: int = 8
-    """Adapted matrices."""
-    size: int = 2048
-    """Their outputs and inputs."""
-    rank: int = 8
-    dtypes: tuple[FisherDType, ...] = ("float32", "bfloat16", "uint8")
-    """Storage types of F."""
-    implementations: tuple[Implementation, ...] = ("xla",)
-    """pallas_tpu and mosaic_gpu run on their devices only."""
-    steps: tuple[str, ...] = ("small-all",)
-    """Training steps to measure with the penalty and without: small-qv, small-all (d = 512, 6 layers, 4 x 128 tokens),
-    gpt-neo-1.3b-qv, gpt-neo-1.3b-all (20 x 512 tokens, for a GPU); none leaves them out."""
-    repeats: int = 10
-    """Measurements of each, in turn; the best counts."""
-    out: Path | None = None
-    """HTML file to write, with a plot."""
-    seed: int = 0
 
 
 def run(settings: PenaltyBenchSettings) -> dict[str, Any]:

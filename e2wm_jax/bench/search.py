@@ -5,36 +5,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
+from e2wm_jax.bench.settings import SearchBenchSettings
 from e2wm_jax.errors import InputError, check_at_least
 from e2wm_jax.progress import progress_bar
 from e2wm_jax.simulate import goals, robothow, scenes
 from e2wm_jax.simulate.actions import Action
 from e2wm_jax.simulate.engines import Method, compile_engine, open_world, search
 from e2wm_jax.simulate.goals import Goal
-from e2wm_jax.simulate.planner import Plan, Reward
+from e2wm_jax.simulate.planner import Plan
 from e2wm_jax.simulate.scenes import Scene
-
-
-@dataclass(frozen=True)
-class SearchBenchSettings:
-    """Search for plans for goals of RobotHow programs, with every search, one after the other on one core."""
-
-    goals: int = 12
-    """How many of the 518, activities in turn."""
-    methods: tuple[Method, ...] = ("mcts", "best-first")
-    """Compiled searches; mcts-batched searches for the goals side by side on JAX's default device."""
-    search_batch: int = 64
-    """mcts-batched: goals side by side."""
-    simulations: int = 20_000
-    reference_simulations: int = 100
-    """Of E2WM's search over the installed executor, which is what the others are compared with; 0 leaves it out."""
-    dialect: str = "vh23"
-    """Rules of the world; the reference is left out where they are not vh23."""
-    max_depth: int = 25
-    reward: Reward = "official"
-    shorten: bool = True
-    """Leave out moves that were not needed."""
-    seed: int = 0
 
 
 @dataclass

@@ -9,19 +9,20 @@ import math
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from e2wm_jax import lora
 from e2wm_jax.bench import train_peers
 from e2wm_jax.bench.peers import Peer
+from e2wm_jax.bench.settings import TrainBenchSettings
 from e2wm_jax.bench.train_job import SHAPES, Job, loader_of, write_rows
 from e2wm_jax.bench.train_page import show, write_report
-from e2wm_jax.config import BaseDType, LoraConfig, ModelConfig
+from e2wm_jax.config import LoraConfig, ModelConfig
 from e2wm_jax.data.batch import Row
 from e2wm_jax.data.generate import UNIT
 from e2wm_jax.data.online_rows import RowMaker, Unit
@@ -30,60 +31,15 @@ from e2wm_jax.data.tokenize import task_rows
 from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError, check_at_least
 from e2wm_jax.model_files import locate
-from e2wm_jax.models.decoder import Remat
 from e2wm_jax.models.saving import check_new
 from e2wm_jax.models.weights import open_model
 from e2wm_jax.progress import say
-from e2wm_jax.regularizers.catalogue import REGULARIZERS, regularizer
+from e2wm_jax.regularizers.catalogue import regularizer
 from e2wm_jax.sharding import mesh_shape
 
 __all__ = ["TrainBenchSettings", "run", "show"]
 _MODULE, _MESHES = "e2wm_jax.bench.train_peers", "e2wm_jax.bench.train_meshes"
 Seconds = list[float]  # of each round
-
-
-@dataclass(frozen=True)
-class TrainBenchSettings:
-    """The EWC-LoRA step: tokens/s, MFU, memory, waiting, every regularizer's overhead, and what meshes need."""
-
-    model: str = "smollm2-135m"
-    """As --model of the other commands."""
-    shape: str | None = None
-    """Random weights instead: neo4 or llama4 (4 layers of 256), or a name such as gpt-neo-1.3b, gpt-j-6b, llama-13b."""
-    base_dtype: BaseDType = "float32"
-    """Of our frozen weights; the peer has float32 and runs beside float32 only."""
-    data: str = "online:obj_move"
-    """Mixture whose rows are read, as --data of `e2wm train`."""
-    length: int | None = None
-    """Made-up rows of so many tokens instead, as --shape needs; the last eighth of each is predicted."""
-    batch_size: int = 4
-    steps: int = 2
-    """Steps of one measurement, each on rows of its own."""
-    max_length: int = 800
-    targets: tuple[str, ...] = ("all-linear", "q_proj,v_proj")
-    """--lora.targets to measure; regularizers and waiting are measured with the first."""
-    rank: int = 8
-    dropout: float = 0.1
-    remat: Remat = "none"
-    regularizers: tuple[str, ...] = tuple(REGULARIZERS)
-    """Those whose overhead over none is measured; none alone: no other."""
-    against: tuple[Literal["peft"], ...] = ("peft",)
-    """PEFT + transformers, where torch is installed; --against without a name: nobody."""
-    rounds: int = 3
-    """Measurements of each, in turn, after one that compiles; the median counts."""
-    waiting_steps: int = 8
-    """Steps over which waiting for data is measured; 0: not."""
-    meshes: tuple[str, ...] = ("data=8", "fsdp=8", "data=2,fsdp=2,tensor=2")
-    """Meshes of fake CPU devices for which the step is compiled; --meshes without a name: none."""
-    mesh_model: str = "llama4"
-    """--shape of that step; its batch has a row per device of 128 tokens."""
-    clock: Literal["wall", "cpu"] = "wall"
-    """cpu: processor time, for a CPU that others use too; with --cores 1, since threads that wait spin and count."""
-    cores: int = 0
-    """CPU cores for everyone; 0: all."""
-    out: Path | None = None
-    """New directory for report.html and the numbers as JSON."""
-    seed: int = 0
 
 
 def run(settings: TrainBenchSettings) -> dict[str, Any]:

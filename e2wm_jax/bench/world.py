@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from e2wm_jax.bench.settings import WorldBenchSettings
 from e2wm_jax.errors import check_at_least
 from e2wm_jax.progress import say
 from e2wm_jax.simulate import engine, native, native_legal, native_tables, scenes
@@ -20,27 +21,6 @@ from e2wm_jax.simulate.tables import tables_of
 from e2wm_jax.simulate.virtualhome import VERSION, VirtualHome, load_rules
 
 _LOOKS = ("LookAt_Short", "LookAt_Long")  # executors crash on them
-
-
-@dataclass(frozen=True)
-class WorldBenchSettings:
-    """Measure the engines of the world, all on the same random lines; the baseline is VirtualHome's own executor."""
-
-    scene: str = "procedural:0"
-    """A VirtualHome graph, robothow:ID or procedural:SEED."""
-    dialect: str = "vh23"
-    """Rules of ours; the baseline has those of vh23 whatever they are."""
-    environments: tuple[int, ...] = (64, 1024)
-    """Sizes of batches on the default device of JAX."""
-    slots: int = 32
-    """Edges that a state of the JAX engine has room for; random play of 40 lines has 16 at most."""
-    episodes: int = 16
-    """Different episodes; larger batches repeat them."""
-    length: int = 40
-    """Lines of an episode."""
-    rounds: int = 3
-    """Every engine is measured so often, in turn; its fastest round counts."""
-    seed: int = 0
 
 
 @dataclass(frozen=True)

@@ -32,54 +32,16 @@ from typing import Any
 
 import numpy as np
 
-from e2wm_jax.config import BaseDType
 from e2wm_jax.data.tokenize import encode
 from e2wm_jax.errors import InputError, check_at_least
 from e2wm_jax.evaluate.babi_stories import TASKS, StoryQuestion, TaskQuestions, draw_shots, parse_tasks, read_tasks
+from e2wm_jax.evaluate.benchmark_settings import BabiOptions, BabiSettings
 from e2wm_jax.evaluate.continuations import first_lines
 from e2wm_jax.evaluate.model import Evaluated, load_evaluated
 from e2wm_jax.evaluate.predictions import Predictions, content_digest, identity
 from e2wm_jax.evaluate.statistics import bootstrap_means, percentile_interval
 from e2wm_jax.models.generate import Decoding
 from e2wm_jax.progress import say
-
-
-@dataclass(frozen=True)
-class BabiOptions:
-    """How the questions are asked."""
-
-    shots: int = 2
-    """Worked examples before each question, from the train split."""
-    samples: int | None = None
-    """Ask the first N questions of each task's test split; all by default."""
-    seed: int = 0
-    """Of the choice of examples."""
-    max_new_tokens: int = 16
-    """Longest answer."""
-    batch_size: int = 8
-    """Questions at a time."""
-    special_tokens: bool = False
-    """Add the tokenizer's default special tokens."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BabiSettings(BabiOptions):
-    """Exact-match accuracy on bAbI tasks 1-20."""
-
-    model: str
-    """Hugging Face directory, .gguf file, hub id, or smollm2-135m."""
-    data: Path
-    """Folder or tar archive with bAbI's qa*_train.txt and qa*_test.txt."""
-    adapter: tuple[Path, ...] = ()
-    """PEFT directories to put on the model; several are added up."""
-    tasks: str = "1-20"
-    """Tasks, such as 1-20 or 1,2,15-17."""
-    predictions: Path | None = None
-    """Write one JSON line per question: index, task, prediction, answer, correct."""
-    resume: bool = False
-    """Go on with the predictions that are there."""
-    base_dtype: BaseDType = "float32"
-    """Weights and activations; int8 and nf4 hold the matrices in 8 or 4 bits."""
 
 
 @dataclass(frozen=True)

@@ -1,53 +1,18 @@
 """`e2wm generate`: what a model says next, and the texts behind prompts that other commands ask for."""
 
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from e2wm_jax.config import BaseDType
 from e2wm_jax.data.tokenize import encode
 from e2wm_jax.errors import InputError
 from e2wm_jax.evaluate.model import Evaluated, load_evaluated
+from e2wm_jax.evaluate.settings import GenerateSettings
 from e2wm_jax.files import read_json_lines, read_text
 from e2wm_jax.models import decoder
 from e2wm_jax.models.generate import Decoding, generate
 from e2wm_jax.models.sampling import Sampling
 from e2wm_jax.progress import progress_bar
-
-
-@dataclass(frozen=True)
-class GenerateSettings:
-    """Continue prompts; greedy unless beams or a temperature are given."""
-
-    model: str
-    """Hugging Face directory, .gguf file, hub id, or smollm2-135m."""
-    prompt: tuple[str, ...] = ()
-    """Text to continue; may be given several times."""
-    prompts: Path | None = None
-    """File of more prompts: JSON lines with "input", or .txt with one prompt per line (either .gz)."""
-    adapter: tuple[Path, ...] = ()
-    """PEFT directories to put on the model, one or more; several add up."""
-    max_new_tokens: int = 64
-    beams: int = 1
-    """Width of the beam search, as transformers' num_beams."""
-    length_penalty: float = 1.0
-    """Of beams: log-likelihood / length ** penalty."""
-    temperature: float | None = None
-    """Draw tokens from the scores divided by this."""
-    top_k: int | None = None
-    """Draw from the k likeliest tokens only."""
-    top_p: float | None = None
-    """Draw from the likeliest tokens whose probability reaches p only."""
-    stop: str | None = None
-    """Cut the text before this string, e.g. $'\\n'."""
-    seed: int = 0
-    batch_size: int = 8
-    """Prompts at a time."""
-    special_tokens: bool = False
-    """Add the tokenizer's default special tokens."""
-    base_dtype: BaseDType = "float32"
-    """Weights and activations."""
 
 
 def run(settings: GenerateSettings) -> dict[str, Any]:

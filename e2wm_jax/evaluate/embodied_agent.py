@@ -24,13 +24,12 @@ import importlib.util
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from e2wm_jax.config import BaseDType
 from e2wm_jax.data.tokenize import encode
 from e2wm_jax.errors import InputError, check_at_least
+from e2wm_jax.evaluate.benchmark_settings import EmbodiedAgentSettings
 from e2wm_jax.evaluate.continuations import continuations
 from e2wm_jax.evaluate.embodied_agent_scores import (
     FOLDERS,
@@ -45,38 +44,6 @@ from e2wm_jax.evaluate.model import check_positions, load_evaluated
 from e2wm_jax.evaluate.predictions import Predictions, content_digest, identity
 from e2wm_jax.files import read_text, write_json
 from e2wm_jax.models.generate import Decoding
-
-
-@dataclass(frozen=True)
-class EmbodiedAgentSettings:
-    """Write a model's responses to the Embodied Agent Interface and have its package score them."""
-
-    out: Path
-    """Directory: responses/TASK/NAME_outputs.json in the package's form, and TASK.json with the scores."""
-    model: str | None = None
-    """Hugging Face directory, .gguf file, hub id, or smollm2-135m."""
-    adapter: tuple[Path, ...] = ()
-    """PEFT directories to put on the model, one or more; several add up."""
-    responses: Path | None = None
-    """Instead of a model: responses to score, a JSON list of {"identifier", "llm_output"}."""
-    task: AgentTask = "action_sequencing"
-    """What is asked for."""
-    name: str | None = None
-    """What to call the model; by default the last part of --model."""
-    samples: int | None = None
-    """Use N prompts, evenly over all programs; all 342 by default."""
-    beams: int = 1
-    """Width of the beam search."""
-    max_new_tokens: int = 512
-    """The longest response."""
-    batch_size: int = 4
-    """Prompts at a time."""
-    special_tokens: bool = False
-    """Add the tokenizer's default special tokens."""
-    resume: bool = False
-    """Go on with the responses that an interrupted run has left."""
-    base_dtype: BaseDType = "float32"
-    """Weights and activations."""
 
 
 def run(settings: EmbodiedAgentSettings) -> dict[str, Any]:

@@ -6,18 +6,17 @@ tracking the longest run of places that both lists have in a row, over the lengt
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from e2wm_jax.config import BaseDType
 from e2wm_jax.data.source import TaskExample, read_task
 from e2wm_jax.data.tokenize import encode
 from e2wm_jax.errors import InputError, check_at_least
 from e2wm_jax.evaluate.continuations import first_lines
 from e2wm_jax.evaluate.model import Evaluated, check_positions, load_evaluated
 from e2wm_jax.evaluate.predictions import Predictions, Record, content_digest, identity
+from e2wm_jax.evaluate.settings import GenerationSettings
 from e2wm_jax.evaluate.statistics import bootstrap_interval
 from e2wm_jax.evaluate.table import show_scores
 from e2wm_jax.models.generate import Decoding
@@ -25,36 +24,6 @@ from e2wm_jax.sharding import make_mesh
 
 PATH_TASKS = ("obj_move_path",)
 _ROUGES = ("rouge1", "rouge2", "rougeL")
-
-
-@dataclass(frozen=True)
-class GenerationSettings:
-    """Score what a model writes on a generation file."""
-
-    model: str
-    """Hugging Face directory, .gguf file, hub id, or smollm2-135m."""
-    data: Path
-    """JSON lines {"input", "ref"}, possibly .gz."""
-    adapter: tuple[Path, ...] = ()
-    """PEFT directories to put on the model, one or more; several add up."""
-    task: str | None = None
-    """Task name, by default the file's name; obj_move_path is scored by its list of places, others by ROUGE."""
-    samples: int | None = None
-    """Use the first N examples; all by default."""
-    beams: int = 4
-    max_new_tokens: int = 256
-    predictions: Path | None = None
-    """Write one JSON line per example: index, prediction, reference."""
-    resume: bool = False
-    """Go on with the predictions that an interrupted run has left."""
-    batch_size: int = 4
-    """Examples at a time."""
-    special_tokens: bool = False
-    """Add the tokenizer's default special tokens (the official code does not)."""
-    base_dtype: BaseDType = "float32"
-    """Weights and activations; int8 and nf4 hold the matrices in 8 or 4 bits."""
-    mesh: str | None = None
-    """Devices by axis, e.g. data=4,tensor=2: rows are split over data and fsdp, weights over fsdp and tensor."""
 
 
 def run(settings: GenerationSettings) -> dict[str, Any]:

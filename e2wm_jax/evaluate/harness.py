@@ -24,49 +24,15 @@ import difflib
 import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-from e2wm_jax.config import BaseDType
 from e2wm_jax.errors import InputError, check_at_least
+from e2wm_jax.evaluate.benchmark_settings import HarnessSettings
 from e2wm_jax.evaluate.harness_requests import Answering, generate_until, loglikelihoods, rolling
 from e2wm_jax.evaluate.model import Evaluated, load_evaluated
 from e2wm_jax.files import write_text
 from e2wm_jax.model_files import locate
-
-
-@dataclass(frozen=True)
-class HarnessSettings:
-    """Scores on tasks of lm-evaluation-harness."""
-
-    model: str
-    """Hugging Face directory, .gguf file, hub id, or smollm2-135m."""
-    tasks: tuple[str, ...]
-    """Names of tasks or groups, between spaces or commas."""
-    adapter: tuple[Path, ...] = ()
-    """PEFT directories to put on the model; several are added up."""
-    include_path: tuple[Path, ...] = ()
-    """Folders with task files of one's own."""
-    limit: int | None = None
-    """Use the first N examples of each task; all by default."""
-    shots: int | None = None
-    """Worked examples before each question; by default what the task says."""
-    seed: int = 0
-    """Of the choice of worked examples, of sampling, and of the bootstrap."""
-    bootstrap: int = 1000
-    """Resamples for the standard errors that have no formula."""
-    out: Path | None = None
-    """Write all that the harness returns, every example with its answers, as JSON."""
-    batch_size: int = 8
-    """Rows per forward pass; the continuations of one context share a row."""
-    max_length: int | None = None
-    """Tokens that the model may read at a time; its positions by default."""
-    special_tokens: bool = True
-    """Add the tokenizer's default special tokens, as the harness does."""
-    base_dtype: BaseDType = "float32"
-    """Weights and activations; int8 and nf4 hold the matrices in 8 or 4 bits."""
 
 
 def run(settings: HarnessSettings) -> dict[str, Any]:

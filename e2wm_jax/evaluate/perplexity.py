@@ -7,13 +7,11 @@ The published E2WM tables give 2^nats where perplexity is e^nats; both are repor
 
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from e2wm_jax.config import BaseDType
 from e2wm_jax.data.batch import Row
 from e2wm_jax.data.loader import sorted_batches
 from e2wm_jax.data.source import TaskExample, read_documents
@@ -21,38 +19,11 @@ from e2wm_jax.data.tokenize import document_rows, task_rows
 from e2wm_jax.errors import InputError, check_at_least
 from e2wm_jax.evaluate.model import Evaluated, check_positions, load_evaluated, row_nll, rows_per_pass
 from e2wm_jax.evaluate.predictions import Predictions, Record, content_digest, identity
+from e2wm_jax.evaluate.settings import PerplexitySettings
 from e2wm_jax.evaluate.statistics import bootstrap_interval
 from e2wm_jax.evaluate.table import show_scores
 from e2wm_jax.progress import progress_bar
 from e2wm_jax.sharding import make_mesh
-
-
-@dataclass(frozen=True)
-class PerplexitySettings:
-    """Perplexity of a model on text documents."""
-
-    model: str
-    """Hugging Face directory, .gguf file, hub id, or smollm2-135m."""
-    data: str
-    """JSON lines with "text", .txt with blank lines between documents (either .gz), or pydoc:held-out."""
-    adapter: tuple[Path, ...] = ()
-    """PEFT directories to put on the model; several are added up."""
-    max_length: int = 800
-    """Documents are cut to this many tokens."""
-    samples: int | None = None
-    """Use the first N documents; all by default."""
-    batch_size: int = 8
-    """Documents per forward pass."""
-    predictions: Path | None = None
-    """Write one JSON line per document: index, nats (their sum), tokens, bytes."""
-    resume: bool = False
-    """Go on with the predictions that an interrupted run has left."""
-    special_tokens: bool = False
-    """Add the tokenizer's default special tokens (the official code does not)."""
-    base_dtype: BaseDType = "float32"
-    """Weights and activations; int8 and nf4 hold the matrices in 8 or 4 bits."""
-    mesh: str | None = None
-    """Devices by axis, e.g. data=4,tensor=2: documents are split over data and fsdp, weights over fsdp and tensor."""
 
 
 def run(settings: PerplexitySettings) -> dict[str, Any]:

@@ -17,18 +17,18 @@ those of an empty plan what comes for nothing. Intervals are bootstrapped over e
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from e2wm_jax.config import BaseDType
 from e2wm_jax.data.source import TaskExample, read_task
 from e2wm_jax.errors import InputError, check_at_least
 from e2wm_jax.evaluate import generation, plan_worlds
 from e2wm_jax.evaluate.model import load_evaluated
 from e2wm_jax.evaluate.plan_steps import PlanResult, carry_out
 from e2wm_jax.evaluate.plan_text import sentences
+from e2wm_jax.evaluate.settings import PlansSettings
 from e2wm_jax.evaluate.statistics import bootstrap_interval
 from e2wm_jax.files import read_json_lines, write_json_lines
 from e2wm_jax.models.generate import Decoding
@@ -41,42 +41,6 @@ from e2wm_jax.tasks.source import Source
 
 NO_PREDICTION = "no prediction for it"
 SCORES = ("parsed_steps", "executable_steps", "executable_plans", "goals_reached", "goals_complete")
-
-
-@dataclass(frozen=True)
-class PlansSettings:
-    """Carry out the plans of a plan_gen file in the world: a model's, the references, and empty ones."""
-
-    data: Path
-    """Task file of plans {"input", "ref"}: plan_gen*.json of `e2wm tasks` or E2WM's own, possibly .gz."""
-    predictions: Path | None = None
-    """What `e2wm eval generate` or `eval all` wrote for this file, or a part of it; with --model, where to write it."""
-    model: str | None = None
-    """Write the plans with this model, as `e2wm eval generate` does; without it and --predictions, only references."""
-    adapter: tuple[Path, ...] = ()
-    """PEFT directories to put on the model, one or more; several add up."""
-    experiences: tuple[Path, ...] = ()
-    """Directories of `e2wm collect` that a file without *.json.sources beside it was made of."""
-    scenes: Path | None = None
-    """Folder of scene graphs, for scenes that are no longer where they were when they were lived in."""
-    dialect: str | None = None
-    """Rules of the world: vh23, vh19 or e2wm; by default those of the episode, and vh19 for RobotHow's programs."""
-    engine: Engine = "array"
-    """Ours, for all dialects; or the installed virtualhome executor, which is vh23."""
-    records: Path | None = None
-    """Write one JSON line per example: its world, its goal, and what became of each sentence."""
-    samples: int | None = None
-    """Use the first N examples; all by default."""
-    beams: int = 4
-    """Width of the model's beam search."""
-    max_new_tokens: int = 256
-    """The longest plan of the model."""
-    resume: bool = False
-    """Go on with the predictions that an interrupted run has left."""
-    batch_size: int = 4
-    """Prompts at a time."""
-    base_dtype: BaseDType = "float32"
-    """Weights and activations."""
 
 
 def run(settings: PlansSettings) -> dict[str, Any]:

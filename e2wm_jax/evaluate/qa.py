@@ -8,18 +8,17 @@ A question goes through the model in one row with all its answers (`answer_rows`
 
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from e2wm_jax.config import BaseDType
 from e2wm_jax.data.source import Question, read_questions
 from e2wm_jax.errors import InputError, check_at_least
 from e2wm_jax.evaluate.answer_rows import collate, log_likelihoods, pack
 from e2wm_jax.evaluate.model import Evaluated, check_positions, load_evaluated, row_nll, rows_per_pass
 from e2wm_jax.evaluate.predictions import Predictions, Record, content_digest, identity
+from e2wm_jax.evaluate.settings import QaSettings
 from e2wm_jax.evaluate.statistics import bootstrap_interval
 from e2wm_jax.evaluate.table import show_scores
 from e2wm_jax.progress import progress_bar
@@ -36,34 +35,6 @@ RULES: dict[str, Rule] = {
 }
 _CALIBRATION_PROMPT = "Answer:"
 _ANSWERS_PER_CALIBRATION_ROW = 16
-
-
-@dataclass(frozen=True)
-class QaSettings:
-    """Accuracy on a multiple-choice file."""
-
-    model: str
-    """Hugging Face directory, .gguf file, hub id, or smollm2-135m."""
-    data: Path
-    """JSON lines {"input", "answer", "answer_list"}, possibly .gz."""
-    adapter: tuple[Path, ...] = ()
-    """PEFT directories to put on the model; several are added up."""
-    task: str | None = None
-    """Task name, which decides the scoring rule; by default the file's name."""
-    samples: int | None = None
-    """Use the first N questions; all by default."""
-    predictions: Path | None = None
-    """Write one JSON line per question: index, scores, choice, gold."""
-    resume: bool = False
-    """Go on with the predictions that an interrupted run has left."""
-    batch_size: int = 4
-    """Questions per forward pass."""
-    special_tokens: bool = False
-    """Add the tokenizer's default special tokens (the official code does not)."""
-    base_dtype: BaseDType = "float32"
-    """Weights and activations; int8 and nf4 hold the matrices in 8 or 4 bits."""
-    mesh: str | None = None
-    """Devices by axis, e.g. data=4,tensor=2: questions are split over data and fsdp, weights over fsdp and tensor."""
 
 
 class _Passes(NamedTuple):

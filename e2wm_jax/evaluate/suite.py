@@ -8,16 +8,16 @@ before the first is evaluated.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from e2wm_jax.config import BaseDType
 from e2wm_jax.errors import InputError, check_at_least
 from e2wm_jax.evaluate import babi, defects, generation, perplexity, qa
 from e2wm_jax.evaluate.defects import Defects
 from e2wm_jax.evaluate.model import Evaluated, load_evaluated
 from e2wm_jax.evaluate.sets import KINDS, EvalSet, babi_tasks, find_sets, read_set, sample, together
+from e2wm_jax.evaluate.settings import SuiteOptions, SuiteSettings
 from e2wm_jax.evaluate.table import show_sets
 from e2wm_jax.files import write_json
 from e2wm_jax.models.generate import Decoding
@@ -26,50 +26,6 @@ from e2wm_jax.sharding import make_mesh
 
 __all__ = ["EvalSet", "SuiteOptions", "averages", "evaluate_sets", "find_sets", "run", "show"]
 RESULTS, PREDICTIONS = "results.json", "predictions"
-
-
-@dataclass(frozen=True)
-class SuiteOptions:
-    """How the sets are evaluated."""
-
-    samples: int | None = None
-    """At most N examples of each set, drawn by the seed, the same for every model; of bAbI the first N of each task."""
-    seed: int = 0
-    """Of that draw."""
-    batch_size: int = 4
-    """Examples per forward pass."""
-    beams: int = 4
-    """Width of the beam search of generation sets."""
-    max_new_tokens: int = 256
-    """Of generation sets."""
-    max_length: int = 800
-    """Documents of general text are cut to this many tokens."""
-    special_tokens: bool = False
-    """Add the tokenizer's default special tokens (the official code does not)."""
-    train: tuple[Path, ...] = ()
-    """Training files {"input", "ref"}: what of the sets occurs in them is reported, and scored apart."""
-    resume: bool = False
-    """Go on with the predictions that an interrupted run has left."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SuiteSettings(SuiteOptions):
-    """Evaluate a model on every set of a folder."""
-
-    model: str
-    """Hugging Face directory, .gguf file, hub id, or smollm2-135m."""
-    data: tuple[str, ...]
-    """Folders and files: the official sets by name, *.txt and *.jsonl as general text, bAbI, or pydoc:held-out."""
-    adapter: tuple[Path, ...] = ()
-    """PEFT directories to put on the model; several are added up."""
-    sets: tuple[str, ...] = ()
-    """Only sets of these names or kinds (qa, generate, babi, perplexity)."""
-    out: Path | None = None
-    """Directory for results.json and predictions."""
-    base_dtype: BaseDType = "float32"
-    """Weights and activations; int8 and nf4 hold the matrices in 8 or 4 bits."""
-    mesh: str | None = None
-    """Devices by axis, e.g. data=4,tensor=2: rows are split over data and fsdp, weights over fsdp and tensor."""
 
 
 class _Content(NamedTuple):

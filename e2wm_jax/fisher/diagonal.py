@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from e2wm_jax.choices import Labels, Reduction
 from e2wm_jax.config import ModelConfig
 from e2wm_jax.fisher import fused, sharded, textbook
 from e2wm_jax.fisher.documents import DocumentBatch
@@ -28,8 +29,6 @@ from e2wm_jax.models.layers import Params
 
 Flat = dict[str, jax.Array]  # path in the parameter tree -> array
 Method = Literal["fused", "vmap", "scan"]
-Labels = Literal["data", "sampled"]
-Reduction = Literal["mean", "sum"]
 
 
 @dataclass(frozen=True)

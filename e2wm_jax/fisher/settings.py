@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from e2wm_jax.choices import FisherDType, Labels, Reduction
 from e2wm_jax.config import BaseDType
 from e2wm_jax.errors import InputError, check_at_least
-from e2wm_jax.fisher.diagonal import Labels, Reduction
-from e2wm_jax.fisher.storage import FisherDType
-from e2wm_jax.sharding import mesh_shape
 
 
 @dataclass(frozen=True)
@@ -94,6 +92,8 @@ def check(settings: FisherSettings) -> re.Pattern[str] | None:
     if settings.decay != 1 and settings.previous is None:
         raise InputError(f"--decay {settings.decay} needs --previous DIR, the Fisher that it is a factor of")
     if settings.mesh is not None:
+        from e2wm_jax.sharding import mesh_shape  # the help does not wait for it
+
         mesh_shape(settings.mesh)
     if settings.method in ("vmap", "scan") and (settings.mesh is not None or settings.distributed):
         flag = "--distributed" if settings.mesh is None else f"--mesh {settings.mesh}"

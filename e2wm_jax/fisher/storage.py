@@ -18,14 +18,15 @@ Letters: N outputs, D inputs.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-FisherDType = Literal["float32", "bfloat16", "uint8"]
+from e2wm_jax.choices import FisherDType
+
 BLOCK = 64  # inputs that share a scale
 _LARGEST = 255
 

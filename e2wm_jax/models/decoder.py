@@ -5,11 +5,12 @@ Letters as in `layers`; S places of a cache.
 
 from collections.abc import Callable
 from operator import itemgetter
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from e2wm_jax.choices import Remat
 from e2wm_jax.config import GPTJConfig, GPTNeoConfig, GPTNeoXConfig, LlamaConfig, ModelConfig, OPTConfig
 from e2wm_jax.models import gpt_neo, gpt_neox, gptj, llama, opt
 from e2wm_jax.models import weight_table as tables
@@ -43,7 +44,6 @@ def initialize(config: ModelConfig, key: jax.Array, dtype: jnp.dtype | str = jnp
     )
 
 
-Remat = Literal["none", "layers", "products"]  # what a backward pass computes again: nothing, layers, all but products
 _KEPT = {
     "layers": None,  # only each layer's input
     "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # and what weights were multiplied to

@@ -8,11 +8,12 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from e2wm_jax.choices import FileDType
 from e2wm_jax.config import ModelConfig
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import write_json
@@ -21,8 +22,6 @@ from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.layers import Params
 from e2wm_jax.models.weights import config_to_hf, flatten, hf_names
 from e2wm_jax.tensor_files import MAX_SHARD_BYTES, write_shards
-
-FileDType = Literal["float32", "bfloat16", "float16"]
 
 
 def save(

@@ -2,11 +2,8 @@
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import tyro
 
 import e2wm_jax
 from e2wm_jax import demo
@@ -15,26 +12,11 @@ from e2wm_jax.evaluate.report import Evaluation, is_evaluation, read_evaluation,
 from e2wm_jax.files import read_json
 from e2wm_jax.fisher.report import draw as draw_fisher
 from e2wm_jax.pages import experiences, training
+from e2wm_jax.pages.settings import ReportSettings
 from e2wm_jax.report import page, write
 from e2wm_jax.train import sequence_report
 
 REPORT_FILE = "report.html"
-
-
-@dataclass(frozen=True)
-class ReportSettings:
-    """Draw a run of train, a Fisher, an evaluation, a comparison, a sequence, a demo or experiences as a page."""
-
-    path: tyro.conf.Positional[Path]
-    """The directory that the command wrote, or a file of predictions."""
-    out: Path | None = None
-    """The page; by default report.html in the directory."""
-    before: Path | None = None
-    """Of a run or an evaluation: an evaluation of the model before, the --out of eval all or a file of predictions."""
-    after: Path | None = None
-    """Of a run: an evaluation of what it made, where none lies in its directory."""
-    examples: int = 4
-    """How many trajectories are drawn, and answers of each set shown."""
 
 
 def run(settings: ReportSettings) -> dict[str, Any]:

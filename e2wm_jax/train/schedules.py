@@ -1,14 +1,11 @@
 """Learning rate and strength by step, worked out before the first one (optax's schedules)."""
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-Schedule = Literal["linear", "cosine", "constant"]
-StrengthSchedule = Literal["constant", "increase", "decrease"]
+from e2wm_jax.choices import Schedule, StrengthSchedule
 
 
 def learning_rates(schedule: Schedule, peak: float, steps: int, warmup: int = 0) -> np.ndarray:

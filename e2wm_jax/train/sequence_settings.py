@@ -9,11 +9,8 @@ import tyro
 
 from e2wm_jax.data.source import online_tasks, parse_mixture
 from e2wm_jax.errors import InputError, check_at_least
-from e2wm_jax.regularizers.catalogue import regularizer
-from e2wm_jax.regularizers.regularizer import same_state
 from e2wm_jax.train import settings as train
 from e2wm_jax.train.settings import TrainSettings
-from e2wm_jax.train.validation import held_out_mixture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +78,8 @@ def check(settings: SequenceSettings) -> None:
     check_at_least(
         ("--text-samples", settings.text_samples, 1), ("--importance-samples", settings.importance_samples, 1)
     )
+    from e2wm_jax.train.validation import held_out_mixture  # here and below: what the help does not wait for
+
     for text in tests:
         held_out_mixture(text, "--tests")
     for index, text in enumerate(tasks):
@@ -93,6 +92,9 @@ def check(settings: SequenceSettings) -> None:
 def _with_a_free_start(task: TrainSettings) -> TrainSettings:
     """A regularizer that measures finished tasks needs neither Fisher nor text before the first one, which is then
     free; there is nothing else of it to check."""
+    from e2wm_jax.regularizers.catalogue import regularizer
+    from e2wm_jax.regularizers.regularizer import same_state
+
     found = regularizer(task.regularizer)
     if found.reads == "nothing" or found.next_task is same_state or task.fisher or task.regularizer_data:
         return task

@@ -4,16 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from e2wm_jax import lora
+from e2wm_jax.choices import Implementation, Remat, Schedule, StrengthSchedule, TrackerName
 from e2wm_jax.config import BaseDType, LoraConfig
 from e2wm_jax.data.source import online_tasks, parse_mixture
 from e2wm_jax.errors import InputError, check_at_least
-from e2wm_jax.kernels.weighted_square import Implementation
-from e2wm_jax.models.decoder import Remat
-from e2wm_jax.regularizers.catalogue import regularizer
-from e2wm_jax.sharding import mesh_shape
-from e2wm_jax.train.schedules import Schedule, StrengthSchedule
-from e2wm_jax.train.trackers import TrackerName
 
 TASK_ROWS = "task"  # in place of general text: the rows of the task itself
 
@@ -153,6 +147,8 @@ def check(settings: TrainSettings) -> None:
             raise InputError(f"{flag} {positive}: must be a finite number above 0")
     if settings.steps is not None and settings.warmup_steps >= settings.steps:
         raise InputError(f"--warmup-steps {settings.warmup_steps}: must be fewer than --steps {settings.steps}")
+    from e2wm_jax import lora  # here and below: what the help does not wait for
+
     lora.check(settings.lora)
     if not 0 <= settings.lora.dropout < 1:
         raise InputError(f"--lora.dropout {settings.lora.dropout}: must be at least 0 and below 1")
@@ -165,6 +161,8 @@ def check(settings: TrainSettings) -> None:
 
 def _check_regularizer(settings: TrainSettings) -> None:
     """That the regularizer exists, and has what it reads and nothing else."""
+    from e2wm_jax.regularizers.catalogue import regularizer
+
     name, found = settings.regularizer, regularizer(settings.regularizer)
     if found.reads == "fisher" and settings.fisher is None:
         raise InputError(f"--regularizer {name} needs --fisher DIR; compute one with `e2wm fisher`")
@@ -189,6 +187,8 @@ def check_mesh(settings: TrainSettings, mesh: str) -> None:
     Raises:
         InputError: naming the flag, its value and the rule.
     """
+    from e2wm_jax.sharding import mesh_shape
+
     sizes = mesh_shape(mesh)
     parts = sizes["data"] * sizes["fsdp"]
     shared = [("--batch-size", settings.batch_size)]

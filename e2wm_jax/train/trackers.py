@@ -17,13 +17,13 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
+from e2wm_jax.choices import TrackerName
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_text, write_text
 from e2wm_jax.progress import say
 
-TrackerName = Literal["tensorboard", "wandb", "trackio"]
 Log = Callable[[int, dict[str, float]], None]
 PROJECT = "e2wm"
 TENSORBOARD_FOLDER, ID_FILE = "tensorboard", "tracker_id"
