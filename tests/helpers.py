@@ -1,12 +1,15 @@
 """Plain functions that several test files share; what takes time to make is a fixture of conftest.py."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import jax
 import numpy as np
+
+from e2wm_jax.simulate.graph import Scene
 
 
 def relative_error(ours: Any, theirs: Any) -> float:
@@ -94,3 +97,10 @@ class Counted:
 
     def add(self, x: jax.Array) -> jax.Array:
         return x + self._read()
+
+
+def renumbered(scene: Scene, number: Callable[[int], int]) -> Scene:
+    """The scene with other ids; everything else, the order of the nodes included, as before."""
+    nodes = {number(node.id): replace(node, id=number(node.id)) for node in scene.nodes.values()}
+    edges = tuple((number(source), relation, number(target)) for source, relation, target in scene.edges)
+    return Scene(scene.name, nodes, edges)

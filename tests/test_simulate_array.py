@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import renumbered
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +20,6 @@ from e2wm_jax.simulate import (
     native_best_first,
     native_order,
     native_search,
-    native_tables,
     planner,
     robothow,
     scenes,
@@ -98,6 +98,39 @@ def test_long_episodes_find_room_for_their_edges():
     assert len(ours) == 300
 
 
+# The order of a set, by which VirtualHome picks, depends on the numbers themselves.
+NUMBERS = {
+    "longer than 32 bits": lambda number: 3_000_000_000 + number,
+    "hashes of 64 bits": lambda number: number * 0x9E3779B97F4A7C15 % (1 << 64),
+    "longer than 64 bits": lambda number: 10**30 - 7919 * number,
+    "negative": lambda number: -number,
+    "from zero": lambda number: number - 1,
+}
+
+
+@needs_virtualhome
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_ids_of_any_size_are_those_of_virtualhome(kind: str):
+    scene = renumbered(scenes.household(3), NUMBERS[kind])
+    agree(scene, steps=120, seed=3)
+    far = next(node for node in scene.nodes.values() if "GRABBABLE" in node.properties)
+    world = ArrayWorld()
+    state, step = world.step(world.initial(scene), parse_action(f"[Walk] <{far.class_name}> ({far.id})"))
+    assert step.ok
+    assert far.id in world.targets(state, scene.character.id, "CLOSE")
+    assert all(type(end) is int for edge in step.edges_added for end in edge[::2])
+
+
+@needs_virtualhome
+def test_a_room_of_a_thousand_things_is_as_in_virtualhome():
+    things = [{"id": 11 + 7 * i, "class_name": "cup", "properties": ["GRABBABLE"], "states": []} for i in range(1500)]
+    hall = {"id": 1, "class_name": "hall", "category": "Rooms", "properties": [], "states": []}
+    one = {"id": 2, "class_name": "character", "properties": [], "states": []}
+    inside = [{"from_id": node["id"], "relation_type": "INSIDE", "to_id": 1} for node in (one, *things)]
+    scene = parse_graph({"nodes": [hall, one, *things], "edges": inside}, "hall")
+    agree(scene, steps=6, seed=0)
+
+
 @pytest.mark.slow
 @needs_virtualhome
 def test_twenty_thousand_random_lines_go_as_in_virtualhome():
@@ -153,14 +186,16 @@ def test_all_robothow_programs_end_in_their_shipped_final_graph():
 
 def test_a_set_is_emulated_as_cpython_keeps_it():
     @settings(deadline=None, max_examples=200)
-    @given(st.lists(st.integers(0, 2000), max_size=90))
-    def same_order(numbers: list[int]) -> None:
-        table, mask, fill = np.full(native_tables.MOST_LISTED, -1, np.int64), 7, 0
+    @given(st.lists(st.integers(0, 2000) | st.integers(-8, 8) | st.integers(-(1 << 80), 1 << 80), max_size=90))
+    def same_order(ids: list[int]) -> None:
+        nodes = list(dict.fromkeys(ids))
+        hashes = np.array([hash(node) for node in nodes], np.int64)
+        table, mask, fill = np.full(native_order.room_for(np.int64(len(nodes))), -1, np.int64), 7, 0
         order = {*()}
-        for number in numbers:
-            mask, fill = native_order.insert(table, np.int64(mask), np.int64(fill), np.int64(number))
-            order.add(number)
-        assert [int(number) for number in table[: mask + 1] if number >= 0] == list(order)
+        for node in ids:
+            mask, fill = native_order.insert(table, np.int64(mask), np.int64(fill), hashes, np.int64(nodes.index(node)))
+            order.add(node)
+        assert [nodes[number] for number in table[: mask + 1] if number >= 0] == list(order)
 
     same_order()
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import renumbered
 
 from e2wm_jax.errors import InputError
 from e2wm_jax.simulate import engine, native, native_edges, native_legal, native_tables, robothow, scenes
@@ -201,6 +202,10 @@ def agree(scene: Scene, dialect: str, *, lines: int, seed: int, tries: int, size
 def test_random_lines_and_masks_are_those_of_the_compiled_engine(dialect):
     for seed in range(3):
         agree(scenes.household(seed), dialect, lines=6 * BATCH, seed=seed, tries=2)
+
+
+def test_ids_may_be_longer_than_the_numbers_of_an_accelerator():
+    agree(renumbered(scenes.household(0), lambda number: number + (1 << 70)), "vh23", lines=2 * BATCH, seed=0, tries=1)
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

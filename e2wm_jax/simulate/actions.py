@@ -114,7 +114,7 @@ def format_action(action: Action) -> str:
 
 _LINE = re.compile(r"\[\s*(\w+)\s*\]\s*((?:<[^<>]+>\s*\([^()]+\)\s*)*)(?:\[\d+\])?")
 _THING = re.compile(r"<([^<>]+)>\s*\(([^()]+)\)")
-_NUMBER = re.compile(r"\s*(?:\d+\.)?(-?\d+)\s*")  # RobotHow writes (scene.id)
+_NUMBER = re.compile(r"\s*(?:\d+\.)?(-?\d{1,1000})\s*")  # RobotHow writes (scene.id); int() takes 4,300 digits
 
 
 def parse_action(line: str, where: str = "") -> Action:

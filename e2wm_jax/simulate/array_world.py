@@ -27,6 +27,7 @@ class Base:
     tables: Tables
     native: native_tables.NativeTables
     number: dict[int, int]  # node id -> number
+    ids: np.ndarray  # [N] objects: Python's integers, of any size
     constant: frozenset[Edge]  # of the relations that no action changes
 
 
@@ -142,8 +143,7 @@ class ArrayWorld:
 
     def targets(self, state: ArrayState, node: int, relation: str) -> tuple[int, ...]:
         """The nodes that edges of this relation lead to from ``node``, in the order the executor sees them."""
-        tables, number = state.base.tables, state.base.number[node]
-        ids = tables.ids
+        tables, ids, number = state.base.tables, state.base.ids, state.base.number[node]
         if relation in HOLDING:
             held = int(state.vector[tables.layout.hands + HOLDING.index(relation)])
             return (int(ids[held - 1]),) if held and number == tables.character else ()
@@ -164,11 +164,11 @@ class ArrayWorld:
             return frozenset(a for a, r, b in self.edges(state) if (r, b) == (relation, node))
         row = np.empty(tables.words, np.uint32)
         native_edges.sources(state.base.native, state.vector, RELATIONS.index(relation), state.base.number[node], row)
-        return frozenset(tables.ids[_members(row)].tolist())
+        return frozenset(state.base.ids[_members(row)].tolist())
 
     def edges(self, state: ArrayState) -> set[Edge]:
         """All edges of the current graph."""
-        tables, vector, ids = state.base.tables, state.vector, state.base.tables.ids
+        tables, vector, ids = state.base.tables, state.vector, state.base.ids
         rows = np.empty((len(RELATIONS), tables.nodes, tables.words), np.uint32)
         for relation, of_relation in enumerate(rows):
             for number, row in enumerate(of_relation):
@@ -179,14 +179,13 @@ class ArrayWorld:
         found.update(zip(ids[sources].tolist(), names, ids[targets].tolist(), strict=True))
         for hand, name in enumerate(HOLDING, start=tables.layout.hands):
             if vector[hand]:
-                found.add((int(ids[tables.character]), name, int(ids[vector[hand] - 1])))
+                found.add((ids[tables.character], name, ids[vector[hand] - 1]))
         return found
 
     def states(self, state: ArrayState) -> set[NodeState]:
         """All states of all nodes."""
-        tables = state.base.tables
-        rows = _state_rows(state)
-        return {(int(node), name) for row, name in zip(rows, STATES, strict=True) for node in tables.ids[_members(row)]}
+        rows, ids = _state_rows(state), state.base.ids
+        return {(node, name) for row, name in zip(rows, STATES, strict=True) for node in ids[_members(row)]}
 
     def gained_test(self, scene: Scene, facts: tuple[str, ...]) -> Callable[[ArrayState], frozenset[str]]:
         """A function that tells which of ``facts`` hold in a state by a change since the beginning: a node that gained
@@ -208,7 +207,7 @@ def _base(scene: Scene, dialect: str) -> Base:
     tables = tables_of(scene, dialect)
     constant = frozenset(edge for edge in scene.edges if edge[1] not in RELATIONS and edge[1] not in HOLDING)
     number = {node: index for index, node in enumerate(scene.nodes)}
-    return Base(scene, tables, native_tables.native_tables(tables), number, constant)
+    return Base(scene, tables, native_tables.native_tables(tables), number, np.array([*number], object), constant)
 
 
 def _compile(
@@ -239,7 +238,7 @@ def _members(words: np.ndarray) -> np.ndarray:
 
 
 def _name(state: ArrayState, number: int) -> str:
-    node = state.base.scene.nodes[int(state.base.tables.ids[number])]
+    node = state.base.scene.nodes[state.base.ids[number]]
     return f"<{node.class_name}> ({node.id})"
 
 
@@ -252,17 +251,16 @@ def _changes(
     old: ArrayState, new: ArrayState
 ) -> tuple[tuple[Edge, ...], tuple[Edge, ...], tuple[NodeState, ...], tuple[NodeState, ...]]:
     """Edges gained and lost, states gained and lost, sorted."""
-    tables, layout = old.base.tables, old.base.tables.layout
-    ids = tables.ids
+    tables, layout, ids = old.base.tables, old.base.tables.layout, old.base.ids
     gained, lost = np.empty((2, 16 * tables.nodes), np.uint32)
     more, less = native.changes(old.base.native, old.vector, new.vector, gained, lost)
     edges = [_edges(ids, gained[:more]), _edges(ids, lost[:less])]
-    c = int(ids[tables.character])
+    c = ids[tables.character]
     for hand, name in enumerate(HOLDING, start=layout.hands):
         before, after = int(old.vector[hand]), int(new.vector[hand])
         if before != after:
-            edges[0] += [(c, name, int(ids[after - 1]))] if after else []
-            edges[1] += [(c, name, int(ids[before - 1]))] if before else []
+            edges[0] += [(c, name, ids[after - 1])] if after else []
+            edges[1] += [(c, name, ids[before - 1])] if before else []
     return tuple(sorted(edges[0])), tuple(sorted(edges[1])), _gained_states(old, new), _gained_states(new, old)
 
 
@@ -278,7 +276,7 @@ def _gained_states(old: ArrayState, new: ArrayState) -> tuple[NodeState, ...]:
     found = []
     for place in np.flatnonzero(fresh):
         state, word = divmod(int(place), words)
-        found += [(int(old.base.tables.ids[32 * word + b]), STATES[state]) for b in range(32) if fresh[place] >> b & 1]
+        found += [(old.base.ids[32 * word + b], STATES[state]) for b in range(32) if fresh[place] >> b & 1]
     return tuple(sorted(found))
 
 
@@ -296,7 +294,7 @@ def _doors_message(state: ArrayState, x: int) -> str:
         return f"No path between between {_name(state, here)} and {_name(state, there)}"
     way = tables.ways[tables.room_number[here], tables.room_number[there]]
     doors = [int(tables.doors[door]) for door in way if door >= 0]
-    closed = [door for door in doors if "CLOSED" in ArrayWorld.node_states(_ANY, state, int(tables.ids[door]))]
+    closed = [door for door in doors if "CLOSED" in ArrayWorld.node_states(_ANY, state, state.base.ids[door])]
     names = ", ".join(_name(state, door) for door in closed)
     return f"Door(s) {names} between {_name(state, here)} and {_name(state, there)} is (are) closed"
 

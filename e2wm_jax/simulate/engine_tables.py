@@ -82,7 +82,7 @@ class DeviceTables:
     seats: Array = field(metadata=_axes("2N"))  # int32
     sittable: Array = field(metadata=_axes("Q", -1))  # int32: nodes of which SEAT_LEFT and BED_LEFT are asked
     posture: Array = field(metadata=_axes(""))  # uint32: the character's states in the scene, a bit each
-    ids: Array = field(metadata=_axes("N"))  # uint32
+    ids: Array = field(metadata=_axes("N"))  # uint32: as a set sees them, by the low bits of their hash
     rank: Array = field(
         metadata=_axes("3NN", UNKNOWN)
     )  # uint16: place of a target among those of a node in the file, or UNKNOWN
@@ -176,12 +176,12 @@ def _on_host(tables: Tables, sizes: Sizes) -> DeviceTables:
         "rows": rows,
         "reach": rows[:, REACH].transpose(1, 2, 0),
         "sittable": _sittable(tables),
-        "ids": tables.ids.astype(np.uint32),
+        "ids": tables.hashes.astype(np.uint32),
         "rank": rank,
         "known": known,
         "room_nodes": rooms.astype(np.int32),
         "room_rank": rank[INSIDE][:, rooms].astype(np.uint32),
-        "room_ids": tables.ids[rooms].astype(np.uint32),
+        "room_ids": tables.hashes[rooms].astype(np.uint32),
         "residents": np.reshape(residents, (len(rooms), tables.words)).astype(np.uint32).T,
         "character": np.int32(tables.character),
         "posture": np.uint32(sum(int(bit) << state for state, bit in enumerate(tables.initial_posture))),
@@ -210,7 +210,7 @@ def _homes(tables: Tables, rooms: np.ndarray, rank: np.ndarray, known: np.ndarra
     if not len(rooms):
         return tables.room_number.copy()
     ranks = rank[:, rooms].astype(np.int64)
-    places = tables.ids[rooms].astype(np.int64) & table_mask(known)[:, None]
+    places = tables.hashes[rooms].astype(np.int64) & table_mask(known)[:, None]
     keys = np.where(ranks == UNKNOWN, np.iinfo(np.int64).max, places * (UNKNOWN + 1) + ranks)
     home = np.where((ranks == UNKNOWN).all(1), -1, keys.argmin(1))
     return np.where(tables.room_number >= 0, tables.room_number, home)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from graphlib import CycleError, TopologicalSorter
 from operator import itemgetter
+from reprlib import repr as shortly
 from typing import Any
 
 from e2wm_jax.errors import InputError
@@ -27,7 +28,7 @@ _EDGE_KEYS = itemgetter("from_id", "relation_type", "to_id")
 class Node:
     """One object, room or character of a scene."""
 
-    id: int
+    id: int  # any integer
     class_name: str
     category: str | None
     properties: frozenset[str]
@@ -142,7 +143,7 @@ def _shared_node(
     number: int, class_name: str, category: str | None, properties: tuple[str, ...], states: tuple[str, ...]
 ) -> Node:
     """A node, the same object for each of the many scenes that it is in."""
-    if not (category is None or type(category) is str):
+    if not (category is None or type(category) is str) or not is_name(class_name):
         raise ValueError
     return Node(number, class_name, category, _known(properties, PROPERTIES), _known(states, STATES))
 
@@ -165,9 +166,10 @@ def patched(scene: Scene, patch: Mapping[str, Any]) -> Scene:
     nodes = dict(scene.nodes)
     for position, record in enumerate(patch.get("nodes", ())):
         _add_node(nodes, record, f"{scene.name}: patch nodes[{position}]")
+    by_text = {str(number): node for number, node in nodes.items()}
     for number, states in patch.get("states", {}).items():
-        where = f"{scene.name}: patch states of {number!r}"
-        node = nodes.get(int(number)) if str(number).isdecimal() else None
+        where = f"{scene.name}: patch states of {shortly(number)}"
+        node = by_text.get(str(number))
         if node is None:
             raise InputError(f"{where}: not the id of a node")
         nodes[node.id] = replace(node, states=_names({"states": states}, "states", STATES, where))
@@ -176,7 +178,7 @@ def patched(scene: Scene, patch: Mapping[str, Any]) -> Scene:
     for position, edge in enumerate(patch.get("edges", ())):
         where = f"{scene.name}: patch edges[{position}]"
         if not isinstance(edge, list | tuple) or len(edge) != len(keys):
-            raise InputError(f"{where}: expected [from, relation, to], found {edge!r}")
+            raise InputError(f"{where}: expected [from, relation, to], found {shortly(edge)}")
         edges[_parse_edge(dict(zip(keys, edge, strict=True)), nodes, where)] = None
     return _checked(Scene(scene.name, nodes, tuple(edges)))
 
@@ -190,13 +192,23 @@ def _add_node(nodes: dict[int, Node], record: Any, where: str) -> None:
         )
 
 
+def is_name(text: str) -> bool:
+    """Whether script lines and facts can name a class so: in one line, without the characters that they are made of."""
+    return bool(text.strip()) and text.isprintable() and not {*"<>|"} & {*text}
+
+
 def _parse_node(record: Any, where: str) -> Node:
     _check_keys(record, ("id", "class_name", "properties", "states"), where)
     if type(record["id"]) is not int:  # a bool is an int for isinstance
-        raise InputError(f"{where}: id {record['id']!r} is not an integer")
+        raise InputError(f"{where}: id {shortly(record['id'])} is not an integer")
     for key in ("class_name", "category"):
         if not isinstance(record.get(key), str) and (key == "class_name" or record.get(key) is not None):
-            raise InputError(f"{where}: {key} {record[key]!r} is not a string")
+            raise InputError(f"{where}: {key} {shortly(record[key])} is not a string")
+    if not is_name(record["class_name"]):
+        raise InputError(
+            f"{where}: class_name {shortly(record['class_name'])} cannot be in a script line; "
+            "write printable characters other than < > |"
+        )
     return Node(
         record["id"],
         record["class_name"],
@@ -208,12 +220,12 @@ def _parse_node(record: Any, where: str) -> Node:
 
 def _parse_edge(record: Any, nodes: Mapping[int, Node], where: str) -> Edge:
     _check_keys(record, ("from_id", "relation_type", "to_id"), where)
-    relation = str(record["relation_type"]).upper()
+    relation = _upper(record["relation_type"])
     if relation not in RELATIONS:
         raise InputError(f"{where}: unknown relation {relation}; known: {', '.join(RELATIONS)}")
     for key in ("from_id", "to_id"):
         if type(record[key]) is not int or record[key] not in nodes:
-            raise InputError(f"{where}: {key} {record[key]!r} is not the id of a node")
+            raise InputError(f"{where}: {key} {shortly(record[key])} is not the id of a node")
     return record["from_id"], relation, record["to_id"]
 
 
@@ -262,15 +274,19 @@ def _endless_containers(scene: Scene) -> list[int]:
 
 def _check_keys(record: Any, keys: tuple[str, ...], where: str) -> None:
     if not isinstance(record, dict):
-        raise InputError(f"{where}: expected an object with {', '.join(keys)}, found {record!r}")
+        raise InputError(f"{where}: expected an object with {', '.join(keys)}, found {shortly(record)}")
     if missing := [key for key in keys if key not in record]:
         raise InputError(f"{where}: missing {', '.join(missing)}; needs {', '.join(keys)}")
 
 
+def _upper(name: Any) -> str:
+    return name.upper() if isinstance(name, str) and name.isprintable() else shortly(name)
+
+
 def _names(record: dict[str, Any], key: str, known: tuple[str, ...], where: str) -> frozenset[str]:
     if not isinstance(record[key], list):
-        raise InputError(f"{where}: {key} must be a list, found {record[key]!r}")
-    names = frozenset(str(name).upper() for name in record[key])
+        raise InputError(f"{where}: {key} must be a list, found {shortly(record[key])}")
+    names = frozenset(map(_upper, record[key]))
     if unknown := sorted(names.difference(known)):
-        raise InputError(f"{where}: unknown {key} {', '.join(unknown)}; known: {', '.join(known)}")
+        raise InputError(f"{where}: unknown {key} {', '.join(unknown[:2])}; known: {', '.join(known)}")
     return names

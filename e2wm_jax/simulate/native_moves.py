@@ -43,7 +43,7 @@ def unpack(scene: Scene, state: ArrayState, move: int) -> Macro:
     """The lines of a move."""
 
     def thing(number: int) -> Thing:
-        node = scene.nodes[int(state.base.tables.ids[number])]
+        node = scene.nodes[state.base.ids[number]]
         return Thing(node.class_name, node.id)
 
     rule = RULES[move & 0x3F]

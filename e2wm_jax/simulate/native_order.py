@@ -11,12 +11,12 @@ from e2wm_jax.simulate.native_tables import (
     CLOSE,
     IDS,
     INSIDE,
-    MOST_LISTED,
     NODES,
     NONE,
     ORDER,
     ORDER_START,
     START,
+    UNSIGNED,
     WORDS,
 )
 
@@ -24,40 +24,47 @@ from e2wm_jax.simulate.native_tables import (
 
 
 @jit
-def place_in_set(table, mask, number):
-    """Where CPython puts a small integer in the open-addressed table of a set."""
-    perturb = number
-    i = number & mask
+def place_in_set(table, mask, hashes, node):
+    """Where CPython puts a node's id in the open-addressed table of a set; the table here holds node numbers."""
+    perturb = hashes[node]
+    i = perturb & mask
     while True:
         probes = 9 if i + 9 <= mask else 0
         for j in range(i, i + probes + 1):
-            if table[j] < 0 or table[j] == number:
+            if table[j] < 0 or table[j] == node:
                 return j
-        perturb >>= 5
+        perturb = perturb >> 5 & UNSIGNED
         i = (i * 5 + 1 + perturb) & mask
 
 
 @jit
-def insert(table, mask, fill, number):
+def insert(table, mask, fill, hashes, node):
     """Add to the set; gives mask and fill after it, having grown the table as CPython does."""
-    place = place_in_set(table, mask, number)
-    if table[place] == number:
+    place = place_in_set(table, mask, hashes, node)
+    if table[place] == node:
         return mask, fill
-    table[place] = number
+    table[place] = node
     fill += 1
     if fill * 5 < mask * 3:
         return mask, fill
     size = 8
     while size <= fill * 4:
         size <<= 1
-    if size > MOST_LISTED:
-        raise OverflowError("a node has more edges of one relation than the array engine can order")
     old = table[: mask + 1].copy()
     table[:size] = -1
     for other in old:
         if other >= 0:
-            table[place_in_set(table, size - 1, other)] = other
+            table[place_in_set(table, size - 1, hashes, other)] = other
     return size - 1, fill
+
+
+@jit
+def room_for(nodes):
+    """The largest table that a set of so many may get."""
+    size = 32
+    while size <= nodes * 4:
+        size <<= 1
+    return size
 
 
 @jit
@@ -73,11 +80,11 @@ def in_set_order(T, s, relation, node, wanted, out):
         other = next_node(wanted, other)
     if count < 2:
         return count
-    table = np.full(MOST_LISTED, -1, np.int64)
-    node_of = np.full(MOST_LISTED, -1, np.int64)
-    mask, fill = np.int64(7), np.int64(0)
     first = T.n[T.n[ORDER_START] + relation * (T.n[NODES] + 1) + node]
     last = T.n[T.n[ORDER_START] + relation * (T.n[NODES] + 1) + node + 1]
+    hashes = T.n[T.n[IDS] : T.n[IDS] + T.n[NODES]]
+    table = np.full(room_for(count + last - first), -1, np.int64)
+    mask, fill = np.int64(7), np.int64(0)
     known = np.zeros(T.n[WORDS], np.uint32)
     for place in range(first, last):
         put_bit(known, START, T.n[T.n[ORDER] + place])
@@ -85,7 +92,7 @@ def in_set_order(T, s, relation, node, wanted, out):
         other = out[index]
         own = (node == T.n[CHARACTER] and relation != INSIDE) or (relation == CLOSE and other == T.n[CHARACTER])
         if own and not bit(known, START, other):
-            mask, fill = insert(table, mask, fill, T.n[T.n[IDS] + other])
+            mask, fill = insert(table, mask, fill, hashes, other)
     for slot in range(T.n[AT_EDGES], T.n[AT_EDGES] + s[T.n[AT_COUNT]]):
         if edge_relation(s[slot]) == relation:
             other = -1
@@ -94,15 +101,13 @@ def in_set_order(T, s, relation, node, wanted, out):
             elif relation == CLOSE and edge_target(s[slot]) == node:
                 other = edge_source(s[slot])
             if other >= 0 and not bit(known, START, other):
-                mask, fill = insert(table, mask, fill, T.n[T.n[IDS] + other])
+                mask, fill = insert(table, mask, fill, hashes, other)
     for place in range(first, last):
-        mask, fill = insert(table, mask, fill, T.n[T.n[IDS] + T.n[T.n[ORDER] + place]])
-    for index in range(count):
-        node_of[place_in_set(table, mask, T.n[T.n[IDS] + out[index]])] = out[index]
+        mask, fill = insert(table, mask, fill, hashes, T.n[T.n[ORDER] + place])
     count = 0
     for place in range(mask + 1):
-        if node_of[place] >= 0:
-            out[count] = node_of[place]
+        if table[place] >= 0 and bit(wanted, START, table[place]):
+            out[count] = table[place]
             count += 1
     return count
 

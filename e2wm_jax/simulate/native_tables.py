@@ -11,7 +11,7 @@ from e2wm_jax.simulate.tables import Tables, words_of
 
 DONE = 0
 VH23, VH19, E2WM = np.arange(3)
-MOST_LISTED = 1024  # size of the set table that is emulated
+UNSIGNED = np.int64((1 << 59) - 1)  # what a number without sign has left of 64 bits after a shift by five
 
 # numba reads module constants, but no enumerations. They are numpy numbers because it would compile a function anew for
 # each Python number that is handed to it.
@@ -46,8 +46,8 @@ FAIL, CRASH, NOTE, SKIP = (np.int64(otherwise) for otherwise in Otherwise)
 # The tables, flat: a function that is given dozens of arrays spends its time on handing them on
 
 _NUMBERS = (
-    "order_start", "order", "ids", "seats", "checks", "effects", "initial_posture", "doors", "door_rooms", "door_near",
-    "room_number", "ways", "has_door",
+    "order_start", "order", "hashes", "seats", "checks", "effects", "initial_posture", "doors", "door_rooms",
+    "door_near", "room_number", "ways", "has_door",
 )  # fmt: skip
 _SETS = (
     "targets", "sources", "kinds", "rooms", "bodies", "computers", "openable", "surfaces", "edible", "knives", "water",

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from reprlib import repr as shortly
 
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json
@@ -17,6 +18,8 @@ from e2wm_jax.simulate.robothow import (
     program_title,
 )
 from e2wm_jax.simulate.transfer import PREPARED, Preparation, Untransferable, prepare
+
+_LONGEST_SEED = 100  # digits
 
 __all__ = [
     "CHARACTER",
@@ -56,12 +59,15 @@ def load(name: str) -> Scene:
         return preparation(name).scene
     if name.startswith(PROCEDURAL):
         seed = name.removeprefix(PROCEDURAL)
-        if not (seed.isascii() and seed.isdecimal()):
-            raise InputError(f"{name}: the seed of a household must be a number, as in {PROCEDURAL}7")
+        if not (seed.isascii() and seed.isdecimal()) or len(seed) > _LONGEST_SEED:
+            raise InputError(f"{shortly(name)}: the seed of a household must be a number, as in {PROCEDURAL}7")
         return household(int(seed))
-    if name.startswith(ROBOTHOW):
-        return initial_scene(name.removeprefix(ROBOTHOW))
-    graph = read_json(Path(name))
+    try:
+        if name.startswith(ROBOTHOW):
+            return initial_scene(name.removeprefix(ROBOTHOW))
+        graph = read_json(Path(name))
+    except OSError as error:  # a name that is too long, a device
+        raise InputError(f"{name[:100]}: cannot be read ({error.strerror}); give the file of a graph") from error
     return parse_graph(graph.get("init_graph", graph), name)
 
 

@@ -72,7 +72,7 @@ class Tables(NamedTuple):
     initial_posture: Array  # [10] uint32: the character's states in the scene
     order_start: Array  # [3, N + 1] int32: where a node's targets begin in `order`
     order: Array  # int32: targets of ON, INSIDE, CLOSE edges in the order of the file
-    ids: Array  # [N] int32
+    hashes: Array  # [N] int64: Python's, of the nodes' ids, which may have any size
     doors: Array  # [D] int32 node
     door_rooms: Array  # [D, 2] int32 room numbers
     door_near: Array  # [D, R] bool: has a BETWEEN edge with the room
@@ -209,7 +209,7 @@ def _tables_of(scene: Scene, dialect: str) -> Tables:
         initial_posture=np.array([state in nodes[character].states for state in STATES], np.uint32),
         order_start=order_start,
         order=np.concatenate(order).astype(np.int32),
-        ids=np.array([node.id for node in nodes], np.int32),
+        hashes=np.array([hash(node.id) for node in nodes], np.int64),
         **doors,
         start=_start(layout, nodes, ends, character, words),
     )
