@@ -347,6 +347,48 @@ def test_a_floor_plan_puts_things_where_the_scene_says(measured_home: Path, tmp_
     assert ">bed 3, 4, 5, 6 \u2717</text>" in html, "numbers alone, where the verbs find no room"
 
 
+def test_no_episode_is_left_out_without_a_word(measured_home: Path, tmp_path: Path):
+    """Short ones that reached their goal and long ones that missed it: each is counted, both kinds are drawn."""
+    home = shutil.copytree(measured_home, tmp_path / "home")
+    shard = home / "shard-00000.jsonl"
+    record = json.loads(shard.read_text())
+    write_json_lines(
+        shard,
+        [
+            {
+                **record, "episode": n, "id": f"x-{n}", "task": f"task {n}", "steps": record["steps"][: 1 + n],
+                "achieved": record["goal"] if n < 2 else [],
+            }
+            for n in range(6)
+        ],
+    )  # fmt: skip
+    all_of_them = drawn(home, "--examples", "9", out=tmp_path / "all.html")
+    assert re.findall(r"<h3>(x-\d)</h3><p>(task \d)", all_of_them.replace("\n", "")) == [
+        (f"x-{n}", f"task {n}") for n in range(6)
+    ]
+    assert "6 of 6 are drawn: 2 that reached their goal and 4 that did not." in all_of_them
+    html = drawn(home, out=tmp_path / "page.html")
+    assert re.findall(r"<h3>(x-\d)</h3>", html) == ["x-0", "x-1", "x-2", "x-4"]
+    assert "4 of 6 are drawn: 2 that reached their goal and 2 that did not; --examples N draws more." in html
+    facts = dict(re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)</dd>", html))
+    assert facts["steps of an episode"] == "1 to 6, median 3.5"
+    assert facts["goals reached"] == "2 of 6"
+    assert facts["steps that failed"] == "1"
+    assert ">2.5<" not in html, "no half steps"
+
+
+def test_persons_have_a_key(measured_home: Path, tmp_path: Path):
+    home = shutil.copytree(measured_home, tmp_path / "home")
+    shard = home / "shard-00000.jsonl"
+    record = json.loads(shard.read_text())
+    assert "person" not in drawn(home, out=tmp_path / "one.html")
+    record["steps"] = [{**step, "by": n % 2} for n, step in enumerate(record["steps"])]
+    write_json_lines(shard, [record])
+    html = drawn(home, out=tmp_path / "two.html")
+    assert re.findall(r">(person \d)</text>", html) == ["person 1", "person 2"]
+    assert "1 Walk at mug in the kitchen by person 1. 2 Grab at mug in the kitchen by person 2." in html
+
+
 def test_a_scene_that_is_gone_leaves_the_list(measured_home: Path, tmp_path: Path):
     home = shutil.copytree(measured_home, tmp_path / "home")
     shard = home / "shard-00000.jsonl"

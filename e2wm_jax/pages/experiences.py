@@ -1,75 +1,88 @@
 """The page of experiences: how many, with which verbs, and some of them drawn over the rooms of their homes."""
 
 from collections import Counter
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
 import e2wm_jax
 from e2wm_jax.files import read_json
-from e2wm_jax.report import Section, bar_chart, details, key_values, page, write
+from e2wm_jax.report import Section, bar_chart, details, key_values, page, paragraph, write
 from e2wm_jax.simulate.journey import journey
 from e2wm_jax.simulate.shards import MANIFEST, load_trajectories
 from e2wm_jax.simulate.trajectory import Trajectory
 
-_LEAST = 5  # steps of a trajectory that is worth drawing
 _VERBS = 12
 
 
-@dataclass
-class _Counts:
-    """What is counted while the trajectories go by."""
+class _Episode(NamedTuple):
+    """What is kept of each trajectory while they go by."""
 
-    episodes: int = 0
-    steps: int = 0
-    failed: int = 0
-    reached: int = 0
-    with_goal: int = 0
-    verbs: Counter[str] = field(default_factory=Counter)
-
-    def add(self, found: Trajectory) -> None:
-        self.episodes += 1
-        self.steps += len(found.steps)
-        self.failed += sum(not step.ok for step in found.steps)
-        self.with_goal += bool(found.goal)
-        self.reached += bool(found.goal) and set(found.goal) <= set(found.achieved)
-        self.verbs.update(step.action.partition("]")[0].strip(" [") for step in found.steps)
+    steps: int
+    failed: int
+    reached: bool | None  # its goal; None without one
 
 
 def write_page(path: Path, folder: Path, examples: int) -> None:
-    """Draw a directory of `collect`, with so many of its trajectories, evenly spaced among the longer ones.
+    """Draw a directory of `collect`, with so many of its trajectories, evenly spaced among those that reached their
+    goal and those that did not.
 
     Raises:
         InputError: if there are none, or one is malformed.
     """
-    counts, longer = _Counts(), 0
+    episodes, verbs = [], Counter[str]()
     for found in load_trajectories([folder]):
-        counts.add(found)
-        longer += len(found.steps) >= _LEAST
-    shown = _chosen(folder, longer, examples)
+        episodes.append(_episode(found))
+        verbs.update(step.action.partition("]")[0].strip(" [") for step in found.steps)
+    numbers = _chosen([one.reached for one in episodes], examples)
+    shown = [found for n, found in enumerate(load_trajectories([folder])) if n in numbers]
+    said = paragraph(_which([episodes[n] for n in numbers], len(episodes)))
     sections = [
-        Section("What was lived", [key_values(_facts(counts)), _bars(counts)]),
-        Section("Trajectories", [block for found in shown for block in journey(found)]),
+        Section("What happened", [key_values(_facts(episodes)), _bars(verbs)]),
+        Section("Trajectories", [said, *(block for found in shown for block in journey(found))]),
         Section("How it was made", [details("All settings", key_values(_settings(folder)))]),
     ]
     write(path, page(f"e2wm experiences: {folder.name}", sections, footer=f"e2wm_jax {e2wm_jax.__version__}"))
 
 
-def _chosen(folder: Path, longer: int, examples: int) -> list[Trajectory]:
-    """Trajectories evenly spaced; where all are short, the first ones."""
-    fitting = (found for found in load_trajectories([folder]) if not longer or len(found.steps) >= _LEAST)
-    every = max(longer // max(examples, 1), 1)
-    return list(islice(fitting, 0, every * examples, every))
+def _episode(found: Trajectory) -> _Episode:
+    reached = set(found.goal) <= set(found.achieved) if found.goal else None
+    return _Episode(len(found.steps), sum(not step.ok for step in found.steps), reached)
 
 
-def _facts(counts: _Counts) -> dict[str, Any]:
-    facts = {"episodes": counts.episodes, "steps": counts.steps, "steps that failed": counts.failed}
-    return facts | ({"goals reached": f"{counts.reached} of {counts.with_goal}"} if counts.with_goal else {})
+def _chosen(reached: Sequence[bool | None], examples: int) -> list[int]:
+    """Which episodes are drawn: as many that reached their goal as such that did not, where there are both."""
+    groups = [[n for n, one in enumerate(reached) if one is kind] for kind in (True, False, None)]
+    groups = [group for group in groups if group]
+    shares = [0] * len(groups)
+    for _ in range(min(examples, len(reached))):
+        smallest = min((n for n, group in enumerate(groups) if shares[n] < len(group)), key=lambda n: shares[n])
+        shares[smallest] += 1
+    return sorted(
+        group[n * len(group) // share] for group, share in zip(groups, shares, strict=True) for n in range(share)
+    )
 
 
-def _bars(counts: _Counts) -> str:
-    values = {verb: {"steps": float(count)} for verb, count in counts.verbs.most_common(_VERBS)}
+def _which(shown: Sequence[_Episode], count: int) -> str:
+    kinds = Counter(one.reached for one in shown)
+    parts = [f"{kinds[True]} that reached their goal", f"{kinds[False]} that did not"]
+    said = f": {' and '.join(parts)}" if kinds[True] or kinds[False] else ""
+    more = "; --examples N draws more" if len(shown) < count else ""
+    return f"{len(shown)} of {count} are drawn{said}{more}."
+
+
+def _facts(episodes: Sequence[_Episode]) -> dict[str, Any]:
+    goals, lengths = [one.reached for one in episodes if one.reached is not None], [one.steps for one in episodes]
+    facts: dict[str, Any] = {"episodes": len(episodes), "steps": sum(lengths)}
+    if len(lengths) > 1:
+        facts["steps of an episode"] = f"{min(lengths)} to {max(lengths)}, median {median(lengths):g}"
+    facts["steps that failed"] = sum(one.failed for one in episodes)
+    return facts | ({"goals reached": f"{sum(goals)} of {len(goals)}"} if goals else {})
+
+
+def _bars(verbs: Counter[str]) -> str:
+    values = {verb: {"steps": count} for verb, count in verbs.most_common(_VERBS)}
     return bar_chart(values, title="Steps by verb", x_label="steps")
 
 

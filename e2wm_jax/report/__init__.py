@@ -5,7 +5,7 @@ HTML that one pure function made from plain data. All text given to these functi
 """
 
 from e2wm_jax.report.bars import bar_chart
-from e2wm_jax.report.blocks import details, key_values, paragraph, preformatted, table, texts, trajectory
+from e2wm_jax.report.blocks import details, heading, key_values, paragraph, preformatted, table, texts, trajectory
 from e2wm_jax.report.floor_plan import Plan, floor_plan
 from e2wm_jax.report.heat import heat_map
 from e2wm_jax.report.lines import line_chart
@@ -22,6 +22,7 @@ __all__ = [
     "bar_chart",
     "details",
     "floor_plan",
+    "heading",
     "heat_map",
     "key_values",
     "line_chart",

@@ -16,6 +16,11 @@ def paragraph(text: str) -> str:
     return element("p", escape(text))
 
 
+def heading(text: str) -> str:
+    """A heading inside of a section, over blocks that belong together."""
+    return element("h3", escape(text))
+
+
 def preformatted(text: str) -> str:
     """Text as it stands, in a typewriter face; lines too long for the page are wrapped."""
     return element("pre", escape(text))

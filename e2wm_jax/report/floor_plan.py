@@ -7,9 +7,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from e2wm_jax.report.drawing import GLYPH, LINE, WIDTH, color, element, empty, figure, line, shorten, width_of, words
+from e2wm_jax.report.drawing import GLYPH, LINE, WIDTH, color, element, empty, line, shorten, width_of, words
 from e2wm_jax.report.points import LONGEST, Box, Place, boxes_along, labels
-from e2wm_jax.report.room_map import FAILED, Stop, Thing, describe
+from e2wm_jax.report.room_map import FAILED, Stop, Thing, describe, with_persons
 
 _ROUND, _EDGE = 4.5, 5.0
 _TALLEST = 1.6  # of a drawing, times its width
@@ -48,7 +48,7 @@ def floor_plan(
     taken += [(x, y, x + GLYPH * len(name) + 6, y + LINE) for name, (x, y, _, _) in zip(rooms, boxes, strict=True)]
     names = [_name(n, thing, stops) for n, thing in enumerate(things)]
     body += labels(names, at, taken, (0.0, 0.0, WIDTH, height))
-    return figure(title, describe(rooms, things, stops), height, "".join(body))
+    return with_persons(title, describe(rooms, things, stops), height, "".join(body), stops)
 
 
 def _scale(plan: Plan) -> tuple[float, Callable[[Place], Place]]:

@@ -19,6 +19,7 @@ from e2wm_jax.report.drawing import (
     empty,
     escape,
     figure,
+    legend,
     line,
     shorten,
 )
@@ -88,7 +89,22 @@ def room_map(
     ways = _ways(stops, at, {} if start is None else {0: start})
     dots = [_dot(x, y, "start" if n == start else "stop") for n, (x, y) in at.items()]
     body = [*frames, *gates, *ways, *dots, *parts]
-    return figure(title, describe(rooms, things, stops, doors), top - _GAP + 2, "".join(body))
+    return with_persons(title, describe(rooms, things, stops, doors), top - _GAP + 2, "".join(body), stops)
+
+
+def with_persons(title: str, description: str, height: float, body: str, stops: Sequence[Stop]) -> str:
+    """The finished map; where several persons walk, under a key that says whose way has which color."""
+    actors = sorted({stop.actor for stop in stops})
+    if len(actors) < 2:
+        return figure(title, description, height, body)
+    keys = [(line(-15.0, 0.0, 15.0, 0.0, f"line {color(actor)}"), _person(actor)) for actor in actors]
+    head, used = legend(keys, 13.0)
+    moved = element("g", body, transform=f"translate(0 {used + 6:.1f})")
+    return figure(title, description, height + used + 6, head + moved)
+
+
+def _person(actor: int) -> str:
+    return f"person {actor + 1}"
 
 
 def _arrange(count: int, doors: Sequence[tuple[int, int]]) -> list[int]:
@@ -215,9 +231,11 @@ def describe(
     parts = [f"Map of {len(rooms)} rooms: {', '.join(rooms)}."]
     if doors:
         parts.append(f"Doors: {', '.join(f'{rooms[a]} to {rooms[b]}' for a, b in doors)}.")
+    several = len({stop.actor for stop in stops}) > 1
     for number, stop in enumerate(stops, start=1):
         where = "" if stop.thing is None else f" at {_where(things[stop.thing], rooms)}"
-        parts.append(f"{number} {stop.text}{where}{'' if stop.ok else ', failed'}.")
+        who = f" by {_person(stop.actor)}" if several else ""
+        parts.append(f"{number} {stop.text}{where}{who}{'' if stop.ok else ', failed'}.")
     return " ".join(parts)
 
 

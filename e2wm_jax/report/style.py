@@ -25,6 +25,7 @@ overflow-wrap:break-word;print-color-adjust:exact;-webkit-print-color-adjust:exa
 h1{font-size:2rem;line-height:1.2;font-weight:600;letter-spacing:-.01em;margin:0 0 .6rem;text-wrap:balance}
 h2{font-size:1.35rem;line-height:1.3;font-weight:600;margin:3.2rem 0 .8rem;padding-top:1.1rem;
 border-top:1px solid var(--faint)}
+h3{font-size:1.05rem;line-height:1.3;font-weight:600;margin:2.6rem 0 .4rem}
 p{margin:.8rem 0}.lead{font-size:1.15rem;color:var(--soft);margin:0 0 1.5rem}a{color:var(--link)}
 nav,table,dl,summary,figcaption,footer,.trajectory,.beside h3{font-family:system-ui,-apple-system,"Segoe UI",Roboto,
 "Helvetica Neue",Arial,sans-serif}

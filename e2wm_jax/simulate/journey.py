@@ -5,7 +5,7 @@ from pathlib import Path
 
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json
-from e2wm_jax.report import Plan, Stop, Thing, details, floor_plan, paragraph, room_map, trajectory
+from e2wm_jax.report import Plan, Stop, Thing, details, floor_plan, heading, paragraph, room_map, trajectory
 from e2wm_jax.report.points import Box
 from e2wm_jax.simulate import scenes
 from e2wm_jax.simulate.actions import parse_action
@@ -13,12 +13,12 @@ from e2wm_jax.simulate.graph import Scene
 from e2wm_jax.simulate.trajectory import Step, Trajectory
 
 _HANDS = ("HOLDS_RH", "HOLDS_LH")
-_MOST_STEPS = 40  # of a map; the list has all
+_MOST_STEPS = 15  # of a map, or its ways are a tangle; the list has all
 
 
 def journey(found: Trajectory) -> list[str]:
-    """Blocks: the trajectory's task and goal, its walk over the room graph of its scene, its steps as a list."""
-    blocks = []
+    """Blocks: the trajectory's id, its task and goal, its walk over the rooms of its scene, its steps as a list."""
+    blocks = [heading(found.id)]
     if found.task or found.goal:
         goal = f"Goal: {'; '.join(found.goal).replace(' ||', '')}." if found.goal else ""
         reached = f" Reached: {len(found.achieved)} of {len(found.goal)}." if found.goal else ""
