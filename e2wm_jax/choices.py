@@ -10,6 +10,7 @@ TrackerName = Literal["tensorboard", "wandb", "trackio"]
 Labels = Literal["data", "sampled"]
 Reduction = Literal["mean", "sum"]
 FisherDType = Literal["float32", "bfloat16", "uint8"]
+TooLong = Literal["refuse", "skip", "truncate"]  # what becomes of examples for which a model has too few positions
 FileDType = Literal["float32", "bfloat16", "float16"]
 
 # In the order of docs/regularizers.md and of results; `regularizers.catalogue` has what they do.

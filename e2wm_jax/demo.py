@@ -20,6 +20,7 @@ from e2wm_jax.demo_report import write_report
 from e2wm_jax.demo_settings import DemoSettings
 from e2wm_jax.errors import InputError
 from e2wm_jax.evaluate import qa
+from e2wm_jax.evaluate.answer_scores import answer_scores
 from e2wm_jax.evaluate.model import load_evaluated
 from e2wm_jax.evaluate.perplexity import answer_nats, perplexity
 from e2wm_jax.files import read_json, write_json
@@ -240,7 +241,7 @@ class _Demo:
         evaluation = self.task_files / "eval"
         scores: dict[str, Any] = {}
         questions = read_questions(evaluation / "qa" / "act_recog.json")[: self.sizes.activity_questions]
-        result = qa.accuracy(questions, qa.answer_scores(evaluated, questions, qa.RULES["act_recog"]))
+        result = qa.accuracy(questions, answer_scores(evaluated, questions, qa.RULES["act_recog"]))
         scores |= {"activity": result["accuracy"], "activity_n": result["n"]}
         plans = read_task(evaluation / "gen" / "plan_gen.json")[: self.sizes.plans]
         scores["plan_nats"] = answer_nats(evaluated, plans, max_length=800)

@@ -24,6 +24,16 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+class NonFiniteError(InputError):
+    """A model's scores are NaN or infinite: its weights, its adapter or their type are at fault, not the program."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(
+            f"{where}: the model's scores are not finite; its weights or its adapter hold NaN or infinite values "
+            "(a diverged training), or they overflow in --base-dtype: give others, or --base-dtype float32"
+        )
+
+
 def check_at_least(*rules: tuple[str, int | None, int]) -> None:
     """Refuse a flag whose value is below its least: rules of (flag, value, least); a value of None is not given.
 

@@ -12,6 +12,7 @@ where there is nothing to check.  Needs the extra `test`.
 
 import argparse
 import gzip
+import inspect
 import itertools
 import json
 import re
@@ -26,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from nltk.stem.porter import PorterStemmer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from e2wm_jax.model_files import EMBEDDED_MODEL, embedded_gguf  # where the embedded model lies
 
@@ -158,7 +159,8 @@ def answer_log_probabilities(model: Any, encode: Encode, text: str, answers: Seq
     cache = None
     if shared:
         with torch.no_grad():
-            cache = model(torch.tensor([rows[0][:shared]]), use_cache=True).past_key_values
+            cache = DynamicCache(config=model.config)
+            model(torch.tensor([rows[0][:shared]]), **_with(model, cache))
     return [log_probabilities(model, row, start, cache=deepcopy(cache), cached=shared) for row in rows]
 
 
@@ -167,9 +169,15 @@ def log_probabilities(
 ) -> np.ndarray:
     """log p of each token from ``start`` on, given all before it; the first has none. ``cache`` knows some already."""
     with torch.no_grad():
-        logits = model(torch.tensor([ids[cached:]]), past_key_values=cache).logits[0, start - 1 - cached : -1]
+        logits = model(torch.tensor([ids[cached:]]), **_with(model, cache)).logits[0, start - 1 - cached : -1]
         scores = torch.log_softmax(logits.double(), dim=-1)
     return scores[torch.arange(len(ids) - start), torch.tensor(ids[start:])].numpy()
+
+
+def _with(model: Any, cache: Any) -> dict[str, Any]:
+    """The argument that gives a model its cache, which transformers 5.24 has renamed."""
+    names = inspect.signature(model.forward).parameters
+    return {"cache" if "cache" in names else "past_key_values": cache}
 
 
 def continuation(model: Any, tokenizer: Any, encode: Encode, text: str, options: Mapping[str, int]) -> str:

@@ -298,7 +298,8 @@ def test_predictions_equal_pytorch_and_scores_are_theirs(tiny, tiny_llama, torch
 def test_intervals_resample_stories_not_questions():
     """Ten stories of two questions, of which one half is right whole: the mean of ten coins."""
     asked = [
-        babi._Asked(i, 1, StoryQuestion((), "q", "yes" if i < 12 else "no", (), i // 2, "f"), "", 0) for i in range(20)
+        babi._Asked(i, 1, StoryQuestion((), "q", "yes" if i < 12 else "no", (), i // 2, "f"), "", [], 0, False)
+        for i in range(20)
     ]
     records = [{"correct": one.question.story % 2 == 0} for one in asked]
     found = babi._scores(asked, records, BabiOptions(shots=0))
@@ -312,7 +313,7 @@ def test_intervals_resample_stories_not_questions():
 def test_one_story_has_no_interval(capsys):
     """Nor has the mean then: resampled, the story would always come out the same."""
     asked = [
-        babi._Asked(i, task, StoryQuestion((), "q", "yes", (), story, "f"), "", 0)
+        babi._Asked(i, task, StoryQuestion((), "q", "yes", (), story, "f"), "", [], 0, False)
         for i, (task, story) in enumerate([(1, 0), (2, 0), (2, 1)])
     ]
     found = babi._scores(asked, [{"correct": True}, {"correct": True}, {"correct": False}], BabiOptions(shots=0))
@@ -340,7 +341,7 @@ def test_prompts_that_do_not_fit_lose_their_first_examples(save_llama, tmp_path,
     for question in questions:
         fits = [n for n in range(4) if tokens("".join(shots[3 - n :]) + prompt(question)) <= 192 - 4]
         expected.append(max(fits))
-    asked = babi._ask(model, read_tasks(folder, (1,)), options)
+    asked = babi.ask(model, read_tasks(folder, (1,)), options)
     assert [one.shots for one in asked] == expected
     assert [one.prompt for one in asked] == [
         "".join(shots[3 - n :]) + prompt(question) for n, question in zip(expected, questions, strict=True)

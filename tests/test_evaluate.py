@@ -18,10 +18,12 @@ from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError
 from e2wm_jax.evaluate import perplexity as perplexity_command
 from e2wm_jax.evaluate import qa as qa_command
+from e2wm_jax.evaluate.answer_scores import answer_scores
 from e2wm_jax.evaluate.generation import mean_rouge
 from e2wm_jax.evaluate.model import Evaluated, load_evaluated
 from e2wm_jax.evaluate.perplexity import PerplexitySettings, perplexity
-from e2wm_jax.evaluate.qa import QaSettings, accuracy, answer_scores, task_name
+from e2wm_jax.evaluate.prompting import Prompting
+from e2wm_jax.evaluate.qa import QaSettings, accuracy, task_name
 from e2wm_jax.evaluate.sets import find_sets, read_set
 from e2wm_jax.evaluate.statistics import bootstrap_interval
 from e2wm_jax.evaluate.suite import SuiteOptions, evaluate_sets
@@ -267,7 +269,7 @@ def test_qa_command_writes_predictions_and_wears_a_peft_adapter(
 
 def test_task_option_overrides_the_file_name(tiny_llama, qa_file, tmp_path):
     path = qa_file.rename(tmp_path / "mine.json")
-    with pytest.raises(InputError, match=r"--task mine: unknown scoring rule.*act_recog"):
+    with pytest.raises(InputError, match=r"mine\.json: its name is that of no known task.*Give --task, one of"):
         qa_command.run(QaSettings(model=str(tiny_llama), data=path))
     assert (
         qa_command.run(QaSettings(model=str(tiny_llama), data=path, task="act_infer", samples=1))["task"] == "act_infer"
@@ -352,7 +354,7 @@ def test_special_tokens_are_added_only_when_asked(tiny, tiny_torch, tiny_llama, 
     path.write_text(json.dumps(record))
     begins = load_evaluated(str(tmp_path / "m"), None)
     text = DOCUMENTS[0]
-    plain, with_begin = (perplexity(begins, [text], max_length=800, special_tokens=flag) for flag in (False, True))
+    plain, with_begin = (perplexity(begins, [text], Prompting(flag), max_length=800) for flag in (False, True))
     assert plain["nats"] == pytest.approx(perplexity(tiny, [text], max_length=800)["nats"], rel=1e-6)
     ids = [0, *tiny.tokenizer(text, add_special_tokens=False)["input_ids"]]
     expected = -independent_scores.log_probabilities(tiny_torch, ids)

@@ -13,7 +13,7 @@ import pytest
 
 from e2wm_jax.cli import main
 from e2wm_jax.errors import InputError
-from e2wm_jax.evaluate import babi, continuations, generation, perplexity, qa, suite
+from e2wm_jax.evaluate import answer_scores, babi, continuations, generation, perplexity, qa, suite
 from e2wm_jax.evaluate.model import load_evaluated
 from e2wm_jax.evaluate.sets import babi_tasks, find_sets, sample
 from e2wm_jax.evaluate.suite import SuiteOptions, SuiteSettings, averages, evaluate_sets
@@ -217,7 +217,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tiny, data, reference, tmp
         return called
 
     with monkeypatch.context() as patch:
-        for module, name in ((qa, "row_nll"), (perplexity, "row_nll"), (continuations, "generate")):
+        for module, name in ((answer_scores, "row_nll"), (perplexity, "row_nll"), (continuations, "generate")):
             patch.setattr(module, name, stopping(getattr(module, name)))
         for _ in range(20):
             count["left"] = calls
@@ -240,6 +240,7 @@ def test_bad_files_are_refused_before_a_model_is_loaded(data, tmp_path, monkeypa
         raise AssertionError("a model was loaded")
 
     monkeypatch.setattr(suite, "load_evaluated", loaded)
+    monkeypatch.setattr(suite, "open_evaluated", loaded)
     write(tmp_path / "bad/count.json", [{"input": "x", "answer": "3", "answer_list": ["1", "2"]}])
     common = {"model": "smollm2-135m", "data": (str(data),)}
     for settings, message in (
@@ -256,16 +257,17 @@ def test_bad_files_are_refused_before_a_model_is_loaded(data, tmp_path, monkeypa
 
 
 def test_long_examples_are_refused_before_any_is_evaluated(tiny, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(qa, "row_nll", lambda *args: pytest.fail("evaluated"))
+    monkeypatch.setattr(answer_scores, "row_nll", lambda *args: pytest.fail("evaluated"))
     with pytest.raises(
-        InputError, match=r"_path\.json:1: \d+ tokens and --max-new-tokens 505: 5\d\d tokens, the model has"
+        InputError,
+        match=r"_path\.json:1: \d+ tokens and --max-new-tokens 505: 5\d\d tokens, the model has 512 ",
     ):
         evaluate_sets(tiny, find_sets(data), SuiteOptions(max_new_tokens=505))
     write(tmp_path / "count.json", [{"input": "Mary " * 600, "answer": "1", "answer_list": ["1", "2"]}])
-    with pytest.raises(InputError, match=r"count\.json:1: \d+ tokens, the model has 512 positions; shorten it"):
+    with pytest.raises(InputError, match=r"count\.json:1: \d+ tokens, the model has 512 .*--too-long truncate"):
         evaluate_sets(tiny, find_sets(tmp_path / "count.json"))
     (tmp_path / "long.txt").write_text("Mary " * 600)
-    with pytest.raises(InputError, match=r"document 1: 8\d\d tokens, the model has 512 positions; lower --max-length"):
+    with pytest.raises(InputError, match=r"long\.txt: document 1: 8\d\d tokens, the model has 512 .*lower --max"):
         evaluate_sets(tiny, find_sets(tmp_path / "long.txt"), SuiteOptions(max_length=850))
     write(tmp_path / "plan_gen.json", [{"input": "", "ref": "x"}])
     with pytest.raises(InputError, match=r"plan_gen\.json:1: 'input' has no tokens"):

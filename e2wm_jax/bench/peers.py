@@ -76,8 +76,8 @@ def _ours(model: dict[str, Any]) -> dict[str, Callable[..., Answer]]:
 
     from e2wm_jax.data.batch import Row, collate
     from e2wm_jax.data.source import Question
+    from e2wm_jax.evaluate.answer_scores import answer_scores
     from e2wm_jax.evaluate.model import Evaluated, load_evaluated
-    from e2wm_jax.evaluate.qa import answer_scores
     from e2wm_jax.models import decoder
     from e2wm_jax.models.generate import Decoding
     from e2wm_jax.models.generate import generate as continue_prompts

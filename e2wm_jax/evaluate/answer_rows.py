@@ -29,15 +29,22 @@ class Packed:
     owners: list[int]  # which answer each target belongs to
 
 
-def pack(tokenizer: Any, question: Question, special_tokens: bool) -> Packed:
+def pack(tokenizer: Any, question: Question, special_tokens: bool, *, limit: int | None = None) -> Packed:
     """Answer tokens are those of "input answer" beyond the number of tokens of the input alone, but not the first.
 
+    Args:
+        limit: cut the input from the left until it has, with its longest answer, at most so many tokens.
+
     Raises:
-        InputError: if an answer has no tokens of its own.
+        InputError: if an answer has no tokens of its own, or leaves none of the input.
     """
     (prompt,) = encode_prompts(tokenizer, [question.input], special_tokens=special_tokens)
     texts = [f"{question.input} {answer}" for answer in question.answers]
     answered = encode(tokenizer, texts, special_tokens=special_tokens)
+    if limit is not None and (over := max(map(len, answered)) - limit) > 0:
+        if over >= len(prompt):
+            raise InputError(f"{question.where}: an answer leaves no room for its question in {limit} tokens")
+        prompt, *answered = (sequence[over:] for sequence in (prompt, *answered))
     first = max(len(prompt), 1)  # nothing predicts the first token of all
     shared = _common_prefix(answered, limit=first - 1)
     ids, positions = answered[0][:shared], list(range(shared))

@@ -32,13 +32,13 @@ from typing import Any
 
 import numpy as np
 
-from e2wm_jax.data.tokenize import encode
 from e2wm_jax.errors import InputError, check_at_least
 from e2wm_jax.evaluate.babi_stories import TASKS, StoryQuestion, TaskQuestions, draw_shots, parse_tasks, read_tasks
 from e2wm_jax.evaluate.benchmark_settings import BabiOptions, BabiSettings
 from e2wm_jax.evaluate.continuations import first_lines
-from e2wm_jax.evaluate.model import Evaluated, load_evaluated
+from e2wm_jax.evaluate.model import Evaluated, Opened, load_evaluated, open_evaluated, prompt_ids
 from e2wm_jax.evaluate.predictions import Predictions, content_digest, identity
+from e2wm_jax.evaluate.prompting import WAYS_OUT
 from e2wm_jax.evaluate.statistics import bootstrap_means, percentile_interval
 from e2wm_jax.models.generate import Decoding
 from e2wm_jax.progress import say
@@ -52,19 +52,24 @@ class _Asked:
     task: int
     question: StoryQuestion
     prompt: str
+    ids: list[int]  # of the prompt, as far as they fit
     shots: int  # fewer than asked for where more do not fit
+    cut: bool  # whether not even the question fits
 
 
 def run(settings: BabiSettings) -> dict[str, Any]:
     """Run the command; returns what `--json` prints.
 
     Raises:
-        InputError: for bad settings or files, or a question that is too long for the model's positions.
+        InputError: for bad settings or files, or a question that is too long for the model's positions; NonFiniteError
+            for scores that are no numbers.
     """
     tasks = parse_tasks(settings.tasks)
-    read_tasks(settings.data, tasks)  # what is wrong with them is said before a model is loaded
+    check(settings)
+    opened, data = open_evaluated(settings.model), read_tasks(settings.data, tasks)
+    ask(opened, data, settings)  # what is wrong is said before weights are read
     return evaluate(
-        load_evaluated(settings.model, settings.adapter, settings.base_dtype),
+        load_evaluated(opened, settings.adapter, settings.base_dtype),
         settings.data,
         tasks,
         settings,
@@ -87,29 +92,40 @@ def evaluate(
     Returns:
         "accuracy", "majority", "n" by task; "mean", of the tasks' accuracies; "intervals" of 95 %, by task and of
         "mean", but not of tasks with one story, which says nothing of others, nor then of the mean; "shots" and, by
-        task, how many prompts were "shortened".
+        task, how many prompts were "shortened"; how many questions were "skipped" or "truncated", if any.
 
     Raises:
         InputError: for impossible options, bad files, or a question that is too long for the model's positions.
     """
-    check_at_least(
-        ("--shots", options.shots, 0), ("--samples", options.samples, 1), ("--batch-size", options.batch_size, 1)
-    )
+    check(options)
     decoding = Decoding(options.max_new_tokens)
-    decoding.check()
-    asked = _ask(evaluated, read_tasks(source, tasks), options)
+    data = read_tasks(source, tasks)
+    asked = ask(evaluated, data, options)
     made = identity(
         evaluated,
         content_digest([[one.prompt, one.question.answer] for one in asked]),
         **{field.name: getattr(options, field.name) for field in fields(BabiOptions)},
     )
     kept = Predictions(predictions, made, len(asked), resume=resume)
-    prompts = [one.prompt for one in asked]
-    for batch in first_lines(
-        evaluated, prompts, decoding, options.batch_size, options.special_tokens, kept.done.keys()
-    ):
+    prompts, names = [one.ids for one in asked], [one.question.where for one in asked]
+    for batch in first_lines(evaluated, prompts, names, decoding, options.batch_size, kept.done.keys()):
         kept.add([_record(asked[place], line) for place, line in batch])
-    return _scores(asked, kept.finish(), options)
+    skipped = sum(len(test[: options.samples]) for _, test in data.values()) - len(asked)
+    truncated = sum(one.cut for one in asked)
+    counts = {name: n for name, n in (("skipped", skipped), ("truncated", truncated)) if n}
+    return {**_scores(asked, kept.finish(), options), **counts}
+
+
+def check(options: BabiOptions) -> None:
+    """Refuse impossible options.
+
+    Raises:
+        InputError: naming the first.
+    """
+    check_at_least(
+        ("--shots", options.shots, 0), ("--samples", options.samples, 1), ("--batch-size", options.batch_size, 1)
+    )
+    Decoding(options.max_new_tokens).check()
 
 
 def prompt(question: StoryQuestion) -> str:
@@ -151,45 +167,58 @@ def _range(result: Mapping[str, Any], name: str) -> str:
     return f"{interval[0]:.3f}-{interval[1]:.3f}" if interval else ""
 
 
-def _ask(evaluated: Evaluated, data: dict[int, TaskQuestions], options: BabiOptions) -> list[_Asked]:
-    """Every question with as many of its task's examples as fit."""
+def ask(model: Opened | Evaluated, data: dict[int, TaskQuestions], options: BabiOptions) -> list[_Asked]:
+    """Every question with as many of its task's examples as fit, without a forward pass.
+
+    Raises:
+        InputError: for a question that is too long without any, if such are refused, or has a token without a row.
+    """
     asked: list[_Asked] = []
+    skipped = 0
     for task, (train, test) in data.items():
         examples = [worked(shot) for shot in draw_shots(train, options.shots, seed=options.seed, task=task)]
         questions = test[: options.samples]
-        room = evaluated.config.max_positions - options.max_new_tokens
-        shots = _fitting(evaluated.tokenizer, examples, questions, room, options.special_tokens)
-        asked += [
-            _Asked(index, task, question, "".join(examples[len(examples) - n :]) + prompt(question), n)
-            for index, (question, n) in enumerate(zip(questions, shots, strict=True), start=len(asked))
-        ]
+        for question, text, ids, shots, cut in _fitting(model, examples, questions, options):
+            if cut and options.too_long == "skip":
+                skipped += 1
+            else:
+                asked.append(_Asked(len(asked), task, question, text, ids, shots, cut))
     if shortened := sum(one.shots < options.shots for one in asked):
         say(f"{shortened} of {len(asked)} prompts have fewer than {options.shots} examples, so that they fit the model")
+    for number, what in ((skipped, "left out"), (sum(one.cut for one in asked), "cut from the left")):
+        if number:
+            say(f"{number} questions are {what}: they do not fit the model without any example")
+    if not asked:
+        raise InputError("no question fits the model's positions; give a model for longer texts")
     return asked
 
 
 def _fitting(
-    tokenizer: Any, examples: Sequence[str], questions: Sequence[StoryQuestion], room: int, special_tokens: bool
-) -> list[int]:
-    """The number of examples, the last ones, with which each question has at most `room` tokens.
-
-    Raises:
-        InputError: for a question that has more without any.
-    """
-    found = [-1] * len(questions)
+    model: Opened | Evaluated, examples: Sequence[str], questions: Sequence[StoryQuestion], options: BabiOptions
+) -> list[tuple[StoryQuestion, str, list[int], int, bool]]:
+    """Each question, its prompt and token ids with the number of examples, the last ones, with which it fits, and
+    whether it does not without any."""
+    room = model.config.max_positions - options.max_new_tokens
+    if room < 1:
+        raise InputError(f"--max-new-tokens {options.max_new_tokens}: leaves no room for a question")
+    found: dict[int, tuple[StoryQuestion, str, list[int], int, bool]] = {}
     for number in range(len(examples), -1, -1):
-        open_ = [i for i, shots in enumerate(found) if shots < 0]
-        head = "".join(examples[len(examples) - number :])
-        encoded = encode(tokenizer, [head + prompt(questions[i]) for i in open_], special_tokens=special_tokens)
-        for i, ids in zip(open_, encoded, strict=True):
+        places = [place for place in range(len(questions)) if place not in found]
+        names = [questions[place].where for place in places]
+        texts = ["".join(examples[len(examples) - number :]) + prompt(questions[place]) for place in places]
+        encoded = prompt_ids(model, texts, special_tokens=options.special_tokens, where=names.__getitem__)
+        for place, text, ids in zip(places, texts, encoded, strict=True):
+            question = questions[place]
             if len(ids) <= room:
-                found[i] = number
-            elif number == 0:
+                found[place] = question, text, ids, number, False
+            elif number == 0 and options.too_long == "refuse":
                 raise InputError(
-                    f"{questions[i].where}: {len(ids)} tokens without any example, and the model has room for {room} "
-                    "before its answer; leave the task out of --tasks or lower --max-new-tokens"
+                    f"{question.where}: {len(ids)} tokens without any example, and the model has room for {room} "
+                    f"before its answer; leave the task out of --tasks or lower --max-new-tokens; {WAYS_OUT}"
                 )
-    return found
+            elif number == 0:
+                found[place] = question, text, ids[-room:], 0, True
+    return [found[place] for place in range(len(questions))]
 
 
 def _record(one: _Asked, text: str) -> dict[str, Any]:

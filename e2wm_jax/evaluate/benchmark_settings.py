@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from e2wm_jax.choices import TooLong
 from e2wm_jax.config import BaseDType
 from e2wm_jax.evaluate.embodied_agent_scores import AgentTask
 
@@ -55,6 +56,8 @@ class BabiOptions:
     """Questions at a time."""
     special_tokens: bool = False
     """Add the tokenizer's default special tokens."""
+    too_long: TooLong = "refuse"
+    """Questions that do not fit the model without any example: refuse, skip, or truncate them from the left."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,9 +4,8 @@ from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from e2wm_jax.data.tokenize import encode
 from e2wm_jax.errors import InputError
-from e2wm_jax.evaluate.model import Evaluated, load_evaluated
+from e2wm_jax.evaluate.model import Evaluated, Opened, check_positions, load_evaluated, open_evaluated, prompt_ids
 from e2wm_jax.evaluate.settings import GenerateSettings
 from e2wm_jax.files import read_json_lines, read_text
 from e2wm_jax.models import decoder
@@ -28,7 +27,9 @@ def run(settings: GenerateSettings) -> dict[str, Any]:
         settings.max_new_tokens, settings.beams, settings.length_penalty, _sampling(settings), settings.seed
     )
     decoding.check()
-    evaluated = load_evaluated(settings.model, settings.adapter, settings.base_dtype)
+    opened = open_evaluated(settings.model)
+    _check(opened, texts, settings)
+    evaluated = load_evaluated(opened, settings.adapter, settings.base_dtype)
     found = continuations(
         evaluated,
         texts,
@@ -39,6 +40,18 @@ def run(settings: GenerateSettings) -> dict[str, Any]:
         special_tokens=settings.special_tokens,
     )
     return {"outputs": [{"prompt": text, "text": new} for text, new in zip(texts, found, strict=True)]}
+
+
+def _check(opened: Opened, texts: Sequence[str], settings: GenerateSettings) -> None:
+    """Refuse prompts before weights are read."""
+    new = settings.max_new_tokens
+    where = [f"prompt {i + 1} {text[:40]!r}" for i, text in enumerate(texts)]
+    encoded = prompt_ids(opened, texts, special_tokens=settings.special_tokens, where=where.__getitem__)
+    for name, ids in zip(where, encoded, strict=True):
+        if not ids:
+            raise InputError(f"{name}: no tokens; a prompt must have one or more")
+        tokens = f"{name}: {len(ids)} tokens and --max-new-tokens {new}"
+        check_positions(opened, len(ids) + new, tokens, "shorten the prompt or lower --max-new-tokens")
 
 
 def show(result: dict[str, Any]) -> None:
@@ -81,20 +94,24 @@ def continuations(
         names: of the prompts, for messages.
 
     Raises:
-        InputError: before anything is compiled, for a prompt that is too long for the model's positions.
+        InputError: before anything is compiled, for a prompt that is too long for the model's positions or has a token
+            without a row.
+        NonFiniteError: naming a prompt behind which the scores are no numbers.
     """
     config, params, tokenizer = evaluated.config, evaluated.params, evaluated.tokenizer
+    named = names or [f"prompt {i + 1}" for i in range(len(texts))]
+    prompts = prompt_ids(evaluated, texts, special_tokens=special_tokens, where=lambda i: named[i])
     own = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
     with progress_bar("generate", len(texts), "prompt") as bar:
         found = generate(
             config,
             decoder.unstack(params),
-            encode(tokenizer, texts, special_tokens=special_tokens),
+            prompts,
             decoding,
             ends={*ends, *own},
             cuts=tokens_with(tokenizer, stop) if stop else (),
             batch_size=batch_size,
-            names=names,
+            names=named,
             on_batch=bar.update,
             mesh=evaluated.mesh,
         )
@@ -104,19 +121,25 @@ def continuations(
 
 def first_lines(
     evaluated: Evaluated,
-    texts: Sequence[str],
+    prompts: Sequence[Sequence[int]],
+    names: Sequence[str],
     decoding: Decoding,
     batch_size: int,
-    special_tokens: bool,
     done: Container[int],
 ) -> Iterator[list[tuple[int, str]]]:
-    """The line that each text goes on with: after every batch, the places of its texts in ``texts`` and their lines.
+    """The line that each prompt goes on with: after every batch, the places of its prompts in ``prompts`` and their
+    lines.
 
-    Texts of similar length go together.  Batches whose texts are all ``done`` are left out; the others are what they
-    would be without any done.
+    Prompts of similar length go together.  Batches whose prompts are all ``done`` are left out; the others are what
+    they would be without any done.
+
+    Args:
+        names: of the prompts, for messages.
+
+    Raises:
+        InputError: for a prompt that is too long; NonFiniteError as `generate`.
     """
     tokenizer = evaluated.tokenizer
-    prompts = encode(tokenizer, texts, special_tokens=special_tokens)
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     rows = min(batch_size, 1 << (len(prompts) - 1).bit_length())
     params = decoder.unstack(evaluated.params)
@@ -129,15 +152,16 @@ def first_lines(
                 bar.update(len(chosen))
                 continue
             # Filled up with the last prompt, so that the last batch needs no compilation of its own.
-            filled = [prompts[place] for place in [*chosen, *chosen[-1:] * (rows - len(chosen))]]
+            filled = [*chosen, *chosen[-1:] * (rows - len(chosen))]
             found = generate(
                 evaluated.config,
                 params,
-                filled,
+                [prompts[place] for place in filled],
                 decoding,
                 ends={*evaluated.ends, *own},
                 cuts=cuts,
                 batch_size=batch_size,
+                names=[names[place] for place in filled],
                 mesh=evaluated.mesh,
             )
             lines = tokenizer.batch_decode(found[: len(chosen)], skip_special_tokens=True)

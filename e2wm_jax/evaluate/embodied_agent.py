@@ -27,7 +27,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from e2wm_jax.data.tokenize import encode
 from e2wm_jax.errors import InputError, check_at_least
 from e2wm_jax.evaluate.benchmark_settings import EmbodiedAgentSettings
 from e2wm_jax.evaluate.continuations import continuations
@@ -40,7 +39,7 @@ from e2wm_jax.evaluate.embodied_agent_scores import (
     readable,
     score,
 )
-from e2wm_jax.evaluate.model import check_positions, load_evaluated
+from e2wm_jax.evaluate.model import check_positions, load_evaluated, open_evaluated, prompt_ids
 from e2wm_jax.evaluate.predictions import Predictions, content_digest, identity
 from e2wm_jax.files import read_text, write_json
 from e2wm_jax.models.generate import Decoding
@@ -138,12 +137,14 @@ def respond(settings: EmbodiedAgentSettings, asked: Sequence[dict[str, str]]) ->
     assert settings.model is not None
     decoding = Decoding(settings.max_new_tokens, settings.beams)
     decoding.check()
-    evaluated = load_evaluated(settings.model, settings.adapter, settings.base_dtype)
-    encoded = encode(evaluated.tokenizer, [one["llm_prompt"] for one in asked], special_tokens=settings.special_tokens)
-    for one, tokens in zip(asked, encoded, strict=True):
-        where = f"prompt {one['identifier']}: {len(tokens)} tokens and --max-new-tokens {settings.max_new_tokens}"
+    opened, names = open_evaluated(settings.model), [f"prompt {one['identifier']}" for one in asked]
+    texts = [one["llm_prompt"] for one in asked]
+    encoded = prompt_ids(opened, texts, special_tokens=settings.special_tokens, where=names.__getitem__)
+    for name, tokens in zip(names, encoded, strict=True):
+        where = f"{name}: {len(tokens)} tokens and --max-new-tokens {settings.max_new_tokens}"
         way_out = "lower --max-new-tokens, or take a model for longer texts"
-        check_positions(evaluated, len(tokens) + settings.max_new_tokens, where, way_out)
+        check_positions(opened, len(tokens) + settings.max_new_tokens, where, way_out)
+    evaluated = load_evaluated(opened, settings.adapter, settings.base_dtype)
     made = identity(
         evaluated,
         content_digest(list(asked)),
@@ -166,7 +167,7 @@ def respond(settings: EmbodiedAgentSettings, asked: Sequence[dict[str, str]]) ->
             ends=evaluated.ends,
             batch_size=settings.batch_size,
             special_tokens=settings.special_tokens,
-            names=[f"prompt {asked[index]['identifier']}" for index in indices],
+            names=[names[index] for index in indices],
         )
         predictions.add(
             [

@@ -6,16 +6,17 @@ tracking the longest run of places that both lists have in a row, over the lengt
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from e2wm_jax.data.source import TaskExample, read_task
-from e2wm_jax.data.tokenize import encode
 from e2wm_jax.errors import InputError, check_at_least
 from e2wm_jax.evaluate.continuations import first_lines
-from e2wm_jax.evaluate.model import Evaluated, check_positions, load_evaluated
+from e2wm_jax.evaluate.model import Evaluated, Opened, load_evaluated, open_evaluated, prompt_ids
 from e2wm_jax.evaluate.predictions import Predictions, Record, content_digest, identity
+from e2wm_jax.evaluate.prompting import Fitted, Need, Prompting, fit
 from e2wm_jax.evaluate.settings import GenerationSettings
 from e2wm_jax.evaluate.statistics import bootstrap_interval
 from e2wm_jax.evaluate.table import show_scores
@@ -30,7 +31,8 @@ def run(settings: GenerationSettings) -> dict[str, Any]:
     """Run the command; returns what `--json` prints.
 
     Raises:
-        InputError: for bad settings or files, or an input that is too long for the model's positions.
+        InputError: for bad settings or files, or an input that is too long for the model's positions, before weights
+            are read; NonFiniteError for scores that are no numbers.
     """
     check_at_least(("--samples", settings.samples, 1), ("--batch-size", settings.batch_size, 1))
     decoding = Decoding(settings.max_new_tokens, settings.beams)
@@ -39,17 +41,20 @@ def run(settings: GenerationSettings) -> dict[str, Any]:
     examples = read_task(settings.data)[: settings.samples]
     require_scorer(task)
     mesh = None if settings.mesh is None else make_mesh(settings.mesh)
+    prompting = Prompting(settings.special_tokens, settings.too_long)
+    opened = open_evaluated(settings.model)
+    fitted = fitting(opened, dict(enumerate(examples)), decoding, prompting)
     records = predict(
-        load_evaluated(settings.model, settings.adapter, settings.base_dtype, mesh=mesh),
-        dict(enumerate(examples)),
+        load_evaluated(opened, settings.adapter, settings.base_dtype, mesh=mesh),
+        fitted.examples,
         decoding,
+        prompting,
         batch_size=settings.batch_size,
-        special_tokens=settings.special_tokens,
         path=settings.predictions,
         resume=settings.resume,
     )
     scores = example_scores(task, records)
-    return {"task": task, **summary(scores), "n": len(records), "intervals": intervals(scores)}
+    return {"task": task, **summary(scores), "n": len(records), **fitted.counts, "intervals": intervals(scores)}
 
 
 def show(result: dict[str, Any]) -> None:
@@ -61,16 +66,16 @@ def predict(
     evaluated: Evaluated,
     examples: Mapping[int, TaskExample],
     decoding: Decoding,
+    prompting: Prompting = Prompting(),
     *,
     batch_size: int = 4,
-    special_tokens: bool = False,
     path: Path | None = None,
     resume: bool = False,
 ) -> list[Record]:
     """{"index", "prediction", "reference"} of every example, by its index in the file; also in ``path``, if given.
 
     Raises:
-        InputError: as `Predictions` and `check`.
+        InputError: as `Predictions` and `generate`.
     """
     made = identity(
         evaluated,
@@ -79,14 +84,16 @@ def predict(
         max_new_tokens=decoding.max_new_tokens,
         examples=len(examples),
         batch_size=batch_size,
-        special_tokens=special_tokens,
+        **asdict(prompting),
     )
-    check(evaluated, list(examples.values()), decoding, special_tokens=special_tokens)
     predictions = Predictions(path, made, examples, resume=resume)
     indices = list(examples)
     done = {place for place, index in enumerate(indices) if index in predictions.done}
-    texts = [example.input for example in examples.values()]
-    for batch in first_lines(evaluated, texts, decoding, batch_size, special_tokens, done):
+    prompts = _prompts(evaluated, examples, prompting)
+    if prompting.too_long == "truncate":
+        prompts = [ids[-_room(evaluated, decoding) :] for ids in prompts]
+    names = [example.where for example in examples.values()]
+    for batch in first_lines(evaluated, prompts, names, decoding, batch_size, done):
         written = {indices[place]: text for place, text in batch}
         predictions.add(
             [{"index": index, "prediction": text, "reference": examples[index].ref} for index, text in written.items()]
@@ -94,21 +101,36 @@ def predict(
     return predictions.finish()
 
 
-def check(
-    evaluated: Evaluated, examples: Sequence[TaskExample], decoding: Decoding, *, special_tokens: bool = False
-) -> None:
-    """Refuse inputs that are empty or leave too few of the model's positions, without a forward pass.
+def fitting(
+    model: Opened | Evaluated, examples: Mapping[int, TaskExample], decoding: Decoding, prompting: Prompting
+) -> Fitted:
+    """The examples for whose prompts and new tokens the model has room, or is given it, without a forward pass.
 
     Raises:
-        InputError: naming file:line of the first.
+        InputError: naming file:line of the first input that is empty, has a token without a row, or is too long.
     """
-    encoded = encode(evaluated.tokenizer, [example.input for example in examples], special_tokens=special_tokens)
-    new = decoding.max_new_tokens
-    for example, ids in zip(examples, encoded, strict=True):
+    new, needs = decoding.max_new_tokens, {}
+    _room(model, decoding)
+    encoded = _prompts(model, examples, prompting)
+    for (index, example), ids in zip(examples.items(), encoded, strict=True):
         if not ids:
             raise InputError(f"{example.where}: 'input' has no tokens; a prompt must have one or more")
-        where = f"{example.where}: {len(ids)} tokens and --max-new-tokens {new}"
-        check_positions(evaluated, len(ids) + new, where, "shorten the input or lower --max-new-tokens")
+        needs[index] = Need(f"{example.where}: {len(ids)} tokens and --max-new-tokens {new}", len(ids) + new)
+    return fit(examples, needs, model.config.max_positions, prompting.too_long)
+
+
+def _room(model: Opened | Evaluated, decoding: Decoding) -> int:
+    """Positions for a prompt."""
+    new, positions = decoding.max_new_tokens, model.config.max_positions
+    if new >= positions:
+        raise InputError(f"--max-new-tokens {new}: leaves no room for a prompt in the model's {positions} positions")
+    return positions - new
+
+
+def _prompts(model: Opened | Evaluated, examples: Mapping[int, TaskExample], prompting: Prompting) -> list[list[int]]:
+    asked = list(examples.values())
+    texts = [example.input for example in asked]
+    return prompt_ids(model, texts, special_tokens=prompting.special_tokens, where=lambda i: asked[i].where)
 
 
 def example_scores(task: str, records: Sequence[Record]) -> dict[str, list[float]]:

@@ -28,7 +28,7 @@ from e2wm_jax.data.tokenize import encode
 from e2wm_jax.errors import InputError
 from e2wm_jax.evaluate.answer_rows import Packed, collate, log_likelihoods
 from e2wm_jax.evaluate.continuations import tokens_with
-from e2wm_jax.evaluate.model import Evaluated
+from e2wm_jax.evaluate.model import Evaluated, check_finite, prompt_ids
 from e2wm_jax.models import decoder
 from e2wm_jax.models.generate import Decoding, generate
 from e2wm_jax.models.layers import Params, negative_log_likelihood
@@ -182,6 +182,7 @@ def token_loglikelihoods(
             for (indices, row), loss, best in zip(chunk, losses.astype(np.float64), likeliest, strict=False):
                 sums, counts = log_likelihoods(row, loss)
                 hits = np.bincount(row.owners, weights=best[: len(row.owners)])
+                check_finite(sums, f"request {indices[0] + 1}")
                 for index, value, greedy in zip(indices, sums, hits == counts, strict=True):
                     results[index] = float(value), bool(greedy)
             bar.update(sum(len(indices) for indices, _ in chunk))
@@ -218,7 +219,7 @@ def _spaces_moved(context: str, continuation: str) -> tuple[str, str]:
 def _encode(evaluated: Evaluated, texts: Sequence[str], how: Answering) -> list[list[int]]:
     """Token ids; special tokens are not added to a text that begins with one already."""
     tokenizer = evaluated.tokenizer
-    plain = encode(tokenizer, texts, special_tokens=False)
+    plain = prompt_ids(evaluated, texts, special_tokens=False, where=lambda i: f"request {i + 1} {texts[i][-40:]!r}")
     if not how.special_tokens or not any(encode(tokenizer, [""], special_tokens=True)):
         return plain
     begin = tokenizer.decode([_begin(evaluated)])

@@ -1,7 +1,7 @@
 """The model that is evaluated: a base with or without an adapter, on one device or on a mesh."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,19 +13,30 @@ from e2wm_jax import lora
 from e2wm_jax.adapter_files import read_adapter
 from e2wm_jax.config import BaseDType, ModelConfig
 from e2wm_jax.data.batch import Batch
+from e2wm_jax.data.token_ids import check_ids
+from e2wm_jax.data.tokenize import encode_prompts
 from e2wm_jax.data.tokenizer import load_tokenizer
-from e2wm_jax.errors import InputError
+from e2wm_jax.errors import InputError, NonFiniteError
 from e2wm_jax.files import read_json
 from e2wm_jax.model_files import ModelFiles, locate
 from e2wm_jax.models import spread
 from e2wm_jax.models.layers import Params
 from e2wm_jax.models.likelihood import target_nll
 from e2wm_jax.models.quantized import compute_dtype, quantizer
-from e2wm_jax.models.weights import load
+from e2wm_jax.models.weights import load, open_model
 from e2wm_jax.sharding import batch_sharding, everywhere
 
 # (config, params, batch) -> [B, M]; one cache for all models and data of a process.
 batch_nll = jax.jit(target_nll, static_argnums=0)
+
+
+class Opened(NamedTuple):
+    """What is known of a model before a weight is read: enough to measure what it is to be asked."""
+
+    files: ModelFiles
+    config: ModelConfig
+    tokenizer: Any
+    ends: tuple[int, ...]  # tokens that end a text beside the tokenizer's own
 
 
 class Evaluated(NamedTuple):
@@ -39,8 +50,18 @@ class Evaluated(NamedTuple):
     fingerprint: str = ""  # of the base and its adapters
 
 
+def open_evaluated(model: str) -> Opened:
+    """A model's configuration and tokenizer.
+
+    Raises:
+        InputError: if files are missing or damaged.
+    """
+    files = locate(model)
+    return Opened(files, open_model(files)[0], load_tokenizer(files), tuple(ending_tokens(files)))
+
+
 def load_evaluated(
-    model: str,
+    model: str | Opened,
     adapters: Path | Sequence[Path] | None = None,
     dtype: BaseDType = "float32",
     *,
@@ -52,13 +73,12 @@ def load_evaluated(
     Raises:
         InputError: if files are missing or do not fit each other.
     """
-    files = locate(model)
+    opened = open_evaluated(model) if isinstance(model, str) else model
     folders = [adapters] if isinstance(adapters, Path) else list(adapters or ())
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"--adapter {folder}: no such directory; give one that `e2wm train` or PEFT wrote")
-    tokenizer = load_tokenizer(files)
-    loaded = load(files, compute_dtype(dtype), mesh=mesh, transform=quantizer(dtype))
+    loaded = load(opened.files, compute_dtype(dtype), mesh=mesh, transform=quantizer(dtype))
     params, digest = loaded.params, hashlib.sha256(f"{loaded.fingerprint} {dtype}".encode())
     if mesh is not None:
         params = spread.place(loaded.config, params, mesh)
@@ -69,7 +89,7 @@ def load_evaluated(
         for leaf in jax.tree.leaves(factors):
             digest.update(np.asarray(leaf).tobytes())
         params = lora.attach(params, factors if mesh is None else everywhere(factors, mesh), spec)
-    return Evaluated(loaded.config, params, tokenizer, mesh, tuple(ending_tokens(files)), digest.hexdigest())
+    return Evaluated(loaded.config, params, opened.tokenizer, mesh, opened.ends, digest.hexdigest())
 
 
 def row_nll(evaluated: Evaluated, batch: Batch) -> np.ndarray:
@@ -81,7 +101,33 @@ def row_nll(evaluated: Evaluated, batch: Batch) -> np.ndarray:
     return np.asarray(batch_nll(evaluated.config, evaluated.params, placed), np.float64)
 
 
-def check_positions(evaluated: Evaluated, tokens: int, where: str, way_out: str = "shorten it") -> None:
+def prompt_ids(
+    model: Opened | Evaluated, texts: Sequence[str], *, special_tokens: bool, where: Callable[[int], str]
+) -> list[list[int]]:
+    """Token ids of each text that is to be continued, for all of which the model has a row.
+
+    Args:
+        where: index of a text -> its place, for messages.
+
+    Raises:
+        InputError: for a token beyond the model's table (`check_ids`).
+    """
+    encoded = encode_prompts(model.tokenizer, texts, special_tokens=special_tokens)
+    check_ids(model.tokenizer, model.config.vocab_size, ((where(i), ids) for i, ids in enumerate(encoded)))
+    return encoded
+
+
+def check_finite(values: float | np.ndarray, where: str) -> None:
+    """Refuse scores that are NaN or infinite: a model is judged by numbers, or not at all.
+
+    Raises:
+        NonFiniteError: naming ``where``, the example.
+    """
+    if not np.all(np.isfinite(values)):
+        raise NonFiniteError(where)
+
+
+def check_positions(evaluated: Opened | Evaluated, tokens: int, where: str, way_out: str = "shorten it") -> None:
     """Refuse a row that is too long for the model.
 
     Raises:

@@ -7,6 +7,7 @@ The published E2WM tables give 2^nats where perplexity is e^nats; both are repor
 
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,21 @@ import numpy as np
 from e2wm_jax.data.batch import Row
 from e2wm_jax.data.loader import sorted_batches
 from e2wm_jax.data.source import TaskExample, read_documents
+from e2wm_jax.data.token_ids import check_ids
 from e2wm_jax.data.tokenize import document_rows, task_rows
 from e2wm_jax.errors import InputError, check_at_least
-from e2wm_jax.evaluate.model import Evaluated, check_positions, load_evaluated, row_nll, rows_per_pass
+from e2wm_jax.evaluate.model import (
+    Evaluated,
+    Opened,
+    check_finite,
+    load_evaluated,
+    open_evaluated,
+    row_nll,
+    rows_per_pass,
+)
 from e2wm_jax.evaluate.predictions import Predictions, Record, content_digest, identity
+from e2wm_jax.evaluate.prompting import Fitted, Need, Prompting, fit
+from e2wm_jax.evaluate.results import power
 from e2wm_jax.evaluate.settings import PerplexitySettings
 from e2wm_jax.evaluate.statistics import bootstrap_interval
 from e2wm_jax.evaluate.table import show_scores
@@ -30,7 +42,7 @@ def run(settings: PerplexitySettings) -> dict[str, Any]:
     """Run the command; returns what `--json` prints.
 
     Raises:
-        InputError: for bad settings or files.
+        InputError: for bad settings or files, before weights are read; NonFiniteError for scores that are no numbers.
     """
     check_at_least(
         ("--max-length", settings.max_length, 2),
@@ -39,40 +51,37 @@ def run(settings: PerplexitySettings) -> dict[str, Any]:
     )
     documents = read_documents(settings.data)[: settings.samples]
     mesh = None if settings.mesh is None else make_mesh(settings.mesh)
+    prompting = Prompting(settings.special_tokens, settings.too_long)
+    opened = open_evaluated(settings.model)
+    fitted = fitting(opened, dict(enumerate(documents)), prompting, max_length=settings.max_length, name=settings.data)
     records = predict(
-        load_evaluated(settings.model, settings.adapter, settings.base_dtype, mesh=mesh),
-        dict(enumerate(documents)),
+        load_evaluated(opened, settings.adapter, settings.base_dtype, mesh=mesh),
+        fitted.examples,
+        prompting,
         max_length=settings.max_length,
         batch_size=settings.batch_size,
-        special_tokens=settings.special_tokens,
         path=settings.predictions,
         resume=settings.resume,
+        name=settings.data,
     )
-    return {**summary(records), "intervals": intervals(records)}
+    return {**summary(records), **fitted.counts, "intervals": intervals(records)}
 
 
 def perplexity(
     evaluated: Evaluated,
     documents: list[str],
+    prompting: Prompting = Prompting(),
     *,
     max_length: int,
     batch_size: int = 8,
-    special_tokens: bool = False,
 ) -> dict[str, Any]:
     """Nats, e^nats, 2^nats and bits per byte over the predicted tokens of all documents.
 
     Raises:
         InputError: as `predict`.
     """
-    return summary(
-        predict(
-            evaluated,
-            dict(enumerate(documents)),
-            max_length=max_length,
-            batch_size=batch_size,
-            special_tokens=special_tokens,
-        )
-    )
+    found = predict(evaluated, dict(enumerate(documents)), prompting, max_length=max_length, batch_size=batch_size)
+    return summary(found)
 
 
 def show(result: dict[str, Any]) -> None:
@@ -83,18 +92,23 @@ def show(result: dict[str, Any]) -> None:
 def predict(
     evaluated: Evaluated,
     documents: Mapping[int, str],
+    prompting: Prompting = Prompting(),
     *,
     max_length: int,
     batch_size: int = 8,
-    special_tokens: bool = False,
     path: Path | None = None,
     resume: bool = False,
+    name: str = "the text",
 ) -> list[Record]:
     """{"index", "nats" (their sum), "tokens", "bytes"} of the predicted tokens of every document, by its index in the
     file; also in ``path``, if given.  Documents of fewer than two tokens predict nothing and are left out.
 
+    Args:
+        name: of the documents' file, for messages.
+
     Raises:
-        InputError: if no document has two tokens, one is longer than the model's positions, or as `Predictions`.
+        InputError: if no document has two tokens, one is longer than the model's positions, or as `Predictions`;
+            NonFiniteError for scores that are no numbers.
     """
     made = identity(
         evaluated,
@@ -102,13 +116,17 @@ def predict(
         max_length=max_length,
         examples=len(documents),
         batch_size=batch_size,
-        special_tokens=special_tokens,
+        **asdict(prompting),
     )
-    rows, sizes = document_tokens(evaluated, documents, max_length=max_length, special_tokens=special_tokens)
+    if prompting.too_long == "truncate":
+        max_length = min(max_length, evaluated.config.max_positions)
+    rows, sizes = _document_tokens(evaluated, documents, prompting, max_length=max_length, name=name)
     predictions = Predictions(path, made, rows, resume=resume)
     indices = list(rows)
     done = {place for place, index in enumerate(indices) if index in predictions.done}
     for batch in _row_nats(evaluated, list(rows.values()), max_length, batch_size, name="perplexity", done=done):
+        for place, nats, _ in batch:
+            check_finite(nats, _place(name, indices[place]))
         predictions.add(
             [
                 {"index": indices[place], "nats": nats, "tokens": tokens, "bytes": sizes[indices[place]]}
@@ -118,51 +136,75 @@ def predict(
     return predictions.finish()
 
 
-def document_tokens(
-    evaluated: Evaluated, documents: Mapping[int, str], *, max_length: int, special_tokens: bool = False
-) -> tuple[dict[int, Row], dict[int, int]]:
-    """The row of every document that predicts something, and how many bytes its predicted tokens are, by index.
+def fitting(
+    model: Opened | Evaluated,
+    documents: Mapping[int, str],
+    prompting: Prompting,
+    *,
+    max_length: int,
+    name: str = "the text",
+) -> Fitted:
+    """The documents for which the model has room, or is given it, without a forward pass.
 
     Raises:
-        InputError: if there is none, or one has more tokens than the model positions.
+        InputError: if none predicts a token, one has a token without a row, or is too long.
     """
+    rows, _ = _document_tokens(model, documents, prompting, max_length=max_length, name=name)
+    needs = {index: Need(_place(name, index), len(row.ids)) for index, row in rows.items()}
+    way_out = "lower --max-length; --too-long truncate cuts documents, --too-long skip leaves them out"
+    return fit(documents, needs, model.config.max_positions, prompting.too_long, way_out)
+
+
+def _place(name: str, index: int) -> str:
+    return f"{name}: document {index + 1}"
+
+
+def _document_tokens(
+    model: Opened | Evaluated, documents: Mapping[int, str], prompting: Prompting, *, max_length: int, name: str
+) -> tuple[dict[int, Row], dict[int, int]]:
+    """The row of every document that predicts something, and how many bytes its predicted tokens are, by index."""
     rows: dict[int, Row] = {}
     sizes: dict[int, int] = {}
     for index, document in documents.items():
-        own = document_rows(evaluated.tokenizer, [document], max_length=max_length, special_tokens=special_tokens)
+        special = prompting.special_tokens
+        own = document_rows(model.tokenizer, [document], max_length=max_length, special_tokens=special)
         for row, size in zip(*own, strict=True):
-            check_positions(evaluated, len(row.ids), f"document {index + 1}", "lower --max-length")
+            check_ids(model.tokenizer, model.config.vocab_size, [(_place(name, index), row.ids)])
             rows[index], sizes[index] = row, size
     if not rows:
-        raise InputError("no document of two tokens or more; nothing can be predicted")
+        raise InputError(f"{name}: no document of two tokens or more; nothing can be predicted")
     return rows, sizes
 
 
 def summary(records: Sequence[Record]) -> dict[str, Any]:
-    """Nats, e^nats, 2^nats and bits per byte over all predicted tokens."""
+    """Nats, e^nats, 2^nats and bits per byte over all predicted tokens; None for a power that no float64 holds, and for
+    bits per byte of tokens that stand for no text."""
     total, tokens, size = (sum(record[key] for record in records) for key in ("nats", "tokens", "bytes"))
     nats = total / tokens
     return {
         "nats": nats,
-        "perplexity": math.exp(nats),
-        "perplexity_2_nats": 2**nats,
-        "bits_per_byte": total / math.log(2) / size,
+        "perplexity": power(math.e, nats),
+        "perplexity_2_nats": power(2, nats),
+        "bits_per_byte": total / math.log(2) / size if size else None,
         "tokens": tokens,
         "documents": len(records),
     }
 
 
-def intervals(records: Sequence[Record]) -> dict[str, tuple[float, float]]:
-    """The 95 % intervals over documents, which are drawn again whole: tokens of one text depend on each other."""
+def intervals(records: Sequence[Record]) -> dict[str, tuple[float | None, float | None]]:
+    """The 95 % intervals over documents, which are drawn again whole: tokens of one text depend on each other; None for
+    an end that no float64 holds."""
     total, tokens, size = (np.array([record[key] for record in records]) for key in ("nats", "tokens", "bytes"))
-    low, high = bootstrap_interval(total / tokens, weights=tokens)
-    bits = bootstrap_interval(total / np.maximum(size, 1) / math.log(2), weights=size)
-    return {
-        "nats": (low, high),
-        "perplexity": (math.exp(low), math.exp(high)),
-        "perplexity_2_nats": (2**low, 2**high),
-        "bits_per_byte": bits,
+    ends = bootstrap_interval(total / tokens, weights=tokens)
+    low, high = ends
+    found: dict[str, tuple[float | None, float | None]] = {
+        "nats": ends,
+        "perplexity": (power(math.e, low), power(math.e, high)),
+        "perplexity_2_nats": (power(2, low), power(2, high)),
     }
+    if size.all():
+        found["bits_per_byte"] = bootstrap_interval(total / size / math.log(2), weights=size)
+    return found
 
 
 def answer_nats(evaluated: Evaluated, examples: list[TaskExample], *, max_length: int, batch_size: int = 8) -> float:

@@ -25,9 +25,10 @@ from typing import Any
 from e2wm_jax.data.source import TaskExample, read_task
 from e2wm_jax.errors import InputError, check_at_least
 from e2wm_jax.evaluate import generation, plan_worlds
-from e2wm_jax.evaluate.model import load_evaluated
+from e2wm_jax.evaluate.model import load_evaluated, open_evaluated
 from e2wm_jax.evaluate.plan_steps import PlanResult, carry_out
 from e2wm_jax.evaluate.plan_text import sentences
+from e2wm_jax.evaluate.prompting import Prompting
 from e2wm_jax.evaluate.settings import PlansSettings
 from e2wm_jax.evaluate.statistics import bootstrap_interval
 from e2wm_jax.files import read_json_lines, write_json_lines
@@ -162,10 +163,12 @@ def _predictions(
 ) -> dict[int, str]:
     """The model's plan for each example with a world."""
     assert settings.model is not None
+    opened, decoding = open_evaluated(settings.model), Decoding(settings.max_new_tokens, settings.beams)
+    fitted = generation.fitting(opened, {index: examples[index] for index in worlds}, decoding, Prompting())
     made = generation.predict(
-        load_evaluated(settings.model, settings.adapter, settings.base_dtype),
-        {index: examples[index] for index in worlds},
-        Decoding(settings.max_new_tokens, settings.beams),
+        load_evaluated(opened, settings.adapter, settings.base_dtype),
+        fitted.examples,
+        decoding,
         batch_size=settings.batch_size,
         path=settings.predictions,
         resume=settings.resume,

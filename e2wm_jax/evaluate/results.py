@@ -1,11 +1,20 @@
 """What the scores of a set, as `eval all` and the comparisons keep them, say in one number."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 # The score of a set by which models are compared.
 HEADLINES = ("accuracy", "lcs", "rougeL", "mean", "nats")
 Scores = Mapping[str, Any]
+
+
+def power(base: float, exponent: float) -> float | None:
+    """base ** exponent, such as a perplexity e ** nats; None where that is beyond float64 (from 710 nats on)."""
+    try:
+        return math.exp(exponent) if base == math.e else base**exponent
+    except OverflowError:
+        return None
 
 
 def headline(scores: Scores) -> str:

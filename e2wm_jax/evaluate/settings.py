@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from e2wm_jax.choices import TooLong
 from e2wm_jax.config import BaseDType
 from e2wm_jax.simulate.engines import Engine
 
@@ -29,6 +30,8 @@ class QaSettings:
     """Questions per forward pass."""
     special_tokens: bool = False
     """Add the tokenizer's default special tokens (the official code does not)."""
+    too_long: TooLong = "refuse"
+    """Questions with more tokens than the model has positions: refuse them, skip them, or truncate from the left."""
     base_dtype: BaseDType = "float32"
     """Weights and activations; int8 and nf4 hold the matrices in 8 or 4 bits."""
     mesh: str | None = None
@@ -59,6 +62,8 @@ class GenerationSettings:
     """Examples at a time."""
     special_tokens: bool = False
     """Add the tokenizer's default special tokens (the official code does not)."""
+    too_long: TooLong = "refuse"
+    """Prompts that leave too few of the model's positions: refuse them, skip them, or truncate from the left."""
     base_dtype: BaseDType = "float32"
     """Weights and activations; int8 and nf4 hold the matrices in 8 or 4 bits."""
     mesh: str | None = None
@@ -87,6 +92,8 @@ class PerplexitySettings:
     """Go on with the predictions that an interrupted run has left."""
     special_tokens: bool = False
     """Add the tokenizer's default special tokens (the official code does not)."""
+    too_long: TooLong = "refuse"
+    """Documents with more tokens (of --max-length) than the model has positions: refuse, skip, or truncate them."""
     base_dtype: BaseDType = "float32"
     """Weights and activations; int8 and nf4 hold the matrices in 8 or 4 bits."""
     mesh: str | None = None
@@ -147,6 +154,8 @@ class SuiteOptions:
     """Documents of general text are cut to this many tokens."""
     special_tokens: bool = False
     """Add the tokenizer's default special tokens (the official code does not)."""
+    too_long: TooLong = "refuse"
+    """Examples with more tokens than the model has positions: refuse, skip, or truncate them, prompts from the left."""
     train: tuple[Path, ...] = ()
     """Training files {"input", "ref"}: what of the sets occurs in them is reported, and scored apart."""
     resume: bool = False

@@ -10,17 +10,17 @@ before the first is evaluated.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from e2wm_jax.errors import InputError, check_at_least
-from e2wm_jax.evaluate import babi, defects, generation, perplexity, qa
+from e2wm_jax.errors import InputError
+from e2wm_jax.evaluate import babi, defects, generation
 from e2wm_jax.evaluate.defects import Defects
-from e2wm_jax.evaluate.model import Evaluated, load_evaluated
+from e2wm_jax.evaluate.model import Evaluated, Opened, load_evaluated, open_evaluated
+from e2wm_jax.evaluate.set_scores import Content, check, fitting, score_set
 from e2wm_jax.evaluate.sets import KINDS, EvalSet, babi_tasks, find_sets, read_set, sample, together
 from e2wm_jax.evaluate.settings import SuiteOptions, SuiteSettings
 from e2wm_jax.evaluate.table import show_sets
 from e2wm_jax.files import write_json
-from e2wm_jax.models.generate import Decoding
 from e2wm_jax.progress import say
 from e2wm_jax.sharding import make_mesh
 
@@ -28,26 +28,21 @@ __all__ = ["EvalSet", "SuiteOptions", "averages", "evaluate_sets", "find_sets", 
 RESULTS, PREDICTIONS = "results.json", "predictions"
 
 
-class _Content(NamedTuple):
-    """A set that has been read."""
-
-    set: EvalSet
-    examples: dict[int, Any]  # those to evaluate, by their index in the file
-    defects: Defects
-
-
 def run(settings: SuiteSettings) -> dict[str, Any]:
     """Run the command; returns what `--json` prints and results.json holds.
 
     Raises:
-        InputError: for bad settings or files, before the model is loaded; or an example that is too long for it.
+        InputError: for bad settings or files, or an example that is too long for the model, before weights are read;
+            NonFiniteError for scores that are no numbers.
     """
     check(settings)
     if settings.out is not None and not settings.resume:
         check_new(settings.out)
     contents = _read(_chosen(settings), settings)
     mesh = None if settings.mesh is None else make_mesh(settings.mesh)
-    evaluated = load_evaluated(settings.model, settings.adapter, settings.base_dtype, mesh=mesh)
+    opened = open_evaluated(settings.model)
+    contents = [fitting(opened, content, settings) for content in contents]
+    evaluated = load_evaluated(opened, settings.adapter, settings.base_dtype, mesh=mesh)
     results = _evaluate(evaluated, contents, settings, settings.out)
     settled = {field.name: asdict(settings)[field.name] for field in fields(SuiteOptions) if field.name != "resume"}
     record = {
@@ -87,7 +82,19 @@ def evaluate_sets(
         InputError: as `run`.
     """
     check(options)
-    return _evaluate(evaluated, _read(sets, options), options, out)
+    contents = [fitting(evaluated, content, options) for content in _read(sets, options)]
+    return _evaluate(evaluated, contents, options, out)
+
+
+def check_sets(model: Opened | Evaluated, sets: Sequence[EvalSet], options: SuiteOptions) -> None:
+    """Read every set, and measure its examples against the model, whose weights are not needed.
+
+    Raises:
+        InputError: as `run`.
+    """
+    check(options)
+    for content in _read(sets, options):
+        fitting(model, content, options)
 
 
 def averages(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
@@ -96,21 +103,6 @@ def averages(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     rouges = [one["rougeL"] for one in results.values() if "rougeL" in one]
     found = {"qa accuracy": accuracies, "rougeL": rouges}
     return {name: sum(values) / len(values) for name, values in found.items() if values}
-
-
-def check(options: SuiteOptions) -> None:
-    """Refuse impossible options.
-
-    Raises:
-        InputError: naming the first.
-    """
-    check_at_least(
-        ("--samples", options.samples, 1),
-        ("--seed", options.seed, 0),
-        ("--batch-size", options.batch_size, 1),
-        ("--max-length", options.max_length, 2),
-    )
-    _decoding(options).check()
 
 
 def check_new(out: Path) -> None:
@@ -137,7 +129,7 @@ def _chosen(settings: SuiteSettings) -> tuple[EvalSet, ...]:
     return kept
 
 
-def _read(sets: Sequence[EvalSet], options: SuiteOptions) -> list[_Content]:
+def _read(sets: Sequence[EvalSet], options: SuiteOptions) -> list[Content]:
     """Every set with its defects, which are those of all its examples, whatever the sample."""
     examples: dict[str, list[Any]] = {one.name: [*read_set(one)] for one in sets}
     texts = {one.name: defects.asked(examples[one.name]) for one in sets if one.kind in ("qa", "generate")}
@@ -151,99 +143,19 @@ def _read(sets: Sequence[EvalSet], options: SuiteOptions) -> list[_Content]:
         own = examples[one.name]
         kept = {index: own[index] for index in sample(one.name, len(own), options.samples, options.seed)}
         found = defects.find(one.name, texts[one.name], texts, training) if one.name in texts else Defects((), {})
-        contents.append(_Content(one, kept, found))
+        contents.append(Content(one, kept, found, {}))
     return contents
 
 
 def _evaluate(
-    evaluated: Evaluated, contents: Sequence[_Content], options: SuiteOptions, out: Path | None
+    evaluated: Evaluated, contents: Sequence[Content], options: SuiteOptions, out: Path | None
 ) -> dict[str, dict[str, Any]]:
-    for content in contents:
-        _measure(evaluated, content, options)
     results = {}
     for number, content in enumerate(contents, start=1):
         one = content.set
         path = None if out is None else out / PREDICTIONS / f"{one.name}.jsonl"
         say(f"[{number}/{len(contents)}] {one.name}")
-        results[one.name] = {"kind": one.kind, **_SCORES[one.kind](evaluated, content, options, path)}
+        results[one.name] = score_set(evaluated, content, options, path)
         if content.defects.notes:
             results[one.name]["defects"] = list(content.defects.notes)
     return results
-
-
-def _measure(evaluated: Evaluated, content: _Content, options: SuiteOptions) -> None:
-    """Refuse examples that the model has no room for."""
-    examples, special = list(content.examples.values()), options.special_tokens
-    if content.set.kind == "qa":
-        qa.check(evaluated, examples, special_tokens=special)
-    elif content.set.kind == "generate":
-        generation.check(evaluated, examples, _decoding(options), special_tokens=special)
-    elif content.set.kind == "perplexity":
-        perplexity.document_tokens(evaluated, content.examples, max_length=options.max_length, special_tokens=special)
-
-
-def _decoding(options: SuiteOptions) -> Decoding:
-    return Decoding(options.max_new_tokens, options.beams)
-
-
-def _qa(evaluated: Evaluated, content: _Content, options: SuiteOptions, path: Path | None) -> dict[str, Any]:
-    records = qa.predict(
-        evaluated,
-        content.examples,
-        qa.RULES[content.set.name],
-        batch_size=options.batch_size,
-        special_tokens=options.special_tokens,
-        path=path,
-        resume=options.resume,
-    )
-    scores = {"accuracy": [float(hit) for hit in qa.hits(records)]}
-    return {
-        **qa.summary(records),
-        "intervals": qa.intervals(records),
-        **defects.cleaned(scores, list(content.examples), content.defects),
-    }
-
-
-def _generate(evaluated: Evaluated, content: _Content, options: SuiteOptions, path: Path | None) -> dict[str, Any]:
-    records = generation.predict(
-        evaluated,
-        content.examples,
-        _decoding(options),
-        batch_size=options.batch_size,
-        special_tokens=options.special_tokens,
-        path=path,
-        resume=options.resume,
-    )
-    scores = generation.example_scores(content.set.name, records)
-    constant = generation.majority(content.set.name, [record["reference"] for record in records])
-    return {
-        **generation.summary(scores),
-        "n": len(records),
-        **({} if constant is None else {"majority": list(constant.values())[-1]}),
-        "intervals": generation.intervals(scores),
-        **defects.cleaned(scores, list(content.examples), content.defects),
-    }
-
-
-def _babi(evaluated: Evaluated, content: _Content, options: SuiteOptions, path: Path | None) -> dict[str, Any]:
-    asked = babi.BabiOptions(
-        samples=options.samples, batch_size=options.batch_size, special_tokens=options.special_tokens
-    )
-    tasks = babi_tasks(content.set.path)
-    return babi.evaluate(evaluated, content.set.path, tasks, asked, predictions=path, resume=options.resume)
-
-
-def _perplexity(evaluated: Evaluated, content: _Content, options: SuiteOptions, path: Path | None) -> dict[str, Any]:
-    records = perplexity.predict(
-        evaluated,
-        content.examples,
-        max_length=options.max_length,
-        batch_size=options.batch_size,
-        special_tokens=options.special_tokens,
-        path=path,
-        resume=options.resume,
-    )
-    return {**perplexity.summary(records), "n": len(records), "intervals": perplexity.intervals(records)}
-
-
-_SCORES = {"qa": _qa, "generate": _generate, "babi": _babi, "perplexity": _perplexity}

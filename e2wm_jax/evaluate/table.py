@@ -26,9 +26,14 @@ def show_scores(result: Mapping[str, Any]) -> None:
     width = max(map(len, result))
     for key, value in result.items():
         if key != "intervals":
-            shown = f"{value:.6g}" if isinstance(value, float) else value
             interval = result.get("intervals", {}).get(key)
-            print(f"{key:<{width}}  {shown}" + (f"  [{interval[0]:.6g}, {interval[1]:.6g}]" if interval else ""))
+            ends = f"  [{number(interval[0])}, {number(interval[1])}]" if interval else ""
+            print(f"{key:<{width}}  {number(value) if value is None or isinstance(value, float) else value}{ends}")
+
+
+def number(value: float | None, digits: str = ".6g") -> str:
+    """A score; None is one that no float64 holds."""
+    return "above 1e308" if value is None else f"{value:{digits}}"
 
 
 def show_sets(sets: Mapping[str, Mapping[str, Any]], averages: Mapping[str, float]) -> None:
@@ -60,6 +65,7 @@ def _shown(result: Mapping[str, Any]) -> list[str]:
 
 def _cells(result: Mapping[str, Any], metric: str) -> list[str]:
     digits = _METRICS[metric]
+    form = f".{digits}f" if abs(result[metric]) < 1e6 else ".3g"
     interval = result["intervals"].get(metric)  # bAbI's mean may have none
     majority = majority_of(result) if metric in _WITH_MAJORITY else None
     clean = result.get("clean", {})
@@ -67,8 +73,8 @@ def _cells(result: Mapping[str, Any], metric: str) -> list[str]:
     if metric in clean:
         shown = "none left" if clean[metric] is None else f"{clean[metric]:.{digits}f} ({clean['n']})"
     return [
-        f"{result[metric]:.{digits}f}",
-        f"{interval[0]:.{digits}f}-{interval[1]:.{digits}f}" if interval else "",
+        f"{result[metric]:{form}}",
+        f"{number(interval[0], form)}-{number(interval[1], form)}" if interval else "",
         "" if majority is None else f"{majority:.3f}",
         shown,
     ]

@@ -39,6 +39,7 @@ class _Beams(NamedTuple):
     finished: _Finished
     improvable: jax.Array  # [B] bool: a running beam may still beat a finished one
     decided: jax.Array  # [B] bool: everything agrees up to a cut
+    finite: jax.Array  # [B] bool: so were all scores
     cache: Cache
 
 
@@ -57,7 +58,7 @@ def beam_search(
     num_beams: int,
     candidates: int,
     new_tokens: int,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The best hypothesis of each row behind left-padded prompts, ids, positions, segments [B, T] each.
 
     Args:
@@ -67,7 +68,7 @@ def beam_search(
         limit: how many tokens to write at most; ``new_tokens``, at least as many, sets the shapes.
 
     Returns:
-        tokens [B, N] and how many of them count [B], an end or cut included.
+        tokens [B, N], how many of them count [B], an end or cut included, and whether all scores were finite [B].
     """
     batch = len(ids)
     hidden, cache = decoder.prefill(config, params, ids, positions, segments, places=num_beams * new_tokens)
@@ -83,6 +84,7 @@ def beam_search(
         finished=nothing,
         improvable=jnp.any(segments == 0, axis=1),
         decided=jnp.zeros(batch, bool),
+        finite=jnp.ones(batch, bool),
         cache=cache,
     )
     choose = partial(_choose, keep=candidates, ends=ends, cuts=cuts, limit=limit, length_penalty=length_penalty)
@@ -104,7 +106,7 @@ def beam_search(
     ended = beams.finished.real[:, 0]
     best = jnp.where(ended[:, None], beams.finished.tokens[:, 0], beams.tokens[:, 0])
     written = jnp.where(ended, beams.finished.lengths[:, 0], beams.step)
-    return best, jnp.minimum(written, _cut_lengths(best, written, cuts))
+    return best, jnp.minimum(written, _cut_lengths(best, written, cuts)), beams.finite
 
 
 def _choose(
@@ -120,7 +122,8 @@ def _choose(
     """One more token: logits [B, W (at first 1), V] of the running beams -> the best running and ended ones."""
     num_beams = beams.scores.shape[1]
     top, ids = jax.lax.top_k(logits.astype(jnp.float32), keep)
-    likelihoods = top - jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1, keepdims=True)
+    normalizers = jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1, keepdims=True)
+    likelihoods = top - normalizers
     likelihoods += beams.scores[:, : logits.shape[1], None]
     scores, index = jax.lax.top_k(likelihoods.reshape(len(ids), -1), keep)  # [B, C]
     parent, token = index // keep, jnp.take_along_axis(ids.reshape(len(ids), -1), index, axis=1)
@@ -151,6 +154,7 @@ def _choose(
         finished=finished,
         improvable=improvable,
         decided=_decided(running_tokens, step, finished, cuts),
+        finite=beams.finite & jnp.all(jnp.isfinite(normalizers), axis=(1, 2)),
     )
 
 

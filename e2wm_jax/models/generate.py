@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from e2wm_jax.config import ModelConfig
 from e2wm_jax.data.batch import padded_length
-from e2wm_jax.errors import InputError, check_at_least
+from e2wm_jax.errors import InputError, NonFiniteError, check_at_least
 from e2wm_jax.models import decoder
 from e2wm_jax.models.beam import beam_search
 from e2wm_jax.models.layers import Params
@@ -84,10 +84,12 @@ def generate(
     Raises:
         InputError: before anything is compiled, for a prompt that is empty or leaves less than
             ``decoding.max_new_tokens`` of the model's positions, or for impossible settings.
+        NonFiniteError: naming the prompt behind which the model's scores are no numbers.
     """
     decoding.check()
     check_at_least(("--batch-size", batch_size, 1))
-    _check_prompts(config, prompts, decoding, names or [f"prompt {i + 1}" for i in range(len(prompts))])
+    names = names or [f"prompt {i + 1}" for i in range(len(prompts))]
+    _check_prompts(config, prompts, decoding, names)
     params = decoder.unstack(params)
     ending, cutting = (_flags(config, tokens) for tokens in (ends, cuts))
     rows = _rows(config, params, len(prompts), batch_size, mesh)
@@ -96,8 +98,10 @@ def generate(
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         own = [prompts[i] for i in chosen]
-        tokens, lengths = _continue(config, params, own, chosen, rows, decoding, ending, cutting, mesh)
+        tokens, lengths, finite = _continue(config, params, own, chosen, rows, decoding, ending, cutting, mesh)
         for row, index in enumerate(chosen):
+            if not finite[row]:
+                raise NonFiniteError(names[index])
             results[index] = tokens[row, : lengths[row]].tolist()
         on_batch(len(chosen))
     return results
@@ -145,8 +149,8 @@ def _continue(
     ends: np.ndarray,
     cuts: np.ndarray,
     mesh: Mesh | None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """One batch: tokens [rows, N] and how many of them count [rows]."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One batch: tokens [rows, N], how many of them count [rows], and whether their scores were finite [rows]."""
     length = padded_length(max(map(len, prompts)), config.max_positions)
     ids = np.zeros((rows, length), np.int32)
     positions, segments = np.zeros_like(ids), np.full_like(ids, -1)
@@ -176,7 +180,8 @@ def _continue(
             *(*batch, ends | cuts, limit, split(keys), decoding.sampling),
             new_tokens=new_tokens,
         )
-    return np.asarray(found[0]), np.asarray(found[1])
+    tokens, lengths, finite = map(np.asarray, found)
+    return tokens, lengths, finite
 
 
 @partial(jax.jit, static_argnames=("config", "new_tokens"))
@@ -192,7 +197,7 @@ def decode(
     sampling: Sampling | None,
     *,
     new_tokens: int,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """One token after the other behind left-padded prompts, ids, positions, segments [B, T] each (padding -1).
 
     Args:
@@ -201,19 +206,26 @@ def decode(
         keys: [B] random keys.
 
     Returns:
-        tokens [B, N] and how many of them count [B].
+        tokens [B, N], how many of them count [B], and whether all scores were finite [B].
     """
     hidden, cache = decoder.prefill(config, params, ids, positions, segments, places=new_tokens)
     batch = len(ids)
-    nobody = (jnp.zeros((batch, new_tokens), jnp.int32), jnp.zeros(batch, jnp.int32), ~jnp.any(segments == 0, axis=1))
+    nobody = (
+        jnp.zeros((batch, new_tokens), jnp.int32),
+        jnp.zeros(batch, jnp.int32),
+        ~jnp.any(segments == 0, axis=1),
+        jnp.ones(batch, bool),
+    )
 
     def write(state: tuple[jax.Array, ...], hidden: jax.Array, step: jax.Array) -> tuple[jax.Array, ...]:
-        tokens, lengths, ended = state
-        token = next_token(decoder.logits(config, params, hidden[:, -1]), keys, step, sampling)
-        return tokens.at[:, step].set(token), lengths + ~ended, ended | ends[token]
+        tokens, lengths, ended, finite = state
+        scores = decoder.logits(config, params, hidden[:, -1])
+        token = next_token(scores, keys, step, sampling)
+        finite &= jnp.isfinite(jnp.max(scores, axis=-1))  # a maximum is NaN where any score is
+        return tokens.at[:, step].set(token), lengths + ~ended, ended | ends[token], finite
 
     def unfinished(carry: tuple[jax.Array, tuple[jax.Array, ...], decoder.Cache]) -> jax.Array:
-        step, (_, _, ended), _ = carry
+        step, (_, _, ended, _), _ = carry
         return (step < limit) & ~jnp.all(ended)
 
     def advance(
@@ -225,5 +237,5 @@ def decode(
         return step + 1, write(state, hidden, step), cache
 
     carry = (jnp.int32(1), write(nobody, hidden, jnp.int32(0)), cache)
-    _, (tokens, lengths, _), _ = jax.lax.while_loop(unfinished, advance, carry)
-    return tokens, lengths
+    _, (tokens, lengths, _, finite), _ = jax.lax.while_loop(unfinished, advance, carry)
+    return tokens, lengths, finite
