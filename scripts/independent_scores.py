@@ -176,8 +176,8 @@ def log_probabilities(
 
 def _with(model: Any, cache: Any) -> dict[str, Any]:
     """The argument that gives a model its cache, which transformers 5.24 has renamed."""
-    names = inspect.signature(model.forward).parameters
-    return {"cache" if "cache" in names else "past_key_values": cache}
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # of PEFT's wrapper
+    return {"cache" if "cache" in inspect.signature(inner.forward).parameters else "past_key_values": cache}
 
 
 def continuation(model: Any, tokenizer: Any, encode: Encode, text: str, options: Mapping[str, int]) -> str:
