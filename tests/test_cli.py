@@ -113,7 +113,7 @@ def no_loading(monkeypatch) -> None:
     def refuse(*_: Any) -> None:
         raise AssertionError("the model was loaded before the input was checked")
 
-    for function in ("train.run.load_model", "fisher.run.load", "evaluate.model.load"):
+    for function in ("train.parts.load_model", "fisher.run.load", "evaluate.model.load"):
         monkeypatch.setattr(f"e2wm_jax.{function}", refuse)
 
 

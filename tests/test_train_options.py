@@ -26,7 +26,7 @@ from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.weights import load
 from e2wm_jax.regularizers.catalogue import REGULARIZERS
 from e2wm_jax.regularizers.regularizer import Scope
-from e2wm_jax.train import run as run_module
+from e2wm_jax.train import parts
 from e2wm_jax.train.run import run
 from e2wm_jax.train.settings import TrainSettings
 from e2wm_jax.train.step import Controls, StepConfig, initial_state, train_step
@@ -138,7 +138,7 @@ def test_numbers_of_a_step_compile_nothing(options: dict[str, Any]) -> None:
 @pytest.fixture
 def broken_model(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that gives nan wherever it reads ODD."""
-    original = run_module.load_model
+    original = parts.load_model
     (token,) = load_tokenizer(locate(options["model"]))(ODD)["input_ids"]
 
     def broken(*arguments: Any) -> Any:
@@ -147,7 +147,7 @@ def broken_model(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> No
         model.params["embed"]["weight"] = table.at[token].set(jnp.nan)
         return model
 
-    monkeypatch.setattr(run_module, "load_model", broken)
+    monkeypatch.setattr(parts, "load_model", broken)
 
 
 def test_stops_at_a_loss_that_is_no_number_and_names_its_examples(

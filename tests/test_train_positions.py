@@ -57,8 +57,8 @@ def nats(model: Any, tokenizer: Any, prefix: str, text: str) -> float:
 
 def settings_of(model: Path, data: Path, out: Path, **changes: Any) -> TrainSettings:
     data.write_text(json.dumps(changes.pop("example")) + "\n")
-    options = {"steps": 1, "batch_size": 2, "lora": LORA, "validation": str(data), **changes}
-    return TrainSettings(model=str(model), data=str(data), out=out, **options)
+    options = {"steps": 1, "batch_size": 2, "lora": LORA, "validation": (str(data),), **changes}
+    return TrainSettings(model=str(model), data=(str(data),), out=out, **options)
 
 
 @pytest.mark.parametrize("pack", [False, True])
@@ -101,20 +101,20 @@ def test_which_models_cannot_read_beyond_their_positions():
 
 LONG = {"input": "13 apples", "ref": "13 apples " * 12}
 FLAGS = {
-    "data": lambda good, long: {"data": long},
-    "validation": lambda good, long: {"validation": long},
+    "data": lambda good, long: {"data": (long,)},
+    "validation": lambda good, long: {"validation": (long,)},
     "text": lambda good, long: {"regularizer": "replay", "regularizer_data": ("general.jsonl",)},
 }
 
 
 @pytest.mark.parametrize("flag", FLAGS)
 def test_rows_beyond_are_refused_before_a_weight_is_read(scaled, example, tmp_path, monkeypatch, flag):
-    monkeypatch.setattr("e2wm_jax.train.run.weights.load", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("e2wm_jax.train.parts.weights.load", lambda *_, **__: pytest.fail("the model was loaded"))
     monkeypatch.chdir(tmp_path)
     Path("good.json").write_text(json.dumps(example) + "\n")
     Path("long.json").write_text(f"{json.dumps(example)}\n{json.dumps(LONG)}\n")
     Path("general.jsonl").write_text(f'{{"text": "A plate."}}\n{{"text": "{LONG["ref"]}"}}\n')
-    given = {"data": "good.json", "validation": "", **FLAGS[flag]("good.json", "long.json")}
+    given = {"data": ("good.json",), **FLAGS[flag]("good.json", "long.json")}
     options = {"model": str(scaled[0]), "out": Path("run"), "lora": LORA, "steps": 1, **given}
     with pytest.raises(
         InputError, match=rf"\w+\.jsonl?:2: \d+ tokens, but beyond {POSITIONS} .*--max-length {POSITIONS}"
@@ -132,7 +132,7 @@ def test_rows_beyond_are_refused_before_a_weight_is_read(scaled, example, tmp_pa
 
 
 def test_online_rows_that_may_be_too_long_are_refused(scaled, tmp_path):
-    settings = TrainSettings(model=str(scaled[0]), data="online:count", out=tmp_path / "run", lora=LORA, steps=1)
+    settings = TrainSettings(model=str(scaled[0]), data=("online:count",), out=tmp_path / "run", lora=LORA, steps=1)
     with pytest.raises(InputError, match=rf"online:count: its rows may have .* give --max-length {POSITIONS}"):
         run(settings)
 
@@ -142,7 +142,7 @@ def test_a_rotation_that_goes_on_is_said_and_computed_as_transformers_does(
 ):
     model = save_llama(tmp_path / "m", max_position_embeddings=POSITIONS)
     expected = nats(model, tiny_tokenizer, LONG["input"], f"{LONG['input']} {LONG['ref']}\n")
-    run(settings_of(tmp_path / "m", tmp_path / "a.json", tmp_path / "run", example=LONG, validation=""))
+    run(settings_of(tmp_path / "m", tmp_path / "a.json", tmp_path / "run", example=LONG, validation=()))
     (step,) = read_metrics(tmp_path / "run/metrics.jsonl")
     assert step["task_loss"] == pytest.approx(expected, rel=1e-5)
     assert "a.json:1: " in (said := capsys.readouterr().err)

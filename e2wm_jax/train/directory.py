@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +10,28 @@ import jax
 import numpy as np
 
 from e2wm_jax import __version__
-from e2wm_jax.data.source import online_tasks, parse_mixture
+from e2wm_jax.data.batch import Row
+from e2wm_jax.data.online import OnlineTask
+from e2wm_jax.data.source import parse_mixture
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json, sha256
 from e2wm_jax.fisher.corpus import Corpus
 from e2wm_jax.fisher.storage import Fisher
-from e2wm_jax.train.settings import TrainSettings
+from e2wm_jax.progress import say
+from e2wm_jax.train.settings import TASK_ROWS, TrainSettings
 
 CONFIG_FILE = "config.json"
-CONTENT = "content"  # in it: digests of all that was read
+CONTENT = "content"  # in it: digests of all that was read, by the setting that names it
+START = "the adapter it starts from"  # of a sequence's later tasks
+LENGTHS = "lengths"  # in that: the steps that the run was to have, at first and each time it was made longer
 # How a run is watched, kept and continued, and not what it computes: these may differ when it is resumed.
 _FREE = (
-    *("out", "workers", "keep_checkpoints", "keep_best", "on_nonfinite", "trackers", "profile_steps"),
+    *("out", "workers", "checkpoint_every", "keep_checkpoints", "keep_best", "validation", "patience", "max_minutes"),
+    *("on_nonfinite", "trackers", "run_name", "project", "profile_steps"),
     *("mesh", "distributed", "penalty_kernel", "remat"),
 )
+_BY_CONTENT = ("model", "data", "fisher", "adapter", "regularizer_data", "tasks", "tests", "text")  # however spelled
+_LENGTH = ("steps", "epochs")
 
 
 def resolved(settings: TrainSettings) -> dict[str, Any]:
@@ -38,20 +47,44 @@ def _as_json(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def content_of(settings: TrainSettings, corpus: Corpus | None) -> dict[str, str]:
-    """Digests of the files that a run reads.  Online data are what this version makes of their names and scenes."""
-    mixture = [part for text in (settings.data, settings.validation) if text for part in parse_mixture(text)]
-    tasks = [task for _, task in online_tasks(mixture)]
-    paths = [path for _, path in mixture if isinstance(path, Path)]
-    paths += [Path(scene) for task in tasks for scene in task.scenes]
-    found = {str(path): sha256(path) for path in paths if path.is_file()}
-    found |= {task.name: f"made by e2wm_jax {__version__}" for task in tasks}
+def content_of(settings: TrainSettings, corpus: Corpus | None) -> dict[str, Any]:
+    """Digests of what a run reads but for the model and its Fisher, by the names of its settings."""
+    found: dict[str, Any] = {"data": mixture_content(settings.data)} if settings.data else {}
     if corpus is not None:
-        found[" ".join(settings.regularizer_data)] = corpus.digest()
+        found["regularizer_data"] = corpus.digest()
     if settings.adapter is not None:
-        files = sorted(path for path in settings.adapter.iterdir() if path.is_file())
-        found[str(settings.adapter)] = hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
+        found["adapter"] = _digest_of(settings.adapter)
     return found
+
+
+def mixture_content(texts: str | Sequence[str], flag: str = "--data") -> list[list[Any]]:
+    """[weight, digest, name] of each part.  Online data are what this version makes of their names and scenes."""
+    return [[weight, _digest_of(source), _name_of(source)] for weight, source in parse_mixture(texts, flag)]
+
+
+def rows_digest(rows: Sequence[Row]) -> str:
+    """Of the tokens of some rows all over the data: other tokenizers and templates give others."""
+    digest = hashlib.sha256(str(len(rows)).encode())
+    for row in rows[:: max(1, len(rows) // 256)]:
+        digest.update(np.asarray(row.ids, np.int32).tobytes() + b"|")
+    return digest.hexdigest()
+
+
+def _name_of(source: Any) -> str:
+    return source.name if isinstance(source, OnlineTask) else str(source)
+
+
+def _digest_of(source: Any) -> str:
+    if isinstance(source, OnlineTask):
+        scenes, exclude = (
+            tuple(_digest_of(Path(path)) for path in paths) for paths in (source.scenes, [source.exclude])
+        )
+        what = dataclasses.replace(source, name="", scenes=scenes, exclude=source.exclude and exclude[0])
+        return f"made by e2wm_jax {__version__} of {hashlib.sha256(repr(what).encode()).hexdigest()}"
+    if isinstance(source, Path) and source.is_dir():
+        files = sorted(path for path in source.rglob("*") if path.is_file())
+        return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
+    return sha256(source) if isinstance(source, Path) and source.is_file() else str(source)
 
 
 def fisher_digest(fisher: Fisher) -> str:
@@ -72,38 +105,139 @@ def _holds_something(out: Path) -> bool:
     return any(not path.name.startswith(f".{CONFIG_FILE}.") for path in out.iterdir())
 
 
-def check_out(settings: TrainSettings) -> None:
-    """A fresh directory, or with --resume one of the same settings."""
-    out, config = settings.out, settings.out / CONFIG_FILE
+def check_out(settings: TrainSettings, *, longer: bool = True) -> None:
+    """A fresh directory, or with --resume one of the same settings, but for what changes no result.
+
+    Args:
+        longer: whether the run may be given more steps than it had (`check_length`).
+
+    Raises:
+        InputError: naming the setting that differs, and the ways out.
+    """
+    out = settings.out
     if not settings.resume:
         if _holds_something(out):
             raise InputError(f"--out {out}: already holds a run; continue it with --resume, or give a new directory")
         return
-    if not config.is_file():
+    earlier = _earlier(settings)
+    if earlier is None:
         if _holds_something(out):
             raise InputError(f"--resume: {out} holds no {CONFIG_FILE}, so no run; give the directory of a run")
         return  # never started: starts now
-    earlier = read_json(config)
+    free = _FREE + (_LENGTH if longer else ())
     for key, value in resolved(settings).items():
-        before = earlier.get(key)
-        if isinstance(value, list) and isinstance(before, str):
-            before = [before] if before else []  # of a version in which it was one text
-        if key not in _FREE and before != value:
+        before = _with_defaults(earlier, key, settings)
+        if key in free or (key in _BY_CONTENT and bool(before) == bool(value) and [TASK_ROWS] not in (before, value)):
+            continue
+        if before != value:
             raise InputError(
-                f"--resume: {out} was run with {key} = {before!r}, not {value!r}; "
-                "repeat its settings, or give a new --out"
+                f"--resume: {out} was run with {key} = {before!r}, not {value!r}; repeat its settings, or go on from "
+                f"what it has learned with --adapter {out}/adapter and a new --out"
             )
 
 
-def check_same(settings: TrainSettings, content: dict[str, str]) -> None:
-    """With --resume: what was read is what the run read."""
-    config = settings.out / CONFIG_FILE
-    if not settings.resume or not config.is_file():
+def check_same(settings: TrainSettings, content: dict[str, Any]) -> None:
+    """With --resume: what was read is what the run read, whatever the names of the files are now.
+
+    Raises:
+        InputError: naming what has changed.
+    """
+    earlier = _earlier(settings)
+    if earlier is None:
         return
-    earlier = read_json(config).get(CONTENT, {})
-    for name, digest in content.items():
-        if earlier.get(name) != digest:
-            what = f"the {name}" if name in ("model", "fisher") else name
-            raise InputError(
-                f"--resume: {what} has changed since {settings.out} was run; restore it, or give a new --out"
-            )
+    before = _content_of_record(earlier)
+    for name, found in content.items():
+        if name == LENGTHS or before.get(name) in (found, None):
+            continue
+        what = _changed(name, before[name], found, settings)
+        raise InputError(f"--resume: {what} has changed since {settings.out} was run; restore it, or give a new --out")
+
+
+def check_length(settings: TrainSettings, steps_per_epoch: int) -> list[int]:
+    """The steps that the run was to have, at first and each time it was made longer; the last are those it is to have.
+
+    Raises:
+        InputError: for fewer steps than it was to have, or a warm-up that is longer than the run.
+    """
+    steps = settings.steps or settings.epochs * steps_per_epoch
+    if settings.warmup_steps >= steps:
+        raise InputError(
+            f"--warmup-steps {settings.warmup_steps}: must be fewer than the {steps} steps of the run"
+            + ("" if settings.steps else f", {settings.epochs} epochs of {steps_per_epoch}")
+        )
+    earlier = _earlier(settings)
+    if earlier is None:
+        return [steps]
+    first = earlier.get("steps") or (earlier.get("epochs") or settings.epochs) * steps_per_epoch
+    lengths = _content_of_record(earlier).get(LENGTHS, [first])
+    if steps < lengths[-1]:
+        raise InputError(
+            f"--resume: {settings.out} was run with {lengths[-1]} steps, not {steps}; give as many or more, or a new "
+            "--out"
+        )
+    if steps == lengths[-1]:
+        return list(lengths)
+    say(
+        f"the run in {settings.out} had {lengths[-1]} steps and goes on to {steps}: steps that are done stay as they "
+        f"are, each later one has the learning rate ({settings.schedule}) and strength that it has in a run of {steps}"
+    )
+    return [*lengths, steps]
+
+
+def _earlier(settings: TrainSettings) -> dict[str, Any] | None:
+    """With --resume the record of the run, if it has begun; texts of versions in which these were one are lists."""
+    path = settings.out / CONFIG_FILE
+    if not settings.resume or not path.is_file():
+        return None
+    record = read_json(path)
+    for key in ("data", "validation"):
+        if isinstance(record.get(key), str):
+            record[key] = [record[key]] if record[key] else []
+    return record
+
+
+def _with_defaults(earlier: dict[str, Any], key: str, settings: TrainSettings) -> Any:
+    """A setting of the run; of one that earlier versions did not have, what stands for it now."""
+    field = next(field for field in dataclasses.fields(settings) if field.name == key)
+    if field.default is not dataclasses.MISSING:
+        return earlier.get(key, _as_json(field.default))
+    if field.default_factory is not dataclasses.MISSING and isinstance(earlier.get(key), dict):
+        return dataclasses.asdict(field.default_factory()) | earlier[key]
+    return earlier.get(key)
+
+
+def _content_of_record(record: dict[str, Any]) -> dict[str, Any]:
+    """The digests of a run; of earlier versions, which had them by the names of the files, in the form of today."""
+    content = record.get(CONTENT)
+    if not isinstance(content, dict):
+        return {}
+    if not record.get("data") or "data" in content:
+        return content
+    parts = []
+    for weight, source in parse_mixture(record["data"]):
+        digest = content.get(_name_of(source))
+        if isinstance(source, OnlineTask) and digest == f"made by e2wm_jax {__version__}":
+            digest = _digest_of(source)
+        parts.append([weight, digest, _name_of(source)])
+    by_name = {
+        "regularizer_data": " ".join(record.get("regularizer_data") or ()),
+        "adapter": str(record.get("adapter")),
+    }
+    named = {setting: content[name] for setting, name in by_name.items() if name in content}
+    same_name = {name: content[name] for name in ("model", "fisher", START) if name in content}
+    return {"data": parts, **named, **same_name}
+
+
+def _changed(name: str, before: Any, found: Any, settings: TrainSettings) -> str:
+    """What differs, in words."""
+    if not isinstance(found, list):
+        flags = {
+            "tokens": "what the tokenizer makes of --data",
+            "adapter": f"--adapter {settings.adapter}",
+            "text": "--text",
+        }
+        flags |= {"regularizer_data": "--regularizer-data"}
+        return flags.get(name) or f"the {name.removeprefix('the ')}"
+    same = isinstance(before, list) and [part[0] for part in before] == [part[0] for part in found]
+    changed = [new[2] for old, new in zip(before, found, strict=False) if old[1] != new[1]] if same else []
+    return changed[0] if changed else f"the mixture of --{name}"

@@ -1,6 +1,5 @@
 """`e2wm train`: settings -> data, model, regularizer, state -> loop -> adapter.  Reads top to bottom."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -10,30 +9,36 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from e2wm_jax import lora
-from e2wm_jax.adapter_files import read_adapter, write_adapter
+from e2wm_jax.adapter_files import write_adapter
 from e2wm_jax.checkpoint import Checkpoints
 from e2wm_jax.data.batch import Row
 from e2wm_jax.data.loader import Loader
 from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.files import write_json
 from e2wm_jax.fisher.corpus import Corpus
-from e2wm_jax.fisher.files import read_fisher
-from e2wm_jax.fisher.storage import Fisher
 from e2wm_jax.kernels.weighted_square import check_implementation
 from e2wm_jax.lora import Adapters
 from e2wm_jax.model_files import ModelFiles, locate
-from e2wm_jax.models import spread, weights
-from e2wm_jax.models.quantized import compute_dtype, quantizer
+from e2wm_jax.models import weights
 from e2wm_jax.models.weights import Model
 from e2wm_jax.progress import say
 from e2wm_jax.regularizers.catalogue import REGULARIZERS
-from e2wm_jax.regularizers.quadratic import rowmax127
-from e2wm_jax.regularizers.regularizer import Material, Options, Scope, State
+from e2wm_jax.regularizers.regularizer import Material, Options, State
 from e2wm_jax.sharding import join_hosts, make_mesh
-from e2wm_jax.train.directory import CONFIG_FILE, CONTENT, check_out, check_same, content_of, fisher_digest, resolved
+from e2wm_jax.train.directory import (
+    CONFIG_FILE,
+    CONTENT,
+    LENGTHS,
+    check_length,
+    check_out,
+    check_same,
+    content_of,
+    resolved,
+    rows_digest,
+)
 from e2wm_jax.train.feed import open_data, read_text, text_loader
 from e2wm_jax.train.loop import METRICS_FILE, Job, run_loop
+from e2wm_jax.train.parts import check_adapter, load_all
 from e2wm_jax.train.report import write_report
 from e2wm_jax.train.schedules import learning_rates, strengths
 from e2wm_jax.train.settings import TrainSettings, check, check_mesh
@@ -53,7 +58,7 @@ class Inputs(NamedTuple):
     kept: list[int]  # for each row of the loader the number of its example in the files
     corpus: Corpus | None  # --regularizer-data
     held_out: Sequence[Row]  # --validation
-    content: dict[str, str]  # digests of all that was read, by name
+    content: dict[str, Any]  # digests of all that was read, and the steps of the run
 
 
 def run(settings: TrainSettings) -> dict[str, Any]:
@@ -72,14 +77,31 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     corpus = read_text(settings, tokenizer, shape)
     text = settings.validation
     held_out = held_out_rows(settings, tokenizer, shape, text, "--validation") if text else []
+    check_adapter(settings, shape)
     content = content_of(settings, corpus)
     check_same(settings, content)
     with open_data(settings, tokenizer, shape, mesh) as (loader, kept):
+        note_rows(settings, loader, content)
         return _train(settings, files, mesh, Inputs(loader, kept, corpus, held_out, content))
 
 
-def make_ready(settings: TrainSettings) -> Mesh | None:
+def note_rows(settings: TrainSettings, loader: Loader, content: dict[str, Any]) -> None:
+    """What the rows say of a run into `content`: their digest, and the steps that it is to have.
+
+    Raises:
+        InputError: if they are not those of the run that is resumed, or more steps than there are to be.
+    """
+    if len(loader.rows):
+        content["tokens"] = rows_digest(loader.rows)
+        check_same(settings, content)
+    content[LENGTHS] = check_length(settings, loader.steps_per_epoch)
+
+
+def make_ready(settings: TrainSettings, *, longer: bool = True) -> Mesh | None:
     """Refuse what this machine or the output directory does not allow; join the other hosts; returns the mesh.
+
+    Args:
+        longer: `check_out`.
 
     Raises:
         InputError: naming the flag, its value and the rule.
@@ -89,17 +111,8 @@ def make_ready(settings: TrainSettings) -> Mesh | None:
         join_hosts()  # before anything asks for a device
     check_implementation("--penalty-kernel", settings.penalty_kernel)
     mesh = _mesh(settings)
-    check_out(settings)
+    check_out(settings, longer=longer)
     return mesh
-
-
-def load_model(settings: TrainSettings, files: ModelFiles, mesh: Mesh | None) -> Model:
-    """The frozen base, spread over the mesh."""
-    base = settings.base_dtype
-    model = weights.load(files, compute_dtype(base), mesh=mesh, transform=quantizer(base))
-    if mesh is None:
-        return model
-    return dataclasses.replace(model, params=spread.place(model.config, model.params, mesh))
 
 
 def _train(settings: TrainSettings, files: ModelFiles, mesh: Mesh | None, inputs: Inputs) -> dict[str, Any]:
@@ -109,25 +122,6 @@ def _train(settings: TrainSettings, files: ModelFiles, mesh: Mesh | None, inputs
     prepare = partial(REGULARIZERS[settings.regularizer].prepare, material)
     _, summary = train_task(settings, config, model, adapters, prepare, inputs)
     return {**summary, "adapter": str(settings.out / ADAPTER)}
-
-
-def load_all(
-    settings: TrainSettings, files: ModelFiles, mesh: Mesh | None, content: dict[str, str]
-) -> tuple[Model, Adapters, Fisher | None, StepConfig]:
-    """Model, first adapters, Fisher if there is one, and step; their digests go into `content`.
-
-    Raises:
-        InputError: if they do not fit each other, or with --resume are not those of the run.
-    """
-    model = load_model(settings, files, mesh)
-    content["model"] = model.fingerprint
-    check_same(settings, content)
-    adapters, spec = start(settings, model)
-    fisher = load_fisher(settings, model, spec)
-    if fisher is not None:
-        content["fisher"] = fisher_digest(fisher)
-        check_same(settings, content)
-    return model, adapters, fisher, step_config(settings, model, spec, mesh)
 
 
 def train_task(
@@ -148,7 +142,7 @@ def train_task(
     """
     loader, corpus = inputs.loader, inputs.corpus
     scope = config.scope
-    steps = settings.steps or settings.epochs * loader.steps_per_epoch
+    steps = inputs.content[LENGTHS][-1]
     each_step = REGULARIZERS[settings.regularizer].token_penalty is not None
 
     first = jax.process_index() == 0
@@ -214,35 +208,6 @@ def _mesh(settings: TrainSettings) -> Mesh | None:
     mesh = make_mesh(text)
     check_mesh(settings, text)
     return mesh
-
-
-def start(settings: TrainSettings, model: Model) -> tuple[Adapters, lora.AdapterSpec]:
-    """The adapters before the first step: those of --adapter, or fresh ones."""
-    if settings.adapter is not None:
-        return read_adapter(settings.adapter, model.config)
-    spec = lora.adapter_spec(model.config, settings.lora)
-    return lora.initialize(model.config, spec, jax.random.key(settings.seed)), spec
-
-
-def load_fisher(settings: TrainSettings, model: Model, spec: lora.AdapterSpec) -> Fisher | None:
-    """--fisher, as its scale has it."""
-    if settings.fisher is None:
-        return None
-    values = read_fisher(settings.fisher, model, [f"{target.path}.weight" for target in spec])
-    if settings.fisher_scale == "rowmax127":
-        return {path: rowmax127(value) for path, value in values.items()}
-    return values
-
-
-def step_config(settings: TrainSettings, model: Model, spec: lora.AdapterSpec, mesh: Mesh | None) -> StepConfig:
-    """What is fixed for the compiled step."""
-    return StepConfig(
-        scope=Scope(model.config, spec, mesh, settings.penalty_kernel, settings.remat),
-        regularizer=settings.regularizer,
-        dropout=settings.lora.dropout,
-        optimizer=settings.optimizer,
-        clip=settings.clip,
-    )
 
 
 def publish(settings: TrainSettings, adapters: Adapters, config: StepConfig, model: Model) -> None:

@@ -19,7 +19,7 @@ from e2wm_jax.config import ModelConfig
 from e2wm_jax.data.batch import Row
 from e2wm_jax.data.loader import Loader
 from e2wm_jax.data.tokenizer import load_tokenizer
-from e2wm_jax.files import read_json, sha256, write_json
+from e2wm_jax.files import read_json, write_json
 from e2wm_jax.fisher.corpus import Corpus, read_corpus, where
 from e2wm_jax.fisher.storage import Fisher
 from e2wm_jax.lora import Adapters
@@ -28,15 +28,25 @@ from e2wm_jax.models.weights import Model, read_config
 from e2wm_jax.progress import say
 from e2wm_jax.regularizers.catalogue import REGULARIZERS
 from e2wm_jax.regularizers.regularizer import Material, State, same_state
-from e2wm_jax.train.directory import CONFIG_FILE, CONTENT, check_same, content_of, resolved
+from e2wm_jax.train.directory import (
+    CONFIG_FILE,
+    CONTENT,
+    START,
+    check_length,
+    check_same,
+    content_of,
+    mixture_content,
+    resolved,
+)
 from e2wm_jax.train.feed import open_data, read_text
+from e2wm_jax.train.parts import check_adapter, load_all
 from e2wm_jax.train.positions import check_positions
 from e2wm_jax.train.run import (
     ADAPTER,
     REPORT_FILE,
     Inputs,
-    load_all,
     make_ready,
+    note_rows,
     options,
     publish,
     train_task,
@@ -46,7 +56,7 @@ from e2wm_jax.train.sequence_scores import scores
 from e2wm_jax.train.sequence_settings import SequenceSettings, check, task_settings
 from e2wm_jax.train.settings import TrainSettings
 from e2wm_jax.train.step import StepConfig
-from e2wm_jax.train.validation import held_out_mixture, held_out_rows, validation_loss
+from e2wm_jax.train.validation import held_out_rows, validation_loss
 
 RECORD_FILE = "sequence.json"
 
@@ -71,7 +81,7 @@ class _Sequence:
     fisher: Fisher | None  # of --fisher
     tokenizer: Any
     texts: _Texts
-    content: dict[str, str]  # digests of all that was read
+    content: dict[str, Any]  # digests of all that was read
     record: dict[str, Any]  # of `RECORD_FILE`; grows
 
     def material(self, settings: TrainSettings, adapters: Adapters, rows: Sequence[Row]) -> Material:
@@ -87,15 +97,17 @@ def run(settings: SequenceSettings) -> dict[str, Any]:
         FloatingPointError: if loss or gradient stop being numbers.
     """
     check(settings)
-    mesh = make_ready(settings)
+    mesh = make_ready(settings, longer=False)
     files = locate(settings.model)
     tokenizer, shape = load_tokenizer(files), read_config(files)
+    check_adapter(settings, shape)
     # All data first, the last task's too: a mistake there should not show after days.
     texts, content = _read_texts(settings, tokenizer, shape)
     for index in range(len(settings.tasks)):
         task = task_settings(settings, index)
-        with open_data(task, tokenizer, shape, mesh):
-            content |= content_of(task, texts.corpus)
+        with open_data(task, tokenizer, shape, mesh) as (loader, _):
+            check_length(task, loader.steps_per_epoch)
+        content[f"tasks {index + 1}"] = mixture_content(task.data, "--tasks")
     check_same(settings, content)
 
     model, adapters, fisher, config = load_all(settings, files, mesh, content)
@@ -131,7 +143,7 @@ def show(result: dict[str, Any]) -> None:
         print(f"{name:<{width}}", f"{value:12.4f}" if isinstance(value, float) else value)
 
 
-def _read_texts(settings: SequenceSettings, tokenizer: Any, config: ModelConfig) -> tuple[_Texts, dict[str, str]]:
+def _read_texts(settings: SequenceSettings, tokenizer: Any, config: ModelConfig) -> tuple[_Texts, dict[str, Any]]:
     """And digests of them, by name."""
     corpus = read_text(settings, tokenizer, config)
     content = content_of(settings, corpus)
@@ -139,7 +151,7 @@ def _read_texts(settings: SequenceSettings, tokenizer: Any, config: ModelConfig)
     if settings.validation:
         validation = held_out_rows(settings, tokenizer, config, settings.validation, "--validation")
     tests = tuple(held_out_rows(settings, tokenizer, config, text, "--tests") for text in settings.tests)
-    content |= {str(path): sha256(path) for text in settings.tests for _, path in held_out_mixture(text, "--tests")}
+    content |= {f"tests {number}": mixture_content(text, "--tests") for number, text in enumerate(settings.tests, 1)}
     general: Sequence[Row] = ()
     if settings.text:
         found = read_corpus(
@@ -151,7 +163,7 @@ def _read_texts(settings: SequenceSettings, tokenizer: Any, config: ModelConfig)
         )
         check_positions(config, found.rows, partial(where, found))
         general = found.rows
-        content["--text"] = found.digest()
+        content["text"] = found.digest()
     return _Texts(corpus, validation, tests, general), content
 
 
@@ -160,11 +172,12 @@ def _learn(sequence: _Sequence, index: int, adapters: Adapters, prepared: State)
     settings, texts = sequence.settings, sequence.texts
     task, last = task_settings(settings, index), len(settings.tasks) - 1
     regularizer = REGULARIZERS[settings.regularizer]
-    content = content_of(task, texts.corpus) | {"the adapter it starts from": _digest(adapters)}
+    content = content_of(task, texts.corpus) | {START: _digest(adapters)}
     content |= {name: sequence.content[name] for name in ("model", "fisher") if name in sequence.content}
     check_same(task, content)
     say(f"{settings.labels[index]}: task {index + 1} of {last + 1}")
     with open_data(task, sequence.tokenizer, sequence.model.config, sequence.config.scope.mesh) as (loader, kept):
+        note_rows(task, loader, content)
         inputs = Inputs(loader, kept, texts.corpus, texts.validation, content)
         state, summary = train_task(task, sequence.config, sequence.model, adapters, lambda: prepared, inputs)
         _measure(sequence, index + 1, state.adapters, summary)
@@ -185,7 +198,7 @@ def _importance_rows(settings: SequenceSettings, task: TrainSettings, loader: Lo
     return [rows[number] for rows, number in places]
 
 
-def _open_record(settings: SequenceSettings, content: dict[str, str]) -> dict[str, Any]:
+def _open_record(settings: SequenceSettings, content: dict[str, Any]) -> dict[str, Any]:
     """The record so far; settings and digests are written beside it."""
     path = settings.out / RECORD_FILE
     if settings.resume and path.is_file():
