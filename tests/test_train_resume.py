@@ -162,11 +162,11 @@ def test_a_sequence_is_not_made_longer(work, tmp_path):
     )
     with pytest.raises(InputError, match="was run with steps = 1, not 2"):
         run_sequence(SequenceSettings(**given, steps=2, tasks=mixture, tests=mixture, resume=True))
-    with pytest.raises(InputError, match=r"a\.json has changed since"):
+    with pytest.raises(InputError, match=r"b\.json has changed since"):
         run_sequence(SequenceSettings(**given, steps=1, tasks=mixture[::-1], tests=mixture, resume=True))
 
 
-# ------------------------------------------------------------------------------------------------------ earlier versions
+# ----------------------------------------------------------------------------------------------------- earlier versions
 
 
 def as_before(work: Path, out: Path) -> None:
@@ -221,9 +221,9 @@ def test_a_warm_up_longer_than_the_epochs_is_refused_before_the_model_is_read(wo
 def test_lora_flags_that_an_adapter_does_not_have_are_refused(work, tmp_path, monkeypatch):
     monkeypatch.setattr("e2wm_jax.train.parts.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
     for changes, flag in (({"rank": 64}, "--lora.rank 64"), ({"targets": "v_proj"}, "--lora.targets v_proj")):
+        settings = settings_of(work, tmp_path / "run", adapter=work / "start", lora=LoraConfig(**changes))
         with pytest.raises(InputError, match=f"{flag}: --adapter .*start is of another rank, alpha or choice"):
-            options = {"adapter": work / "start", "lora": LoraConfig(**changes)}
-            run(settings_of(work, tmp_path / "run", **options))
+            run(settings)
     assert not (tmp_path / "run").exists()
 
 

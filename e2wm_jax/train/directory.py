@@ -147,7 +147,7 @@ def check_same(settings: TrainSettings, content: dict[str, Any]) -> None:
         return
     before = _content_of_record(earlier)
     for name, found in content.items():
-        if name == LENGTHS or before.get(name) in (found, None):
+        if name == LENGTHS or before.get(name) is None or _unnamed(before[name]) == _unnamed(found):
             continue
         what = _changed(name, before[name], found, settings)
         raise InputError(f"--resume: {what} has changed since {settings.out} was run; restore it, or give a new --out")
@@ -226,6 +226,11 @@ def _content_of_record(record: dict[str, Any]) -> dict[str, Any]:
     named = {setting: content[name] for setting, name in by_name.items() if name in content}
     same_name = {name: content[name] for name in ("model", "fisher", START) if name in content}
     return {"data": parts, **named, **same_name}
+
+
+def _unnamed(content: Any) -> Any:
+    """A mixture without the names of its files."""
+    return [part[:2] for part in content] if isinstance(content, list) else content
 
 
 def _changed(name: str, before: Any, found: Any, settings: TrainSettings) -> str:
