@@ -18,8 +18,9 @@ from e2wm_jax.data.batch import Row, collate
 from e2wm_jax.data.source import read_documents
 from e2wm_jax.data.tokenize import document_rows
 from e2wm_jax.data.tokenizer import load_tokenizer
-from e2wm_jax.fisher.diagonal import Estimator, FisherResult, NonFiniteError, document_fisher
+from e2wm_jax.fisher.diagonal import Estimator, FisherResult, document_fisher
 from e2wm_jax.fisher.documents import collate_documents, document_batches
+from e2wm_jax.fisher.examples import NonFiniteError
 from e2wm_jax.model_files import locate
 from e2wm_jax.models import decoder
 from e2wm_jax.models.decoder import weight_table

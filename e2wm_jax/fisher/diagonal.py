@@ -23,6 +23,7 @@ from e2wm_jax.choices import Labels, Reduction
 from e2wm_jax.config import ModelConfig
 from e2wm_jax.fisher import fused, sharded, textbook
 from e2wm_jax.fisher.documents import DocumentBatch
+from e2wm_jax.fisher.examples import NonFiniteError
 from e2wm_jax.fisher.fused import Options
 from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.layers import Params
@@ -79,14 +80,6 @@ class Progress(NamedTuple):
     nats: float  # sum over documents of L_j
     peak_bytes: int = 0
     compilations: int = 0
-
-
-class NonFiniteError(ArithmeticError):
-    """Loss or gradients of some documents are not finite numbers."""
-
-    def __init__(self, numbers: list[int]) -> None:
-        super().__init__(f"loss or gradient is not finite for documents {numbers}")
-        self.numbers = numbers  # their places in the corpus
 
 
 def document_fisher(

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from e2wm_jax.config import ModelConfig
 from e2wm_jax.fisher import head as heads
 from e2wm_jax.fisher.documents import DocumentBatch
+from e2wm_jax.fisher.examples import Losses
 from e2wm_jax.fisher.squares import (
     Documents,
     RecordedMatrix,
@@ -45,13 +46,6 @@ class Options(NamedTuple):
     kernel: str = "xla"  # ... and by which implementation (`kernels.square_sum`)
     keep: int = 0  # bytes for products of the forward pass that are not made again (`products_to_keep`)
     splits: tuple[tuple[str, Split], ...] = ()  # of the weights that come in parts, inside `jax.shard_map`
-
-
-class Losses(NamedTuple):
-    """What became of each document of a batch."""
-
-    nats: jax.Array  # [J] float32: L_j
-    finite: jax.Array  # [J] bool: loss and gradients are numbers
 
 
 def document_weights(batch: DocumentBatch, reduction: Literal["mean", "sum"]) -> jax.Array:

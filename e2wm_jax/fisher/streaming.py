@@ -21,8 +21,9 @@ from e2wm_jax.errors import InputError
 from e2wm_jax.fisher import resume
 from e2wm_jax.fisher.arrange import Layout, attention_length
 from e2wm_jax.fisher.corpus import Corpus, where
-from e2wm_jax.fisher.diagonal import Computation, Estimator, NonFiniteError, Progress, accumulate, not_finite, start
+from e2wm_jax.fisher.diagonal import Computation, Estimator, Progress, accumulate, not_finite, start
 from e2wm_jax.fisher.documents import DocumentBatch, document_batches
+from e2wm_jax.fisher.examples import NonFiniteError
 from e2wm_jax.interrupt import StopFlag, stop_requests
 from e2wm_jax.models.weights import Model
 from e2wm_jax.progress import say

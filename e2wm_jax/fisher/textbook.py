@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from e2wm_jax.config import ModelConfig
+from e2wm_jax.fisher import examples
 from e2wm_jax.fisher import head as heads
 from e2wm_jax.fisher.documents import DocumentBatch
-from e2wm_jax.fisher.fused import Losses, Options, document_weights
+from e2wm_jax.fisher.examples import Losses
+from e2wm_jax.fisher.fused import Options, document_weights
 from e2wm_jax.models import decoder
 from e2wm_jax.models.layers import Params, negative_log_likelihood
 from e2wm_jax.models.quantized import dense
@@ -54,19 +56,5 @@ def add_squares(
     own = batch.slots == jnp.arange(batch.starts.shape[0])[:, None, None]  # [J, B, T]
     of_tokens = jnp.sum(own * document_weights(batch, options.reduction), axis=1)  # [J, T]: a document is in one row
     documents = (batch.starts // batch.ids.shape[1], of_tokens)
-    value_and_gradient = jax.value_and_grad(loss)
-
-    def finite(value: jax.Array, gradient: dict[str, jax.Array]) -> jax.Array:
-        return jnp.isfinite(value) & jnp.all(jnp.stack([jnp.all(jnp.isfinite(g)) for g in gradient.values()]))
-
-    if method == "vmap":
-        values, gradients = jax.vmap(value_and_gradient, in_axes=(None, 0))(chosen, documents)
-        totals = {path: t + jnp.sum(jnp.square(gradients[path].astype(jnp.float32)), 0) for path, t in totals.items()}
-        return totals, Losses(values, jax.vmap(finite)(values, gradients))
-
-    def body(totals: dict[str, jax.Array], document: _Document) -> tuple[dict[str, jax.Array], Losses]:
-        value, gradient = value_and_gradient(chosen, document)
-        totals = {path: t + jnp.square(gradient[path].astype(jnp.float32)) for path, t in totals.items()}
-        return totals, Losses(value, finite(value, gradient))
-
-    return jax.lax.scan(body, totals, documents)
+    together = len(batch.starts) if method == "vmap" else None
+    return examples.add_squares(loss, totals, chosen, documents, jnp.ones(len(batch.starts)), together=together)
