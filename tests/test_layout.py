@@ -1,6 +1,7 @@
 """The layout is the data flow: each module imports only from earlier steps, and light steps stay light."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ STEPS = (
     ("errors",),
     (
         "allocator",
+        "lazy",
         "files",
         "progress",
         "compilation",
@@ -51,6 +53,7 @@ STEPS = (
 STEP_OF = {name: number for number, names in enumerate(STEPS) for name in names}
 LIGHT = (
     "errors",
+    "lazy",
     "files",
     "progress",
     "compilation",
@@ -140,8 +143,41 @@ def test_imports_point_to_earlier_steps(name: str) -> None:
             assert step == own or STEP_OF[step] <= STEP_OF[own], f"{name} imports {full_name}, a later step"
 
 
-def test_the_package_itself_imports_nothing() -> None:
-    assert at_import_time(ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))) == []
+def test_packages_import_nothing_before_a_name_is_asked_for() -> None:
+    """Nothing of other libraries, and of ours the six packages and `lazy`."""
+    program = (
+        "import sys\nbefore = set(sys.modules)\n"
+        "import e2wm_jax, e2wm_jax.data, e2wm_jax.models, e2wm_jax.fisher, e2wm_jax.regularizers, e2wm_jax.train\n"
+        "print(*sorted({name.split('.')[0] for name in set(sys.modules) - before} - sys.stdlib_module_names))\n"
+        "print(sum(name.startswith('e2wm_jax') for name in sys.modules))"
+    )
+    assert run(program).split() == ["e2wm_jax", "7"]
+
+
+PACKAGES = ("", *(name for name in SOURCES if "lazy.exports" in ast.unparse(SOURCES[name]) and name != "lazy"))
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_lazy_names_are_those_that_type_checkers_see(name: str) -> None:
+    package = importlib.import_module(f"e2wm_jax.{name}".rstrip("."))
+    tree = ast.parse(Path(str(package.__file__)).read_text(encoding="utf-8"))
+    (branch,) = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {}
+    for node in branch.body:
+        assert isinstance(node, ast.ImportFrom)
+        for alias in node.names:
+            seen[alias.asname or alias.name] = getattr(importlib.import_module(str(node.module)), alias.name)
+    assert sorted(seen) == package.__all__
+    assert set(seen) <= set(dir(package))
+    assert all(getattr(package, public) is value for public, value in seen.items())
+
+
+def test_an_unknown_name_is_answered_by_those_that_there_are() -> None:
+    import e2wm_jax
+
+    with pytest.raises(AttributeError, match=r"no attribute 'load'; it has .*load_model, load_tokenizer"):
+        getattr(e2wm_jax, "load")  # noqa: B009
+    assert e2wm_jax.lora.attach is importlib.import_module("e2wm_jax.lora").attach
 
 
 def test_neighbors_of_one_step_do_not_import_each_other_in_circles() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import check_fetched
-from e2wm_jax.model_files import COMPANIONS, ModelFiles, open_gguf
+from e2wm_jax.model_files import COMPANIONS, ModelFiles, locate, open_gguf
 
 # Pre-tokenization of the byte-level BPE kinds that GGUF names: whether digits are split one by one before the GPT-2
 # pattern.  ("smollm" = Digits(individual) + ByteLevel, as in SmolLM2's own tokenizer.json.)
@@ -13,12 +13,16 @@ _SPLITS_DIGITS = {"smollm": True, "gpt-2": False, "gpt2": False, "default": Fals
 _CONTROL = 3  # token_type of special tokens
 
 
-def load_tokenizer(files: ModelFiles) -> Any:
+def load_tokenizer(model: str | ModelFiles) -> Any:
     """The model's tokenizer as a transformers fast tokenizer.
+
+    Args:
+        model: what `locate` finds, or what it has found.
 
     Raises:
         InputError: if the files hold none, or one of a kind that is not supported.
     """
+    files = locate(model) if isinstance(model, str) else model
     return _from_gguf(files.path) if files.format == "gguf" else _from_directory(files.path)
 
 

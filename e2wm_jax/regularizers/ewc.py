@@ -13,14 +13,48 @@ per term: it grows with every task, and each term is read in every step (`online
 Letters: L layers, N outputs, D inputs, R rank.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
+from e2wm_jax.errors import InputError
+from e2wm_jax.fisher.storage import Bfloat16Bits, SquareRootCodes, StoredFisher, decode
 from e2wm_jax.lora import Adapters, difference
 from e2wm_jax.regularizers.measure import anchor_at
 from e2wm_jax.regularizers.quadratic import placed, weighted_change
 from e2wm_jax.regularizers.regularizer import Material, Regularizer, Scope, State
 from e2wm_jax.regularizers.task_fisher import task_fisher
+
+
+def ewc_penalty(params: Any, anchor: Any, fisher: Any, strength: jax.Array | float = 1.0) -> jax.Array:
+    """strength * sum F (theta - theta*)^2 of any pytree of parameters, without the factor one half; float32 scalar.
+
+    Args:
+        params: theta; differentiate by these.
+        anchor: theta*, of the same structure.
+        fisher: F of the same structure and shapes (`fisher_diagonal`), in float32 or a storage type; None for leaves
+            that are free.
+
+    All three may be split over a mesh, alike: under `jax.jit` each device reads its own parts.
+
+    Raises:
+        InputError: where F and a parameter differ in shape.
+    """
+
+    def term(f: StoredFisher | None, now: jax.Array, then: jax.Array) -> jax.Array:
+        if f is None:
+            return jnp.float32(0)
+        if not f.shape == jnp.shape(now) == jnp.shape(then):
+            raise InputError(f"F {f.shape}, parameter {jnp.shape(now)}, anchor {jnp.shape(then)}: shapes must be equal")
+        change = jnp.asarray(now, jnp.float32) - jnp.asarray(then, jnp.float32)
+        return jnp.sum(decode(f) * jnp.square(change))
+
+    def is_leaf(f: Any) -> bool:
+        return f is None or isinstance(f, Bfloat16Bits | SquareRootCodes)
+
+    terms = jax.tree.leaves(jax.tree.map(term, fisher, params, anchor, is_leaf=is_leaf))
+    return strength * jnp.sum(jnp.stack(terms))
 
 
 def prepare(material: Material) -> State:
