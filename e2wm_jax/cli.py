@@ -7,7 +7,6 @@ Results go to stdout (`--json`: one JSON object as its last line), progress and 
 import contextlib
 import importlib
 import io
-import json
 import os
 import re
 import sys
@@ -19,6 +18,7 @@ from e2wm_jax import __version__
 from e2wm_jax.allocator import keep_freed_memory
 from e2wm_jax.compilation import say_compilations
 from e2wm_jax.errors import WAYS_OUT, InputError, disk_error
+from e2wm_jax.files import json_text
 from e2wm_jax.progress import busy
 
 
@@ -184,7 +184,7 @@ def _dispatch(words: list[str]) -> int:
         say_compilations()
     result = getattr(module, function)(settings)
     if as_json:
-        print(json.dumps(result))
+        print(json_text(result))
     else:
         show = getattr(module, "show", _show)
         show(result)

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import hashlib
 import json
+import math
 import os
 import uuid
 import zlib
@@ -112,7 +113,23 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Write ``value`` as indented JSON, atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json_text(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def json_text(value: object, **options: Any) -> str:
+    """``value`` as JSON, with the options of `json.dumps`; NaN and infinity, which JSON does not know, are null."""
+    try:
+        return json.dumps(value, allow_nan=False, **options)
+    except ValueError:
+        return json.dumps(_finite(value), allow_nan=False, **options)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json_lines(path: Path, records: list[dict[str, Any]]) -> None:

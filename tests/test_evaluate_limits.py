@@ -251,3 +251,57 @@ def test_a_cut_prompt_is_continued_as_its_end(short: Path, tmp_path: Path) -> No
     whole = generation.predict(model, {0: example}, decoding, Prompting(too_long="truncate"))
     cut = generation.predict(model, {0: TaskExample(text, "x", 1.0, "f:1")}, decoding)
     assert whole == cut
+
+
+# ----------------------------------------------------------------------------------------------- in the other commands
+
+
+@pytest.mark.parametrize("command", ["train", "fisher", "validation"])
+def test_training_and_fisher_name_a_token_without_a_row(
+    larger_tokenizer: Path, write: Any, command: str, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("e2wm_jax.models.weights.load", lambda *args, **options: pytest.fail("weights were read"))
+    task = write("task.json", {"input": "Mary", "ref": "opens"}, {"input": "Mary", "ref": "<x>"})
+    good = write("good.json", {"input": "Mary", "ref": "opens"})
+    text = write("text.txt", "Mary opens.\n\nMary <x>")
+    data = {"fisher": [text], "train": [task], "validation": [good, "--validation", task]}[command]
+    words = ["fisher" if command == "fisher" else "train", "--model", str(larger_tokenizer), "--data", *map(str, data)]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 2
+    place = f"{text}:3" if command == "fisher" else f"{task}:2"
+    assert f"error: {place}: token 320 (<x>), the model has 320 rows" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_comparison_finds_what_is_too_long_before_it_reads_weights(
+    short: Path, write: Any, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    from e2wm_jax.compare.plan import make_plan
+    from e2wm_jax.compare.settings import CompareSettings
+
+    monkeypatch.setattr("e2wm_jax.models.weights.load", lambda *args, **options: pytest.fail("weights were read"))
+    task = write("task.json", {"input": "Mary", "ref": "opens"})
+    qa, text = write("obj_move.json", QUESTION, {**QUESTION, "input": LONG}), write("news.txt", "Mary walks.")
+    words = ["compare", "--model", str(short), "--data", str(task), "--eval", str(qa), "--text", str(text)]
+    assert main([*words, "--regularizers", "none", "--out", str(tmp_path / "out")]) == 2
+    assert "obj_move.json:2: " in (error := capsys.readouterr().err)
+    assert "the model has 24 positions (1 of 2 examples are too long); --too-long truncate" in error
+    assert not (tmp_path / "out").exists()
+    settings = CompareSettings(
+        out=tmp_path / "out",
+        model=str(short),
+        data=(str(task),),
+        eval=(qa,),
+        text=(str(text),),
+        regularizers=("none",),
+        too_long="skip",
+    )
+    assert make_plan(settings).evaluation.too_long == "skip"
+
+
+def test_json_has_no_nan() -> None:
+    from e2wm_jax.files import json_text
+
+    assert json_text({"a": [math.nan, 1.0, (math.inf, "b")], "c": {"d": -math.inf}}) == (
+        '{"a": [null, 1.0, [null, "b"]], "c": {"d": null}}'
+    )
+    assert json_text({"é": 1}, ensure_ascii=False) == '{"é": 1}'

@@ -18,6 +18,7 @@ from e2wm_jax import __version__
 from e2wm_jax.compare.examples import examples_of
 from e2wm_jax.compare.plan import Plan
 from e2wm_jax.compare.sets import evaluate
+from e2wm_jax.errors import NonFiniteError
 from e2wm_jax.evaluate.model import Evaluated, load_evaluated
 from e2wm_jax.files import read_json, write_json
 from e2wm_jax.fisher import resume
@@ -131,7 +132,10 @@ def _run(plan: Plan, job: Job) -> dict[str, Any]:
     except FloatingPointError as error:  # this arm's result; the others go on
         return {"summary": {}, "sets": {}, "failed": str(error)}
     evaluated = load_evaluated(plan.model, settings.out / train.ADAPTER, settings.base_dtype)
-    return {"summary": summary, **_scores(plan, evaluated, settings.out)}
+    try:
+        return {"summary": summary, **_scores(plan, evaluated, settings.out)}
+    except NonFiniteError as error:
+        return {"summary": summary, "sets": {}, "failed": str(error)}
 
 
 def _scores(plan: Plan, evaluated: Evaluated, out: Path) -> dict[str, Any]:

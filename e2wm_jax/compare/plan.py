@@ -15,6 +15,7 @@ from e2wm_jax.compare.settings import CompareSettings, read_config
 from e2wm_jax.config import BaseDType
 from e2wm_jax.data.source import parse_mixture, read_documents, read_mixture
 from e2wm_jax.errors import InputError, check_at_least
+from e2wm_jax.evaluate.model import open_evaluated
 from e2wm_jax.evaluate.sets import EvalSet
 from e2wm_jax.files import sha256
 from e2wm_jax.fisher.settings import FisherSettings
@@ -112,11 +113,12 @@ def make_plan(settings: CompareSettings) -> Plan:
             batch_size=settings.eval_batch_size,
             beams=settings.beams,
             max_new_tokens=settings.max_new_tokens,
+            too_long=settings.too_long,
         ),
         base_dtype=general.get("base_dtype", "float32"),
     )
     _check_arms(plan)
-    check_sets(plan.sets, plan.texts)
+    check_sets(open_evaluated(plan.model), plan.sets, plan.texts, plan.evaluation)
     return plan
 
 

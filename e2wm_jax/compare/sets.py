@@ -5,12 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from e2wm_jax.choices import TooLong
 from e2wm_jax.compare.trade_off import SKILL_KINDS
 from e2wm_jax.data.source import PYDOC_SPLITS
 from e2wm_jax.errors import InputError
-from e2wm_jax.evaluate.model import Evaluated
-from e2wm_jax.evaluate.sets import EvalSet, find_sets, read_set
-from e2wm_jax.evaluate.suite import SuiteOptions, evaluate_sets
+from e2wm_jax.evaluate import suite
+from e2wm_jax.evaluate.model import Evaluated, Opened
+from e2wm_jax.evaluate.sets import EvalSet, find_sets
+from e2wm_jax.evaluate.settings import SuiteOptions
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Evaluation:
     batch_size: int = 4
     beams: int = 4
     max_new_tokens: int = 256
+    too_long: TooLong = "refuse"
 
 
 def embodied_sets(places: Sequence[Path]) -> tuple[EvalSet, ...]:
@@ -61,16 +64,16 @@ def text_sets(texts: Sequence[str]) -> tuple[EvalSet, ...]:
     return tuple(found)
 
 
-def check_sets(sets: Sequence[EvalSet], texts: Sequence[EvalSet]) -> None:
-    """Read all files once, for their mistakes.
+def check_sets(model: Opened, sets: Sequence[EvalSet], texts: Sequence[EvalSet], how: Evaluation) -> None:
+    """Read all files once, for their mistakes and for what is too long for the model.
 
     Raises:
         InputError: naming file and line.
     """
     if both := {one.name for one in sets} & {one.name for one in texts}:
         raise InputError(f"--eval and --text both have {min(both)}; rename one file")
-    for one in (*sets, *texts):
-        read_set(one)
+    for some, options in _parts(sets, texts, how):
+        suite.check_sets(model, some, options)
 
 
 def evaluate(
@@ -87,24 +90,29 @@ def evaluate(
     Args:
         train: training files; what of the sets occurs in them is reported with their scores.
     """
+    found: dict[str, dict[str, Any]] = {}
+    for some, options in _parts(sets, texts, how):
+        found |= suite.evaluate_sets(evaluated, some, replace(options, train=tuple(train), resume=True), out)
+    return found
+
+
+def _parts(
+    sets: Sequence[EvalSet], texts: Sequence[EvalSet], how: Evaluation
+) -> list[tuple[Sequence[EvalSet], SuiteOptions]]:
+    """Sets and corpora with how each is evaluated."""
     common = SuiteOptions(
-        samples=how.samples,
         batch_size=how.batch_size,
         beams=how.beams,
         max_new_tokens=how.max_new_tokens,
         max_length=how.text_max_length,
-        train=tuple(train),
-        resume=True,
+        too_long=how.too_long,
     )
     parts = (
         ([one for one in sets if one.kind in SKILL_KINDS], how.samples),
         ([one for one in sets if one.kind == "babi"], how.babi_samples),
         (texts, how.text_samples),
     )
-    found: dict[str, dict[str, Any]] = {}
-    for some, samples in parts:
-        found |= evaluate_sets(evaluated, some, replace(common, samples=samples), out)
-    return found
+    return [(some, replace(common, samples=samples)) for some, samples in parts if some]
 
 
 def _sets_at(flag: str, place: str) -> tuple[EvalSet, ...]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from e2wm_jax.choices import TooLong
 from e2wm_jax.compare.overrides import build, check_name
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_text
@@ -73,6 +74,8 @@ class CompareSettings:
     """Of generation sets."""
     max_new_tokens: int = 256
     """Of generation sets."""
+    too_long: TooLong = "refuse"
+    """Evaluation examples with more tokens than the model has positions: refuse, skip, or truncate them."""
     workers: int = 1
     """Processes that train and evaluate side by side: on GPUs each has its own, on a CPU each its share of cores."""
     resume: bool = False

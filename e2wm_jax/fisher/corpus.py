@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from e2wm_jax.config import ModelConfig
 from e2wm_jax.data.batch import Row
 from e2wm_jax.data.source import PYDOC_SPLITS, read_documents
+from e2wm_jax.data.token_ids import check_ids
 from e2wm_jax.data.tokenize import encode
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json_lines, read_text, sha256
@@ -81,6 +83,18 @@ def where(corpus: Corpus, number: int) -> str:
         return f"{path}:{text.count(chr(10), 0, blocks[index]) + 1}"
     lines = [line for line, record in read_json_lines(file) if record["text"].strip()]
     return f"{path}:{lines[index]}"
+
+
+def check_corpus_ids(tokenizer: Any, config: ModelConfig, corpus: Corpus) -> None:
+    """Refuse documents with a token for which the model has no row.
+
+    Raises:
+        InputError: naming file and line of the first.
+    """
+    if corpus.rows and max(int(row.ids.max()) for row in corpus.rows) >= config.vocab_size:
+        rows = enumerate(corpus.rows)
+        number, row = next((n, row) for n, row in rows if row.ids.max() >= config.vocab_size)
+        check_ids(tokenizer, config.vocab_size, [(where(corpus, number), row.ids)])
 
 
 def describe(path: str) -> dict[str, str]:

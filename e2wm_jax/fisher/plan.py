@@ -13,7 +13,7 @@ from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError
 from e2wm_jax.fisher import online, resume
 from e2wm_jax.fisher.arrange import ATTENTION, Layout, arrange, attention_length, cost, real_share
-from e2wm_jax.fisher.corpus import Corpus, describe, read_corpus, where
+from e2wm_jax.fisher.corpus import Corpus, check_corpus_ids, describe, read_corpus, where
 from e2wm_jax.fisher.diagonal import Computation, Estimator, Method
 from e2wm_jax.fisher.files import METADATA_FILE
 from e2wm_jax.fisher.settings import FisherSettings, check
@@ -71,8 +71,9 @@ def make_plan(settings: FisherSettings) -> Plan:
         join_hosts()
     check_implementation("--kernel", settings.kernel)
     files = locate(settings.model)
+    tokenizer = load_tokenizer(files)
     corpus = read_corpus(
-        load_tokenizer(files),
+        tokenizer,
         settings.data,
         samples=settings.samples,
         max_length=settings.max_length,
@@ -80,6 +81,7 @@ def make_plan(settings: FisherSettings) -> Plan:
     )
     config, _ = open_model(files)
     check_positions(config, corpus)
+    check_corpus_ids(tokenizer, config, corpus)
     selected, names = _selected(config, settings, pattern)
     estimator = Estimator(settings.labels, settings.reduction, settings.seed)
     mesh = _mesh(settings)

@@ -16,9 +16,10 @@ from e2wm_jax.data.batch import Batch
 from e2wm_jax.data.loader import Loader, StepBatch
 from e2wm_jax.data.online_rows import RowMaker, online_rows
 from e2wm_jax.data.source import online_tasks, parse_mixture, read_mixture
+from e2wm_jax.data.token_ids import check_ids
 from e2wm_jax.data.tokenize import task_rows
 from e2wm_jax.errors import InputError
-from e2wm_jax.fisher.corpus import Corpus, read_corpus, where
+from e2wm_jax.fisher.corpus import Corpus, check_corpus_ids, read_corpus, where
 from e2wm_jax.progress import say
 from e2wm_jax.train.positions import check_online_positions, check_positions
 from e2wm_jax.train.settings import TASK_ROWS, TrainSettings
@@ -47,6 +48,7 @@ def open_data(
     if len(kept) < len(examples):
         say(f"skipped {len(examples) - len(kept)} of {len(examples)} rows: no answer token within --max-length")
     check_positions(config, rows, lambda number: examples[kept[number]].where)
+    check_ids(tokenizer, config.vocab_size, ((examples[n].where, row.ids) for n, row in zip(kept, rows, strict=True)))
     for _, task in online_tasks(mixture):
         check_online_positions(config, settings.max_length, f"--data: {task.name}")
     maker = RowMaker(
@@ -85,6 +87,7 @@ def read_text(settings: TrainSettings, tokenizer: Any, config: ModelConfig) -> C
         special_tokens=settings.special_tokens,
     )
     check_positions(config, corpus.rows, partial(where, corpus))
+    check_corpus_ids(tokenizer, config, corpus)
     return corpus
 
 

@@ -20,7 +20,7 @@ from e2wm_jax.data.batch import Row
 from e2wm_jax.data.loader import Loader
 from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.files import read_json, write_json
-from e2wm_jax.fisher.corpus import Corpus, read_corpus, where
+from e2wm_jax.fisher.corpus import Corpus, check_corpus_ids, read_corpus, where
 from e2wm_jax.fisher.storage import Fisher
 from e2wm_jax.lora import Adapters
 from e2wm_jax.model_files import locate
@@ -162,6 +162,7 @@ def _read_texts(settings: SequenceSettings, tokenizer: Any, config: ModelConfig)
             special_tokens=settings.special_tokens,
         )
         check_positions(config, found.rows, partial(where, found))
+        check_corpus_ids(tokenizer, config, found)
         general = found.rows
         content["text"] = found.digest()
     return _Texts(corpus, validation, tests, general), content
