@@ -127,7 +127,7 @@ def _patterns(flag: str, text: str, unit: str, number: Callable[[str], float], *
         pair = re.compile(r"(.+?)=([^=,]+)(?:,|$)").match(text, at)
         if pair is None:
             raise InputError(f"{flag} {text!r}: {text[at:]!r} is not PATTERN={unit}, e.g. q_proj=4,layers.0.*=16")
-        _compiled(flag, pair[1])
+        _compiled(flag, pair[1], ends_with)
         try:
             value = number(pair[2])
         except ValueError:
@@ -140,10 +140,10 @@ def _patterns(flag: str, text: str, unit: str, number: Callable[[str], float], *
     return found
 
 
-def _compiled(flag: str, pattern: str) -> None:
+def _compiled(flag: str, pattern: str, matches: Callable[[str, str], object] = re.fullmatch) -> None:
     try:
-        re.compile(pattern)
-    except re.error as error:
+        matches(pattern, "")
+    except (re.error, OverflowError, RecursionError) as error:
         raise InputError(f"{flag} {pattern!r}: not a regular expression ({error})") from error
 
 

@@ -13,6 +13,7 @@ from e2wm_jax.files import check_fetched, read_json, replacing, write_json
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 WEIGHT_NAMES = (WEIGHTS_FILE, INDEX_FILE, "pytorch_model.bin", "pytorch_model.bin.index.json")  # first come first
+READABLE = ("float32", "float16", "bfloat16", "float64")  # dtypes of weights
 MAX_SHARD_BYTES = 5 * 10**9  # of one file, as transformers' older default; readers map files whole
 _NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 

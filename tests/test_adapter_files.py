@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from helpers import relative_error
 
 from e2wm_jax import lora
+from e2wm_jax.adapter_config import read_config
 from e2wm_jax.adapter_files import read_adapter, write_adapter
 from e2wm_jax.config import LoraConfig, ModelConfig
 from e2wm_jax.errors import InputError
@@ -381,6 +383,139 @@ def test_other_kinds_of_adapters_are_refused(changes: dict[str, Any], message: s
     edit(written, **changes)
     with pytest.raises(InputError, match=rf"adapter_config\.json: {message}"):
         read_adapter(written, base.config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"r": 0}, "r is 0; a rank must be a whole number, 1 or more"),
+        ({"r": "4"}, "r is '4'; a rank must be"),
+        ({"r": True}, "r is True; a rank must be"),
+        ({"rank_pattern": {"q_proj": None}}, "rank_pattern is None; a rank must be"),
+        ({"rank_pattern": ["q_proj"]}, r"rank_pattern is \['q_proj'\]; it must map names"),
+        ({"rank_pattern": {"(?i)q_proj": 4}}, "rank_pattern holds no regular expression"),
+        ({"alpha_pattern": {"*": 4}}, "alpha_pattern holds no regular expression"),
+        ({"alpha_pattern": {"q_proj": "8"}}, "alpha_pattern is '8'; it must be a finite number"),
+        ({"lora_alpha": None}, "lora_alpha is None; it must be a finite number"),
+        ({"lora_alpha": float("inf")}, "lora_alpha is inf; it must be a finite number"),
+        ({"lora_alpha": 10**400}, "lora_alpha is 1000.*; it must be a finite number"),
+        ({"use_rslora": "false"}, "use_rslora is 'false'; it must be true or false"),
+        ({"target_modules": "("}, r"target_modules holds no regular expression: '\('"),
+        ({"target_modules": [1]}, r"target_modules is \[1\]; it must be a list of names"),
+        ({"target_modules": {"q_proj": 1}}, "target_modules is {.*}; it must be a list of names"),
+        ({"exclude_modules": 3}, "exclude_modules is 3; it must be a list of names"),
+        ({"layers_to_transform": "1"}, "layers_to_transform is '1' and layers_pattern"),
+        ({"layers_pattern": "layers"}, "layers_to_transform is None and layers_pattern 'layers'"),
+        ({"layers_to_transform": 1, "target_modules": ".*q_proj"}, "layers_to_transform is 1 and layers_pattern"),
+        ({"layers_to_transform": [1], "layers_pattern": [2]}, r"layers_pattern is \[2\]; it must be text"),
+        ({"layers_to_transform": [1], "layers_pattern": ["["]}, "layers_pattern holds no regular expression"),
+    ],
+)
+def test_values_of_another_kind_are_refused(changes: dict[str, Any], message: str, written: Path, base: Model) -> None:
+    edit(written, **changes)
+    with pytest.raises(InputError, match=rf"adapter_config\.json: {message}"):
+        read_adapter(written, base.config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target_modules": ["q_proj"]}, "does not adapt model.layers.0.self_attn.v_proj, and PEFT leaves"),
+        ({"exclude_modules": ["v_proj"]}, "does not adapt model.layers.0.self_attn.v_proj, and PEFT leaves"),
+        ({"layers_to_transform": [0, 2]}, "does not adapt model.layers.1.self_attn.q_proj, and PEFT leaves"),
+        ({"target_modules": ["q_proj", "v_proj", "up_proj"]}, "adapts model.layers.0.mlp.up_proj, and its weights"),
+        ({"target_modules": "all-linear"}, "adapts model.layers.0.mlp.down_proj, and its weights are not here"),
+        ({"target_modules": ["nothing"]}, "does not adapt model.layers.0.self_attn.q_proj, and PEFT leaves"),
+    ],
+)
+def test_weights_of_other_modules_than_the_configuration_names(
+    changes: dict[str, Any], message: str, written: Path, base: Model
+) -> None:
+    edit(written, **changes)
+    with pytest.raises(InputError, match=rf"adapter_model\.safetensors: adapter_config\.json {re.escape(message)}"):
+        read_adapter(written, base.config)
+
+
+TARGETS: list[dict[str, Any]] = [
+    {"target_modules": None},
+    {"target_modules": ["q_proj", "layers.1.mlp.up_proj"], "exclude_modules": ["0.self_attn.q_proj"]},
+    {"target_modules": r".*\.[02]\..*_proj", "exclude_modules": r".*mlp.*"},
+    {"target_modules": ["gate_proj", "proj"], "layers_to_transform": 1},
+    {"target_modules": ["q_proj"], "layers_to_transform": [0, 2], "layers_pattern": "layers"},
+    {"target_modules": ["q_proj"], "layers_to_transform": [2], "layers_pattern": ["h", "layers"]},
+    {"target_modules": ["q_proj"], "layers_to_transform": []},
+    {"target_modules": "ALL-linear"},
+]
+
+
+@pytest.mark.parametrize("options", TARGETS)
+def test_modules_are_those_that_peft_adapts(options: dict[str, Any], base: Model, theirs: Any, tmp_path: Path) -> None:
+    adapted = peft.get_peft_model(theirs, peft.LoraConfig(task_type="CAUSAL_LM", **options))
+    expected = {
+        name.removeprefix("base_model.model.")
+        for name, module in adapted.named_modules()
+        if isinstance(module, peft.tuners.lora.LoraLayer)
+    }
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", **options}))
+    said = read_config(tmp_path / "adapter_config.json")
+    names = [name for names in lora.linear_modules(base.config).values() for name in names]
+    assert {name for name in names if said.targets(name)} == expected
+
+
+def test_an_adapter_of_old_peft(base: Model, tmp_path: Path) -> None:
+    """adapter_model.bin alone, which PEFT reads too; beside adapter_model.safetensors it is left alone."""
+    from safetensors.torch import load_file
+
+    adapters = write(tmp_path, base, OURS["plain"])
+    tensors = {name: value.half() for name, value in load_file(tmp_path / "adapter_model.safetensors").items()}
+    torch.save(tensors, tmp_path / "adapter_model.bin")
+    jax.tree.map(np.testing.assert_array_equal, read_adapter(tmp_path, base.config)[0], adapters)
+    (tmp_path / "adapter_model.safetensors").unlink()
+    found, spec = read_adapter(tmp_path, base.config)
+    assert spec == OURS["plain"]
+    halved = jax.tree.map(lambda value: np.asarray(value).astype(np.float16).astype(np.float32), adapters)
+    jax.tree.map(np.testing.assert_array_equal, found, halved)
+    torch.save({"state_dict": tensors}, tmp_path / "adapter_model.bin")
+    with pytest.raises(InputError, match=r"adapter_model\.bin: no plain weights: 'state_dict' is a dict"):
+        read_adapter(tmp_path, base.config)
+
+
+A = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.zeros(0, np.float32), r"is empty, of shape \[0\], as saved from one part of a sharded model"),
+        (np.full((4, 32), np.nan, np.float32), "has values that are not finite"),
+        (np.full((4, 32), 1e39, np.float64), "has values that are not finite"),
+        (np.zeros((4, 32), np.int8), "is of type I8; supported: float32"),
+        (None, "must have one lora_A and one lora_B matrix"),
+        (np.zeros((4, 32, 1), np.float32), "must have one lora_A and one lora_B matrix"),
+        (np.zeros((5, 32), np.float32), r"has A \[5, 32\] and B \[48, 4\]"),
+    ],
+)
+def test_damaged_factors_are_named(value: np.ndarray | None, message: str, written: Path, base: Model) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    path = written / "adapter_model.safetensors"
+    tensors = {name: each for name, each in {**load_file(path), A: value}.items() if each is not None}
+    save_file(tensors, path)
+    with pytest.raises(InputError, match=rf"adapter_model\.safetensors: .*layers\.1\.self_attn\.q_proj.* {message}"):
+        read_adapter(written, base.config)
+
+
+def test_where_an_adapter_finds_its_base(base_folder: Path, base: Model, tmp_path: Path) -> None:
+    adapters = random_adapters(base.config, OURS["plain"])
+    options = {"base_model": str(base_folder), "revision": None, "dropout": 0.1}
+    write_adapter(tmp_path, adapters, OURS["plain"], base.config, **options)  # type: ignore[arg-type]
+    found, ids = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path), random_ids(320)
+    ours = scores(base.config, base.params, adapters, OURS["plain"], ids)
+    assert relative_error(ours, torch_scores(found, ids)) < TOLERANCE
+    options |= {"base_model": "org/name", "revision": "v1"}
+    write_adapter(tmp_path, adapters, OURS["plain"], base.config, **options)  # type: ignore[arg-type]
+    read = peft.PeftConfig.from_pretrained(tmp_path)
+    assert (read.base_model_name_or_path, read.revision) == ("org/name", "v1")
 
 
 def test_missing_and_damaged_files_are_named(written: Path, base: Model) -> None:

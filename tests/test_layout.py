@@ -36,7 +36,7 @@ STEPS = (
     ("data",),
     ("sharding",),
     ("models",),
-    ("lora", "adapter_files"),
+    ("lora", "adapter_config", "adapter_files"),
     ("fisher", "kernels"),  # each kernel belongs to the step that uses it
     ("regularizers",),
     ("train",),

@@ -27,11 +27,10 @@ from e2wm_jax.models.gguf import open_gguf_model
 from e2wm_jax.models.layers import Params
 from e2wm_jax.models.weight_table import WeightSpec
 from e2wm_jax.sharding import stacked, weight_sharding
-from e2wm_jax.tensor_files import WEIGHT_NAMES, Index, TensorFiles, open_tensors
+from e2wm_jax.tensor_files import READABLE, WEIGHT_NAMES, Index, TensorFiles, open_tensors
 
 _FINGERPRINT_SAMPLES = 4096  # values hashed per parameter
 _ROWS_AT_ONCE = 4096
-_READABLE = ("float32", "float16", "bfloat16", "float64")
 
 
 @dataclass(frozen=True)
@@ -230,7 +229,7 @@ def _untied(config: ModelConfig, source: TensorFiles) -> tuple[ModelConfig, Tens
 def _same(source: TensorFiles, name: str, other: str) -> bool:
     """Whether two matrices hold the same values, compared a part of the rows at a time."""
     headers = source.headers[name], source.headers[other]
-    if headers[0].shape != headers[1].shape or any(len(h.shape) != 2 or h.dtype not in _READABLE for h in headers):
+    if headers[0].shape != headers[1].shape or any(len(h.shape) != 2 or h.dtype not in READABLE for h in headers):
         return False
     rows = headers[0].shape[0]
     parts = [(slice(at, min(at + _ROWS_AT_ONCE, rows)),) for at in range(0, rows, _ROWS_AT_ONCE)]
@@ -274,9 +273,9 @@ def _check(files: ModelFiles, config: ModelConfig, source: TensorFiles) -> None:
         found, dtype, _ = source.headers[name]
         if found != shape:
             raise InputError(f"{files.path}: {name} has shape {list(found)}, config.json says {list(shape)}")
-        if dtype not in _READABLE:
+        if dtype not in READABLE:
             raise InputError(
-                f"{files.path}: {name} is of type {dtype}; supported: {', '.join(_READABLE)}; give the original model"
+                f"{files.path}: {name} is of type {dtype}; supported: {', '.join(READABLE)}; give the original model"
             )
 
 

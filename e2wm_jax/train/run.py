@@ -18,7 +18,7 @@ from e2wm_jax.files import write_json
 from e2wm_jax.fisher.corpus import Corpus
 from e2wm_jax.kernels.weighted_square import check_implementation
 from e2wm_jax.lora import Adapters
-from e2wm_jax.model_files import ModelFiles, locate
+from e2wm_jax.model_files import ModelFiles, base_reference, locate
 from e2wm_jax.models import weights
 from e2wm_jax.models.weights import Model
 from e2wm_jax.progress import say
@@ -214,11 +214,13 @@ def publish(settings: TrainSettings, adapters: Adapters, config: StepConfig, mod
     """Write the adapter as users read it; of several hosts the first does."""
     if jax.process_index() != 0:
         return
+    base_model, revision = base_reference(settings.model)
     write_adapter(
         settings.out / ADAPTER,
         jax.tree.map(np.asarray, adapters),
         config.scope.spec,
         model.config,
-        base_model=settings.model,
+        base_model=base_model,
+        revision=revision,
         dropout=settings.lora.dropout,
     )
