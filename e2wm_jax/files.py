@@ -10,40 +10,95 @@ import uuid
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from e2wm_jax.errors import InputError
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_GZIP = b"\x1f\x8b"
+# How files begin that are no text, and what to do with them.
+_NO_TEXT = {
+    b"PK\x03\x04": "a zip archive; unpack it",
+    b"%PDF": "a PDF; save its text as .txt",
+    b"PAR1": "a Parquet file; name it *.parquet",
+    b"ARROW1": "an Arrow file; give the folder that `datasets` saved, or save it as Parquet",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it, or use gzip",
+    b"\xfd7zXZ": "compressed by xz; unpack it, or use gzip",
+    b"BZh": "compressed by bzip2; unpack it, or use gzip",
+    b"\xff\xfe": "UTF-16 text; save it as UTF-8",
+    b"\xfe\xff": "UTF-16 text; save it as UTF-8",
+}
 
 
-def open_text(path: Path) -> IO[str]:
-    """Open a UTF-8 text file for reading; a name that ends in ``.gz`` is decompressed.
+def read_bytes(path: Path) -> bytes:
+    """The content of a file, decompressed if it is gzipped.
 
     Raises:
-        InputError: if there is no such file, or a git-LFS pointer in its place.
+        InputError: if there is no such file, a git-LFS pointer in its place, or a damaged gzip archive.
     """
     if not path.is_file():
         raise InputError(f"{path}: is a directory; give a file" if path.is_dir() else f"{path}: no such file")
     check_fetched(path)
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
-    return path.open(encoding="utf-8")
+    content = path.read_bytes()
+    if path.suffix != ".gz" and not content.startswith(_GZIP):
+        return content
+    try:
+        return gzip.decompress(content)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: damaged gzip archive ({error}); fetch the file again") from error
 
 
 def read_text(path: Path) -> str:
-    """The whole text of a (possibly gzipped) file.
+    """The whole text of a (possibly gzipped) file, without a byte order mark, with ends of lines as "\\n".
 
     Raises:
-        InputError: if the file is missing, not UTF-8 or a damaged gzip archive.
+        InputError: if the file is missing, no UTF-8 text or a damaged gzip archive.
     """
+    content = read_bytes(path)
+    for start, what in _NO_TEXT.items():
+        if content.startswith(start):
+            raise InputError(f"{path}: is {what}")
     try:
-        with open_text(path) as file:
-            return file.read()
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start}); convert the file") from error
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: damaged gzip archive ({error}); fetch the file again") from error
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise InputError(f"{path}:{line}: holds a NUL byte, so it is no text; save it as UTF-8")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def parse_json(text: str, *, unique_keys: bool = False) -> Any:
+    """A JSON value whose texts can all be written as UTF-8; with `unique_keys` no key stands twice in an object.
+
+    Raises:
+        ValueError: saying why it is none.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_object if unique_keys else None)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if "\\ud" in text or "\\uD" in text:  # only so can half of a surrogate pair get in
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"half of a surrogate pair, {error.object[error.start]!a}, is no character") from error
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+    return found
+
+
+def why_not_json(error: ValueError) -> str:
+    """What is wrong, in a few words, and in which column if it is known."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    return "a number of thousands of digits" if "digits" in str(error) else str(error)
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -57,10 +112,10 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
+            record = parse_json(line, unique_keys=True)
+        except ValueError as error:
             raise InputError(
-                f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno}); each line must be one object"
+                f"{path}:{number}: not valid JSON ({why_not_json(error)}); each line must be one object"
             ) from error
         if not isinstance(record, dict):
             raise InputError(f"{path}:{number}: expected a JSON object, found {type(record).__name__}")
@@ -74,9 +129,11 @@ def read_json(path: Path) -> dict[str, Any]:
         InputError: naming file and line where the file is not one JSON object.
     """
     try:
-        record = json.loads(read_text(path))
+        record = parse_json(read_text(path))
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({why_not_json(error)})") from error
     if not isinstance(record, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(record).__name__}")
     return record
@@ -141,3 +198,11 @@ def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of the file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, or of the names and digests of all files in a folder."""
+    if path.is_file():
+        return sha256(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return hashlib.sha256("".join(f"{file.relative_to(path)} {sha256(file)}\n" for file in files).encode()).hexdigest()

@@ -176,10 +176,10 @@ def test_mixture_carries_weights_and_places(tmp_path: Path) -> None:
 
 def test_plain_text_is_all_to_be_learned(tmp_path: Path) -> None:
     (tmp_path / "prose.txt").write_text("One.\nStill one.\n\n \nTwo.\n")
-    where = f"{tmp_path / 'prose.txt'}: document"
+    where = tmp_path / "prose.txt"
     assert read_mixture([(0.5, tmp_path / "prose.txt")]) == [
-        Document("One.\nStill one.", 0.5, f"{where} 1"),
-        Document("Two.", 0.5, f"{where} 2"),
+        Document("One.\nStill one.", 0.5, f"{where}:1"),
+        Document("Two.", 0.5, f"{where}:5"),
     ]
 
 

@@ -41,7 +41,7 @@ class CompareSettings:
     general_text: tuple[str, ...] = ()
     """What the Fisher is computed on, and what kl, replay and others read. Default: pydoc:fisher."""
     general_samples: int | None = None
-    """At most so many documents of it, the first ones."""
+    """At most so many documents of it, drawn by the seed of the run, or of the Fisher."""
     fisher: Path | None = None
     """Directory of `e2wm fisher` that is there; by default one is computed with general text."""
     steps: int | None = None

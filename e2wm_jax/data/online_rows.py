@@ -9,6 +9,7 @@ from threading import Lock
 from typing import Any, NamedTuple
 
 from e2wm_jax.data.batch import Row
+from e2wm_jax.data.columns import as_turns
 from e2wm_jax.data.generate import UNIT, examples
 from e2wm_jax.data.online import OnlineTask
 from e2wm_jax.data.source import TaskExample
@@ -37,6 +38,8 @@ class RowMaker:
     max_length: int
     special_tokens: bool = False
     skip_truncated: bool = False
+    append_eos: bool | None = None
+    chat: bool = False
 
     def __call__(self, unit: Unit) -> list[Row]:
         """The `UNIT` rows of a unit.
@@ -72,7 +75,13 @@ class RowMaker:
         return rows
 
     def _tokenized(self, made: Sequence[TaskExample]) -> list[Row]:
-        return task_rows(self.tokenizer, made, max_length=self.max_length, special_tokens=self.special_tokens)[0]
+        return task_rows(
+            self.tokenizer,
+            [as_turns(example) for example in made] if self.chat else made,
+            max_length=self.max_length,
+            special_tokens=self.special_tokens,
+            append_eos=self.append_eos,
+        )[0]
 
 
 def example_name(task: OnlineTask, item: int) -> str:

@@ -4,13 +4,17 @@ import hashlib
 import re
 import shlex
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from e2wm_jax.data.columns import choose_form, examples, text_of, text_under
 from e2wm_jax.data.example import Document, Example, Question, TaskExample
 from e2wm_jax.data.online import PREFIX, OnlineTask, parse_online
+from e2wm_jax.data.records import read_records
 from e2wm_jax.errors import InputError
-from e2wm_jax.files import read_json_lines, read_text
+from e2wm_jax.files import read_text
+from e2wm_jax.progress import say
 
 PYDOC_SPLITS = ("pydoc:fisher", "pydoc:held-out")
 
@@ -96,33 +100,62 @@ def _is_there(name: str) -> bool:
 
 
 def read_task(path: Path, weight: float = 1.0) -> list[TaskExample]:
-    """Examples {"input", "ref"} of a task file (JSON lines, possibly gzipped).
+    """Examples {"input", "ref"} of a task file, in any format of `records`.
 
     Raises:
         InputError: naming file:line where a key is missing or no string, or the file where it has no rows.
     """
-    examples = []
-    for number, record in read_json_lines(path):
-        where = f"{path}:{number}"
-        source, ref = (_string(record, key, where) for key in ("input", "ref"))
-        examples.append(TaskExample(source, ref, weight, where))
-    if not examples:
+    rows = read_records(path).rows
+    if not rows:
         raise InputError(f"{path}: no rows; each line must be an object with 'input' and 'ref'")
-    return examples
+    return [
+        TaskExample(text_under(row, "input", where), text_under(row, "ref", where), weight, where)
+        for where, row in rows
+    ]
 
 
-def read_mixture(mixture: Sequence[tuple[float, Path | OnlineTask]]) -> list[Example]:
-    """All examples of the files of a mixture, in order; of plain text (`*.txt`, possibly gzipped) each document is one,
-    all of it to be learned."""
+def read_mixture(
+    mixture: Sequence[tuple[float, Path | OnlineTask]], *, columns: str = "", chat: bool = False
+) -> list[Example]:
+    """All examples of the files of a mixture, in order. What a file was taken for is said once.
+
+    Args:
+        columns: which column is which, where their names do not say it: "prompt=question,completion=answer".
+        chat: rows of question and answer, in whatever form, are turns of a conversation.
+
+    Raises:
+        InputError: naming file and line of what is malformed, or the file whose columns are of no known form.
+    """
     files = [(weight, path) for weight, path in mixture if isinstance(path, Path)]
-    return [example for weight, path in files for example in _read_examples(path, weight)]
+    return [example for weight, path in files for example in read_examples(path, weight, columns=columns, chat=chat)]
 
 
-def _read_examples(path: Path, weight: float) -> Sequence[Example]:
-    if not _is_plain_text(path):
-        return read_task(path, weight)
-    documents = enumerate(read_documents(str(path)), start=1)
-    return [Document(document, weight, f"{path}: document {number}") for number, document in documents]
+def read_examples(path: Path, weight: float = 1.0, *, columns: str = "", chat: bool = False) -> list[Example]:
+    """The examples of one file; of plain text (`*.txt`) and of text columns each document that is not blank.
+
+    Raises:
+        InputError: as `read_mixture`.
+    """
+    if str(path) in PYDOC_SPLITS or _is_plain_text(path):
+        if chat:
+            raise InputError(f"{path}: --chat: plain text has no turns; leave it out, or give rows of messages")
+        return [Document(document, weight, where) for where, document in _documents(path)]
+    found = read_records(path)
+    if not found.rows:
+        raise InputError(f"{path}: no rows; docs/data.md shows what a file may hold")
+    form, renamed = choose_form(list(found.rows[0][1]), str(path), columns)
+    made = list(examples(found.rows, form, renamed, weight=weight, chat=chat))
+    kept = [one for one in made if not isinstance(one, Document) or one.text.strip()]
+    if not kept:
+        raise InputError(f"{path}: no documents; every text is blank")
+    named = f" (--columns {columns})" if renamed else ""
+    _say_once(f"{path}: {found.format} of {form.name}{named}, {len(kept)} examples")
+    return kept
+
+
+@cache
+def _say_once(message: str) -> None:
+    say(message)
 
 
 def online_tasks(mixture: Sequence[tuple[float, Path | OnlineTask]]) -> tuple[tuple[float, OnlineTask], ...]:
@@ -137,9 +170,8 @@ def read_questions(path: Path) -> list[Question]:
         InputError: naming file:line where a key is missing, or the answer is not among the choices.
     """
     questions = []
-    for number, record in read_json_lines(path):
-        where = f"{path}:{number}"
-        source, answer = (_string(record, key, where) for key in ("input", "answer"))
+    for where, record in read_records(path).rows:
+        source, answer = (text_under(record, key, where) for key in ("input", "answer"))
         choices = record.get("answer_list")
         if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) for c in choices):
             raise InputError(f"{where}: 'answer_list' must be a list of at least two strings")
@@ -151,33 +183,55 @@ def read_questions(path: Path) -> list[Question]:
     return questions
 
 
-def read_documents(path: str) -> list[str]:
-    """Documents of a text source.
+def read_documents(path: str, *, columns: str = "") -> list[str]:
+    """Documents of a text source: `read_texts` without their places."""
+    return [document for _, document in read_texts(path, columns=columns)]
+
+
+def read_texts(path: str, *, columns: str = "") -> list[tuple[str, str]]:
+    """Documents of a text source with their places, "file:line".
 
     Args:
-        path: JSON lines with "text"; plain text with documents separated by blank lines (`*.txt`); either gzipped; or
-            "pydoc:fisher" / "pydoc:held-out", the two halves of the English help topics inside every CPython.
+        path: plain text with documents separated by blank lines (`*.txt`); rows in any format of `records`, of which
+            each is a document (`columns.text_of`); or "pydoc:fisher" / "pydoc:held-out", the two halves of the English
+            help topics inside every CPython.
+        columns: as of `read_mixture`.
 
     Raises:
         InputError: naming file:line for a malformed row, or the file where it has no text.
     """
-    if path in PYDOC_SPLITS:
-        return _pydoc_topics("fisher" if path == "pydoc:fisher" else "held-out")
-    file = Path(path)
-    if _is_plain_text(file):
-        documents = [block.strip() for block in re.split(r"\n\s*\n", read_text(file))]
-    else:
-        documents = [_string(record, "text", f"{file}:{number}") for number, record in read_json_lines(file)]
-    documents = [document for document in documents if document.strip()]
-    if not documents:
-        raise InputError(
-            f"{file}: no documents; give JSON lines with 'text', or .txt with blank lines between documents"
-        )
-    return documents
+    if path in PYDOC_SPLITS or _is_plain_text(Path(path)):
+        return _documents(Path(path))
+    found = read_records(Path(path))
+    if not found.rows:
+        raise InputError(f"{path}: no documents; give rows with 'text', or .txt with blank lines between documents")
+    form, renamed = choose_form(list(found.rows[0][1]), path, columns)
+    made = examples(found.rows, form, renamed, weight=1.0)
+    texts = [(example.where, document) for example in made if (document := text_of(example)).strip()]
+    if not texts:
+        raise InputError(f"{path}: no documents; every text is blank")
+    if form.columns != ("text",) or found.format != "JSON lines":
+        _say_once(f"{path}: {found.format} of {form.name}, {len(texts)} documents")
+    return texts
+
+
+def _documents(path: Path) -> list[tuple[str, str]]:
+    """Blocks of plain text between blank lines, as they are but for blanks around them; or of Python's help."""
+    if str(path) in PYDOC_SPLITS:
+        topics = _pydoc_topics("fisher" if str(path) == "pydoc:fisher" else "held-out")
+        return [(f"{path}, document {number}", topic) for number, topic in enumerate(topics, start=1)]
+    whole = read_text(path)
+    found, line, last = [], 1, 0
+    for block in re.finditer(r"\S(?:[^\n]|\n(?!\s*\n))*", whole):
+        line, last = line + whole.count("\n", last, block.start()), block.start()
+        found.append((f"{path}:{line}", block[0].strip()))
+    if not found:
+        raise InputError(f"{path}: no documents; write text, with blank lines between documents")
+    return found
 
 
 def _is_plain_text(path: Path) -> bool:
-    return path.name.removesuffix(".gz").endswith(".txt")
+    return path.name.lower().removesuffix(".gz").endswith(".txt")
 
 
 def _pydoc_topics(split: Literal["fisher", "held-out"]) -> list[str]:
@@ -189,11 +243,3 @@ def _pydoc_topics(split: Literal["fisher", "held-out"]) -> list[str]:
 
     wanted = 0 if split == "fisher" else 1
     return [topics[name].strip() for name in sorted(topics) if parity(name) == wanted]
-
-
-def _string(record: dict[str, Any], key: str, where: str) -> str:
-    value = record.get(key)
-    if not isinstance(value, str):
-        what = "is missing" if key not in record else f"is {type(value).__name__}, not a string"
-        raise InputError(f"{where}: the key {key!r} {what}")
-    return value

@@ -9,6 +9,7 @@ from e2wm_jax.data.batch import Row
 from e2wm_jax.data.chat import common_prefix, conversation_tokens
 from e2wm_jax.data.example import Completion, Conversation, Document, Example, TaskExample
 from e2wm_jax.errors import InputError
+from e2wm_jax.progress import say
 
 
 def encode(tokenizer: Any, texts: Sequence[str], *, special_tokens: bool) -> list[list[int]]:
@@ -78,6 +79,16 @@ def task_rows(
             f"{len(examples)} rows, inputs up to {longest} tokens); raise {rule}"
         )
     return rows, kept
+
+
+def say_cut(rows: Sequence[Row], max_length: int) -> None:
+    """One line for the user if `max_length` has cut rows."""
+    cut = [row.cut for row in rows if row.cut]
+    if cut:
+        say(
+            f"--max-length {max_length} cuts {len(cut)} of {len(rows)} examples, "
+            f"the longest by {max(cut)} of {max_length + max(cut)} tokens"
+        )
 
 
 def _before(ids: Sequence[int], targets: np.ndarray) -> int:

@@ -1,7 +1,6 @@
 """The documents of a Fisher pass: token rows, and where in the data each comes from."""
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,11 @@ import numpy as np
 
 from e2wm_jax.config import ModelConfig
 from e2wm_jax.data.batch import Row
-from e2wm_jax.data.source import PYDOC_SPLITS, read_documents
+from e2wm_jax.data.source import read_texts
 from e2wm_jax.data.token_ids import check_ids
 from e2wm_jax.data.tokenize import encode
 from e2wm_jax.errors import InputError
-from e2wm_jax.files import read_json_lines, read_text, sha256
+from e2wm_jax.files import content_digest
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Corpus:
     """Documents of two tokens and more, in the order of the data; a document's number is its index here."""
 
     rows: tuple[Row, ...]
-    places: tuple[tuple[str, int], ...]  # of each document: its file, and which of the file's documents it is, from 0
+    places: tuple[str, ...]  # of each document
     too_short: int  # documents left out, for they have no token to predict
 
     @property
@@ -47,42 +46,43 @@ class Corpus:
 
 
 def read_corpus(
-    tokenizer: Any, data: Sequence[str], *, samples: int | None, max_length: int, special_tokens: bool
+    tokenizer: Any,
+    data: Sequence[str],
+    *,
+    samples: int | None,
+    max_length: int,
+    special_tokens: bool,
+    columns: str = "",
+    seed: int = 0,
 ) -> Corpus:
-    """The first `samples` documents (None: all) with a token to predict, each cut to `max_length` tokens.
+    """Documents with a token to predict, each cut to `max_length` tokens: all, or `samples` of them drawn by `seed`
+    without replacement, in the order of the data.
+
+    Args:
+        columns: as of `data.source.read_mixture`.
 
     Raises:
         InputError: for a malformed file, or if there is no such document.
     """
-    texts, places = [], []
-    for path in data:
-        documents = read_documents(path)
-        texts += documents
-        places += [(path, index) for index in range(len(documents))]
-    encoded = encode(tokenizer, texts, special_tokens=special_tokens)
+    found = [one for path in data for one in read_texts(path, columns=columns)]
+    encoded = encode(tokenizer, [text for _, text in found], special_tokens=special_tokens)
     kept = [number for number, ids in enumerate(encoded) if len(ids) >= 2]
     if not kept:
         raise InputError(f"--data {' '.join(data)}: no document of two tokens or more; nothing can be predicted")
-    chosen = kept[:samples]
-    return Corpus(
-        tuple(Row(np.asarray(encoded[number][:max_length], np.int32), 1) for number in chosen),
-        tuple(places[number] for number in chosen),
-        len(texts) - len(kept),
-    )
+    chosen = kept
+    if samples is not None and samples < len(kept):
+        drawn = np.random.default_rng(seed).choice(len(kept), samples, replace=False)
+        chosen = [kept[number] for number in sorted(drawn.tolist())]
+    rows = []
+    for number in chosen:
+        ids = encoded[number]
+        rows.append(Row(np.asarray(ids[:max_length], np.int32), 1, cut=max(len(ids) - max_length, 0)))
+    return Corpus(tuple(rows), tuple(found[number][0] for number in chosen), len(found) - len(kept))
 
 
 def where(corpus: Corpus, number: int) -> str:
     """A document's place as an editor finds it: "file:line", of "pydoc:fisher" the number of the topic from 1."""
-    path, index = corpus.places[number]
-    if path in PYDOC_SPLITS:
-        return f"{path}, document {index + 1}"
-    file = Path(path)
-    if file.name.removesuffix(".gz").endswith(".txt"):
-        text = read_text(file)
-        blocks = [found.start() for found in re.finditer(r"\S(?:[^\n]|\n(?!\s*\n))*", text)]
-        return f"{path}:{text.count(chr(10), 0, blocks[index]) + 1}"
-    lines = [line for line, record in read_json_lines(file) if record["text"].strip()]
-    return f"{path}:{lines[index]}"
+    return corpus.places[number]
 
 
 def check_corpus_ids(tokenizer: Any, config: ModelConfig, corpus: Corpus) -> None:
@@ -98,5 +98,6 @@ def check_corpus_ids(tokenizer: Any, config: ModelConfig, corpus: Corpus) -> Non
 
 
 def describe(path: str) -> dict[str, str]:
-    """Name and content hash of a data file, for the record."""
-    return {"path": path} if path in PYDOC_SPLITS else {"path": path, "sha256": sha256(Path(path))}
+    """Name and content hash of data, for the record."""
+    source = Path(path)
+    return {"path": path, "sha256": content_digest(source)} if source.exists() else {"path": path}

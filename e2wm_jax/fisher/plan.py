@@ -78,6 +78,8 @@ def make_plan(settings: FisherSettings) -> Plan:
         samples=settings.samples,
         max_length=settings.max_length,
         special_tokens=settings.special_tokens,
+        columns=settings.columns,
+        seed=settings.seed,
     )
     config, _ = open_model(files)
     check_positions(config, corpus)

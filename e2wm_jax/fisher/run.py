@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from e2wm_jax.data.tokenize import say_cut
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json, write_json
 from e2wm_jax.fisher import online, resume
@@ -38,6 +39,7 @@ def run(settings: FisherSettings) -> dict[str, Any]:
     first = jax.process_index() == 0
     if first:
         say(plan.why)
+        say_cut(plan.corpus.rows, settings.max_length)
         if plan.corpus.too_short:
             say(f"{plan.corpus.too_short} documents have fewer than two tokens and nothing to predict: left out")
 

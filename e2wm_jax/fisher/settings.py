@@ -17,11 +17,14 @@ class FisherSettings:
     model: str
     """Hugging Face directory, .gguf file, hub id, or smollm2-135m."""
     data: tuple[str, ...]
-    """JSON lines with "text", .txt with blank lines between documents (either .gz), or pydoc:fisher."""
+    """Text: .txt with blank lines between documents, rows with "text" or of another form (docs/data.md), or
+    pydoc:fisher."""
     out: Path
     """Directory to write: model.safetensors under Hugging Face names, fisher.json, report.html."""
     samples: int | None = None
-    """Use the first N documents of at least two tokens; all by default."""
+    """Use N documents of at least two tokens, drawn by --seed; all by default."""
+    columns: str = ""
+    """Which column is which, where their names do not say it: text=body."""
     max_length: int = 800
     """Documents are cut to this many tokens; no row is longer."""
     method: Literal["auto", "fused", "vmap", "scan"] = "auto"
@@ -45,7 +48,7 @@ class FisherSettings:
     kernel: Literal["xla", "pallas_tpu", "mosaic_gpu"] = "xla"
     """What squares the documents' products, see kernels/README.md."""
     seed: int = 0
-    """For --labels sampled."""
+    """Of --samples, and of --labels sampled."""
     base_dtype: BaseDType = "float32"
     """Weights and activations; int8 and nf4 hold the matrices in 8 or 4 bits, F is that of the matrices they stand
     for."""

@@ -17,12 +17,12 @@ from e2wm_jax.data.loader import Loader, StepBatch
 from e2wm_jax.data.online_rows import RowMaker, online_rows
 from e2wm_jax.data.source import online_tasks, parse_mixture, read_mixture
 from e2wm_jax.data.token_ids import check_ids
-from e2wm_jax.data.tokenize import task_rows
+from e2wm_jax.data.tokenize import say_cut, task_rows
 from e2wm_jax.errors import InputError
 from e2wm_jax.fisher.corpus import Corpus, check_corpus_ids, read_corpus, where
 from e2wm_jax.progress import say
 from e2wm_jax.train.positions import check_online_positions, check_positions
-from e2wm_jax.train.settings import TASK_ROWS, TrainSettings
+from e2wm_jax.train.settings import APPEND_EOS, TASK_ROWS, TrainSettings
 
 _ROWS = PartitionSpec(None, ("data", "fsdp"))  # of the [K, B] of a step's batch
 
@@ -37,16 +37,18 @@ def open_data(
         InputError: for data that cannot be read or made, or that the model cannot read, before the context is entered.
     """
     mixture = parse_mixture(settings.data)
-    examples = read_mixture(mixture)
+    examples = read_mixture(mixture, columns=settings.columns, chat=settings.chat)
     rows, kept = task_rows(
         tokenizer,
         examples,
         max_length=settings.max_length,
         special_tokens=settings.special_tokens,
         skip_truncated=settings.skip_truncated,
+        append_eos=APPEND_EOS[settings.append_eos],
     )
     if len(kept) < len(examples):
         say(f"skipped {len(examples) - len(kept)} of {len(examples)} rows: no answer token within --max-length")
+    say_cut(rows, settings.max_length)
     check_positions(config, rows, lambda number: examples[kept[number]].where)
     check_ids(tokenizer, config.vocab_size, ((examples[n].where, row.ids) for n, row in zip(kept, rows, strict=True)))
     for _, task in online_tasks(mixture):
@@ -58,6 +60,8 @@ def open_data(
         settings.max_length,
         special_tokens=settings.special_tokens,
         skip_truncated=settings.skip_truncated,
+        append_eos=APPEND_EOS[settings.append_eos],
+        chat=settings.chat,
     )
     if settings.pack and online_tasks(mixture) and jax.process_count() > 1:
         raise InputError(
@@ -85,6 +89,7 @@ def read_text(settings: TrainSettings, tokenizer: Any, config: ModelConfig) -> C
         samples=settings.regularizer_samples,
         max_length=settings.max_length,
         special_tokens=settings.special_tokens,
+        seed=settings.seed,
     )
     check_positions(config, corpus.rows, partial(where, corpus))
     check_corpus_ids(tokenizer, config, corpus)

@@ -160,6 +160,7 @@ def _read_texts(settings: SequenceSettings, tokenizer: Any, config: ModelConfig)
             samples=settings.text_samples,
             max_length=settings.max_length,
             special_tokens=settings.special_tokens,
+            seed=settings.seed,
         )
         check_positions(config, found.rows, partial(where, found))
         check_corpus_ids(tokenizer, config, found)

@@ -40,7 +40,7 @@ class SequenceSettings(TrainSettings):
     text: tuple[str, ...] = ()
     """General text whose loss is measured along with the tests: files as of `e2wm fisher`, e.g. pydoc:held-out."""
     text_samples: int | None = None
-    """At most so many documents of --text, the first ones."""
+    """At most so many documents of --text, drawn by --seed."""
     importance_samples: int | None = None
     """At most so many rows of a finished task, drawn by --seed, from which the regularizer measures what it needs;
     default: all, of online data as many as count as one epoch."""

@@ -9,6 +9,7 @@ from e2wm_jax.config import BaseDType, LoraConfig
 from e2wm_jax.data.source import online_tasks, parse_mixture
 from e2wm_jax.errors import InputError, check_at_least
 
+APPEND_EOS = {"auto": None, "yes": True, "no": False}
 TASK_ROWS = "task"  # in place of general text: the rows of the task itself
 
 
@@ -24,6 +25,14 @@ class TrainSettings:
     obj_move, or all; e.g. "online:plan_gen?simulations=500"."""
     out: Path
     """Run directory to write."""
+    columns: str = ""
+    """Which column of --data is which, where their names do not say it: prompt=question,completion=answer."""
+    chat: bool = False
+    """Rows of a question and its answer are turns of a conversation, put together by the tokenizer's chat template.
+    Rows of messages always are."""
+    append_eos: Literal["auto", "yes", "no"] = "auto"
+    """End examples with the tokenizer's end-of-text token, so that `e2wm generate` stops. auto: texts, and completions
+    of prompts, but not rows of input and ref, as the official code has it."""
     fisher: Path | None = None
     """Directory of `e2wm fisher`, or F published as a Hugging Face model; for ewc, online-ewc and row-column."""
     regularizer: str = "none"
@@ -37,7 +46,7 @@ class TrainSettings:
     """General text that a regularizer reads (mas, kfac, factor-ewc, kl-*, replay): files as of `e2wm fisher`, or the
     word task: kl-forward and kl-reverse on the batch's own rows."""
     regularizer_samples: int | None = None
-    """At most so many documents of --regularizer-data, the first ones."""
+    """At most so many documents of --regularizer-data, drawn by --seed."""
     regularizer_batch_size: int = 4
     """Rows of general text per forward pass."""
     decay: float = 1.0

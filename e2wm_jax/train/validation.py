@@ -26,7 +26,7 @@ from e2wm_jax.regularizers.regularizer import Scope
 from e2wm_jax.train.feed import put
 from e2wm_jax.train.passes import summed_over_devices, task_nll
 from e2wm_jax.train.positions import check_positions
-from e2wm_jax.train.settings import TrainSettings
+from e2wm_jax.train.settings import APPEND_EOS, TrainSettings
 
 
 def validation_loss(
@@ -70,13 +70,14 @@ def held_out_rows(
     Raises:
         InputError: as `held_out_mixture`, or for a file or row that cannot be read.
     """
-    examples = read_mixture(held_out_mixture(text, flag))
+    examples = read_mixture(held_out_mixture(text, flag), columns=settings.columns, chat=settings.chat)
     rows, kept = task_rows(
         tokenizer,
         examples,
         max_length=settings.max_length,
         special_tokens=settings.special_tokens,
         skip_truncated=settings.skip_truncated,
+        append_eos=APPEND_EOS[settings.append_eos],
     )
     check_positions(config, rows, lambda number: examples[kept[number]].where)
     check_ids(tokenizer, config.vocab_size, ((examples[n].where, row.ids) for n, row in zip(kept, rows, strict=True)))
