@@ -5,6 +5,8 @@ neither leaves the seconds at zero and nothing said.
 """
 
 import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from e2wm_jax import progress
@@ -19,6 +21,7 @@ class _Watch(threading.local):
 
     depth = 0
     activity: progress.Activity | None = None
+    called: str | None = None  # what is compiled, in better words than its function's name
 
 
 class _Listener:
@@ -33,7 +36,17 @@ class _Listener:
         if event in _EVENTS:
             self._watch.depth += 1
             if self._watch.depth == 1 and self.speaks:
-                self._watch.activity = progress.begin(f"compiling {_plain(about.get('fun_name'))}")
+                self._watch.activity = progress.begin(
+                    f"compiling {self._watch.called or _plain(about.get('fun_name'))}"
+                )
+
+    @contextmanager
+    def calling(self, what: str) -> Iterator[None]:
+        before, self._watch.called = self._watch.called, what
+        try:
+            yield
+        finally:
+            self._watch.called = before
 
     def ends(self, event: str, duration_secs: float, **about: Any) -> None:
         del about
@@ -54,6 +67,11 @@ def compile_seconds() -> float:
     """Seconds that all threads of this process have spent in tracing, lowering and compiling since the first call."""
     _listen()
     return _LISTENER.seconds
+
+
+def compiling(what: str) -> AbstractContextManager[None]:
+    """What this thread compiles meanwhile is called so: "compiling WHAT"."""
+    return _LISTENER.calling(what)
 
 
 def say_compilations() -> None:

@@ -1,5 +1,7 @@
 """Rows to batches: padding by hand, and every example once an epoch in an order that a resumed run continues."""
 
+import itertools
+from collections import Counter
 from itertools import pairwise
 from typing import Any
 
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 
 from e2wm_jax.data.batch import Batch, Row, coarse_length, collate, padded_length
+from e2wm_jax.data.lengths import few_lengths, longest_of
 from e2wm_jax.data.loader import Loader, StepBatch, sorted_batches
 from e2wm_jax.data.pack import collate_packed, first_fit
 
@@ -92,8 +95,9 @@ def test_accumulated_batches_are_one_batch_cut_in_passes(accumulate: int) -> Non
     for step in data.batches(1, data.steps_per_epoch):
         rows = [data.rows[index] for index in step.examples]
         assert step.tokens == sum(len(row.ids) for row in rows)
-        length = padded_length(max(len(row.ids) for row in rows), 64)
-        expected = collate(rows, length=length, num_targets=data.most_targets, batch_size=4 * accumulate)
+        longest = max(len(row.ids) for row in rows)
+        length, num_targets = next(shape for shape in data.shapes if shape[0] >= longest)
+        expected = collate(rows, length=length, num_targets=num_targets, batch_size=4 * accumulate)
         for leaf, flat in zip(step.batch, expected, strict=True):
             assert leaf.shape[:2] == (accumulate, 4)
             np.testing.assert_array_equal(leaf.reshape(flat.shape), flat)
@@ -109,10 +113,43 @@ def test_last_batch_of_an_epoch_is_padded_with_empty_rows() -> None:
     assert (batch.weights[7] == 0).all()
 
 
-def test_the_number_of_shapes_is_small() -> None:
-    shapes = {step.batch.ids.shape[-1] for step in loader(100).batches(1, 50)}
-    assert shapes <= {16, 24, 32, 48, 64}
-    assert len({step.batch.targets.shape for step in loader(100).batches(1, 50)}) == 1
+def test_lengths_cost_least() -> None:
+    """Of all choices of up to three lengths, by trying them all."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        batches = {int(n): float(c) for n, c in zip(rng.integers(1, 200, 9), rng.integers(1, 300, 9), strict=True)}
+        limit = int(rng.integers(max(batches), 260))
+        sizes = sorted({min(-(-n // 16) * 16, limit) for n in batches})
+
+        def cost(lengths: tuple[int, ...], batches: dict[int, float] = batches) -> float:
+            padded = sum(number * min(m for m in lengths if m >= n) for n, number in batches.items())
+            return padded + 30 * (len(lengths) - 1) * lengths[-1]
+
+        choices = [(*some, sizes[-1]) for k in range(3) for some in itertools.combinations(sizes[:-1], k)]
+        found = few_lengths(batches, limit)
+        assert found in choices
+        assert cost(found) == pytest.approx(min(map(cost, choices)))
+    assert few_lengths({20: 1, 700: 14}, 800) == (704,), "a short run has one length"
+    assert few_lengths({20: 10_000, 700: 10_000}, 800) == (32, 704)
+    assert few_lengths({20: 10_000, 700: 10_000}, 800, most=1) == (704,)
+
+
+def test_the_longest_of_drawn_rows_by_counting() -> None:
+    lengths = [3, 3, 5, 8, 8, 9]
+    found = longest_of(lengths, 2, 15)
+    pairs = Counter(max(pair) for pair in itertools.combinations(lengths, 2))  # 15 of them
+    assert found == pytest.approx({3: 1.0, **dict(pairs)})
+    assert longest_of(lengths, 50, 2) == pytest.approx({3: 0, 5: 0, 8: 0, 9: 2})
+
+
+def test_the_number_of_shapes_is_small_and_that_of_the_whole_run() -> None:
+    data = loader(100, steps=2000)
+    shapes = {(*step.batch.ids.shape[-1:], *step.batch.targets.shape[-1:]) for step in data.batches(1, 300)}
+    assert 1 < len(shapes) <= 3
+    assert shapes <= set(data.shapes)
+    assert data.shapes[-1] == (48, 48)
+    assert len(loader(100, steps=20).shapes) == 1
+    assert len(loader(100, steps=10**6, most_lengths=2).shapes) == 2
 
 
 def test_sorted_batches_hold_every_row_once() -> None:

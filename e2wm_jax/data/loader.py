@@ -6,6 +6,7 @@ of online tasks come in order, new ones in every epoch, at places among the file
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from e2wm_jax.data.batch import Batch, Row, coarse_length, collate, padded_length
+from e2wm_jax.data.lengths import MOST, few_lengths, longest_of, shapes_of
 from e2wm_jax.data.online_rows import OnlineRows, example_name
 from e2wm_jax.data.pack import collate_packed, first_fit
 
@@ -43,6 +45,8 @@ class Loader:
     process_index: int = 0  # of the hosts that share each batch, this one ...
     process_count: int = 1  # ... and their number; each reads its columns of every pass
     parts: int | None = None  # devices that share the rows of each pass; None: one on each host
+    steps: int = 1000  # of the run: the longer it is, the more lengths of rows are worth a compilation ...
+    most_lengths: int = MOST  # ... but never more
 
     def __post_init__(self) -> None:
         """
@@ -64,9 +68,13 @@ class Loader:
         return math.ceil(sum(self._sizes) / self._examples_per_step)
 
     @cached_property
-    def most_targets(self) -> int:
-        """Predicted tokens per row of every batch of files, padding included."""
-        return padded_length(max(row.num_targets for row in self.rows), self.max_length)
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """(tokens, predicted tokens) that the rows of batches of files are padded to, ascending; none where rows are
+        packed or made, whose lengths nobody knows before."""
+        if self.pack or self.online:
+            return ()
+        longest = longest_of([len(row.ids) for row in self.rows], self._examples_per_step, self.steps)
+        return shapes_of(self.rows, few_lengths(longest, self.max_length, most=self.most_lengths))
 
     def batches(self, first_step: int, last_step: int) -> Iterator[StepBatch]:
         """Batches of steps first_step .. last_step, counted from 1, prepared ahead in a thread.
@@ -161,10 +169,10 @@ class Loader:
 
     def _shape(self, bins: Sequence[Sequence[Row]]) -> tuple[int, int]:
         """(tokens, predicted tokens) per row of the batch."""
-        length = padded_length(max(sum(len(row.ids) for row in rows) for rows in bins), self.max_length)
-        if not self.pack and not self.online:
-            # One number of targets for the whole run: a second changing shape would multiply the compilations.
-            return length, self.most_targets
+        longest = max(sum(len(row.ids) for row in rows) for rows in bins)
+        if self.shapes:
+            return next(shape for shape in self.shapes if shape[0] >= longest)
+        length = padded_length(longest, self.max_length)
         return length, coarse_length(max(sum(row.num_targets for row in rows) for rows in bins), length)
 
     def _rows_per_pass(self, bins: int) -> int:
@@ -180,11 +188,24 @@ class Loader:
         return collate(rows, length=length, num_targets=num_targets, batch_size=batch_size)
 
 
-def sorted_batches(rows: Sequence[Row], batch_size: int, max_length: int) -> Iterator[tuple[Batch, int]]:
-    """Batches of similar length, shortest first; each with its number of real rows."""
+def sorted_shapes(rows: Sequence[Row], batch_size: int, max_length: int) -> tuple[tuple[int, int], ...]:
+    """(tokens, predicted tokens) that `sorted_batches` pads to."""
+    lengths = sorted(len(row.ids) for row in rows)
+    longest = Counter(lengths[min(start + batch_size, len(rows)) - 1] for start in range(0, len(rows), batch_size))
+    return shapes_of(rows, few_lengths(longest, max_length))
+
+
+def sorted_batches(
+    rows: Sequence[Row], batch_size: int, max_length: int, shapes: Sequence[tuple[int, int]] = ()
+) -> Iterator[tuple[Batch, int]]:
+    """Batches of similar length, shortest first; each with its number of real rows.
+
+    Args:
+        shapes: `sorted_shapes` of more rows than these; default: of these.
+    """
     ordered = sorted(rows, key=lambda row: len(row.ids))
+    shapes = shapes or (sorted_shapes(rows, batch_size, max_length) if rows else ())
     for start in range(0, len(ordered), batch_size):
         chunk = ordered[start : start + batch_size]
-        length = padded_length(len(chunk[-1].ids), max_length)
-        num_targets = padded_length(max(row.num_targets for row in chunk), length)
+        length, num_targets = next(shape for shape in shapes if shape[0] >= len(chunk[-1].ids))
         yield collate(chunk, length=length, num_targets=num_targets, batch_size=batch_size), len(chunk)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from e2wm_jax.data.batch import Row
-from e2wm_jax.data.loader import sorted_batches
+from e2wm_jax.data.loader import sorted_batches, sorted_shapes
 from e2wm_jax.data.source import TaskExample, read_documents
 from e2wm_jax.data.token_ids import check_ids
 from e2wm_jax.data.tokenize import document_rows, task_rows
@@ -228,11 +228,12 @@ def _row_nats(
     rows are done are left out."""
     order = sorted(range(len(rows)), key=lambda place: len(rows[place].ids))
     size = rows_per_pass(evaluated, batch_size)
+    shapes = sorted_shapes(rows, size, max_length)
     with progress_bar(name, len(rows), "row") as bar:
         for start in range(0, len(order), size):
             chosen = order[start : start + size]
             if not all(place in done for place in chosen):
-                ((batch, _),) = sorted_batches([rows[place] for place in chosen], size, max_length)
+                ((batch, _),) = sorted_batches([rows[place] for place in chosen], size, max_length, shapes)
                 counted = batch.weights > 0
                 losses = np.where(counted, row_nll(evaluated, batch), 0)
                 yield [(place, float(losses[row].sum()), int(counted[row].sum())) for row, place in enumerate(chosen)]

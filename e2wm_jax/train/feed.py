@@ -72,7 +72,9 @@ def open_data(
         for endless in online:
             endless[0]  # what cannot be made at all fails here, before the model is loaded
         sizes = settings.batch_size, settings.accumulate, settings.max_length
-        yield _shared(Loader(rows, *sizes, settings.seed, online=online, pack=settings.pack), mesh), kept
+        loader = Loader(rows, *sizes, settings.seed, online=online, pack=settings.pack)
+        steps = settings.steps or settings.epochs * loader.steps_per_epoch
+        yield _shared(dataclasses.replace(loader, steps=steps), mesh), kept
 
 
 def read_text(settings: TrainSettings, tokenizer: Any, config: ModelConfig) -> Corpus | None:
@@ -96,10 +98,12 @@ def read_text(settings: TrainSettings, tokenizer: Any, config: ModelConfig) -> C
     return corpus
 
 
-def text_loader(settings: TrainSettings, corpus: Corpus, mesh: Mesh | None = None) -> Loader:
+def text_loader(settings: TrainSettings, corpus: Corpus, tasks: Loader, mesh: Mesh | None = None) -> Loader:
     """General text for the same steps: as many passes, each of --regularizer-batch-size rows."""
     sizes = settings.regularizer_batch_size, settings.accumulate, settings.max_length
-    return _shared(Loader(corpus.rows, *sizes, settings.seed), mesh)
+    # A step is compiled for each pair of a task batch's length and a text batch's.
+    most = max(1, 4 // max(len(tasks.shapes), 2))
+    return _shared(Loader(corpus.rows, *sizes, settings.seed, steps=tasks.steps, most_lengths=most), mesh)
 
 
 def on_devices(steps: Iterable[StepBatch], mesh: Mesh | None = None, *, ahead: int = 2) -> Iterator[StepBatch]:

@@ -11,6 +11,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from e2wm_jax.checkpoint import Checkpoints
+from e2wm_jax.compilation import compile_seconds, compiling
+from e2wm_jax.data.batch import Batch
 from e2wm_jax.data.loader import Loader, StepBatch
 from e2wm_jax.interrupt import stop_requests
 from e2wm_jax.lora import Adapters
@@ -60,6 +62,7 @@ class Totals:
     clock: float  # when the step before was done, or a checkpoint behind it
     tokens: int = 0
     waited: float = 0.0  # seconds for data
+    compiling: float = 0.0  # seconds of the steps' compilations
     skipped: int = 0  # updates left out
     task_loss: float = 0.0  # sum since the last checkpoint ...
     since: int = 0  # ... over so many steps
@@ -120,7 +123,10 @@ def run_loop(job: Job, state: TrainState, saves: Checkpoints) -> tuple[TrainStat
                 np.uint32(job.settings.seed),
             )
             batches = item.batch, None if text is None else text.batch
-            state, metrics = train_step(job.config, state, controls, job.model.params, job.constants, *batches)
+            compiled = compile_seconds()
+            with compiling(_shape_in_words(job, *batches)):
+                state, metrics = train_step(job.config, state, controls, job.model.params, job.constants, *batches)
+            totals = _without(sinks, totals, compile_seconds() - compiled)
             # The numbers of a step are asked for when the next one is on its way, so that devices never wait for them.
             if pending is not None:
                 row, totals = _report(job, sinks, pending, totals)
@@ -134,15 +140,17 @@ def run_loop(job: Job, state: TrainState, saves: Checkpoints) -> tuple[TrainStat
                 saves.wait()
                 say(f"stopped after step {step}; continue with --resume")
                 raise KeyboardInterrupt
-    seconds = max(time.monotonic() - started, 1e-9)
+    seconds = time.monotonic() - started
+    at_work = max(seconds - totals.compiling, 1e-9)
     summary = {
         "steps": int(state.step),
         "loss": row.get("loss"),
         "task_loss": row.get("task_loss"),
         "penalty": row.get("penalty"),
-        "tokens_per_second": totals.tokens / seconds,
-        "waiting": totals.waited / seconds,
+        "tokens_per_second": totals.tokens / at_work,
+        "waiting": totals.waited / at_work,
         "seconds": seconds,
+        "compile_seconds": totals.compiling,
     }
     return state, summary | ({"skipped": totals.skipped} if totals.skipped else {})
 
@@ -155,6 +163,23 @@ def _steps(job: Job, first: int) -> Iterator[tuple[StepBatch, StepBatch | None]]
         yield from ((item, None) for item in tasks)
     else:
         yield from zip(tasks, on_devices(job.text.batches(first, job.steps), mesh), strict=True)
+
+
+def _shape_in_words(job: Job, batch: Batch, text: Batch | None) -> str:
+    """What a step is compiled for."""
+    length = batch.ids.shape[-1]
+    words = f"the step for rows of {length} tokens"
+    known = [tokens for tokens, _ in job.loader.shapes]
+    if len(known) > 1:
+        words += f" (length {known.index(length) + 1} of {len(known)})"
+    return words if text is None else f"{words} and text of {text.ids.shape[-1]}"
+
+
+def _without(sinks: _Sinks, totals: Totals, seconds: float) -> Totals:
+    """The totals and the bar as if compilations took no time: there are few, and the remaining time has none."""
+    sinks.bar.start_t += seconds
+    sinks.bar.last_print_t += seconds
+    return replace(totals, clock=totals.clock + seconds, compiling=totals.compiling + seconds)
 
 
 def _report(job: Job, sinks: _Sinks, pending: _Pending, totals: Totals) -> tuple[dict[str, Any], Totals]:

@@ -166,7 +166,7 @@ def train_task(
             model=model,
             constants=constants(),
             loader=loader,
-            text=text_loader(settings, corpus, scope.mesh) if corpus is not None and each_step else None,
+            text=text_loader(settings, corpus, loader, scope.mesh) if corpus is not None and each_step else None,
             kept=inputs.kept,
             rates=learning_rates(settings.schedule, settings.lr, steps, settings.warmup_steps),
             strengths=strengths(settings.strength_schedule, settings.strength, steps),
