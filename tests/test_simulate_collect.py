@@ -139,9 +139,11 @@ def test_goals_that_a_scene_does_not_suit_are_skipped_with_the_reason(tmp_path):
     flat.write_text(json.dumps(graph))
     collect(settings(tmp_path / "run", policy="mcts", simulations=5, scene=(str(flat),), episodes=8))
     order, skipped = robothow_order(3), 0
+    (kept,) = (tmp_path / "run" / "scenes").iterdir()
+    assert kept.read_bytes() == flat.read_bytes()
     for number, trajectory in enumerate(load_trajectories([tmp_path / "run"])):
         reasons = trajectory.search.get("skipped", {})
-        assert trajectory.scene == f"{flat}+robothow:{order[number + len(reasons)]}"
+        assert trajectory.scene == f"{kept}+robothow:{order[number + len(reasons)]}"
         assert list(reasons) == order[number : number + len(reasons)]
         assert all("the program needs a " in reason for reason in reasons.values())
         skipped += len(reasons)

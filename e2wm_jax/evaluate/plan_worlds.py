@@ -19,7 +19,7 @@ from e2wm_jax.data.source import TaskExample
 from e2wm_jax.errors import InputError
 from e2wm_jax.evaluate.plan_text import meanings, sentences
 from e2wm_jax.files import read_json_lines
-from e2wm_jax.simulate import goals, scenes
+from e2wm_jax.simulate import goals, scene_files, scenes
 from e2wm_jax.simulate.shards import load_trajectories
 from e2wm_jax.simulate.trajectory import Trajectory
 from e2wm_jax.tasks import plan, source
@@ -60,7 +60,7 @@ def beside(data: Path) -> Path:
 
 
 def read_sources(path: Path, examples: Sequence[TaskExample]) -> list[Source]:
-    """The sources of a file's examples.
+    """The sources of a file's examples, their scenes as seen from here.
 
     Raises:
         InputError: naming file and line of what is malformed, or if the numbers of lines differ.
@@ -68,7 +68,7 @@ def read_sources(path: Path, examples: Sequence[TaskExample]) -> list[Source]:
     found = [source.from_json(record, f"{path}:{line}") for line, record in read_json_lines(path)]
     if len(found) != len(examples):
         raise InputError(f"{path}: {len(found)} sources for {len(examples)} examples; make both anew with e2wm tasks")
-    return found
+    return [replace(one, scene=scene_files.located(one.scene, path.parent)) for one in found]
 
 
 def from_experiences(folders: Iterable[Path], examples: Sequence[TaskExample]) -> list[Source | str]:

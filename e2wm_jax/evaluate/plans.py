@@ -17,7 +17,7 @@ those of an empty plan what comes for nothing. Intervals are bootstrapped over e
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from e2wm_jax.evaluate.statistics import bootstrap_interval
 from e2wm_jax.files import read_json_lines, write_json_lines
 from e2wm_jax.models.generate import Decoding
 from e2wm_jax.progress import progress_bar
-from e2wm_jax.simulate import scenes
+from e2wm_jax.simulate import scene_files, scenes
 from e2wm_jax.simulate.engines import Engine, open_world
 from e2wm_jax.simulate.scenes import Scene
 from e2wm_jax.simulate.world import World
@@ -200,7 +200,7 @@ def _carry_out(
     results = []
     with progress_bar(f"{kind}s", len(worlds), "plan") as bar:
         for index, source in worlds.items():
-            scene = _scene(source.scene, settings.scenes)
+            scene = _scene_of(source, settings.scenes)
             world = _world(settings.engine, source.dialect)
             plan = sentences(plans[index].split("\n")[0])
             results.append(carry_out(world, scene, plan, goal=source.goal, things=source.things))
@@ -213,15 +213,26 @@ def _world(engine: Engine, dialect: str) -> World[Any]:
     return open_world(engine, dialect)
 
 
+def _scene_of(source: Source, folder: Path | None) -> Scene:
+    """The scene of an example; an error names the line that asks for it."""
+    path = scene_files.path_of(source.scene)
+    name = source.scene if path is None else scene_files.with_path(source.scene, path.absolute())
+    try:
+        return _scene(name, folder)
+    except InputError as error:
+        way_out = "; give --scenes FOLDER if it has moved" if path is not None and folder is None else ""
+        raise InputError(f"{source.where}: scene {error}{way_out}") from error
+
+
 @lru_cache(maxsize=8)
 def _scene(name: str, folder: Path | None) -> Scene:
     """A scene by its name; that of a graph that has moved is looked up in the folder."""
-    base, prepared, program = name.partition(scenes.PREPARED)
-    if folder is None or base.startswith((scenes.ROBOTHOW, scenes.PROCEDURAL)) or Path(base).is_file():
+    path = scene_files.path_of(name)
+    if folder is None or path is None or scene_files.is_file(path):
         return scenes.load(name)
-    path = folder / Path(base).name
-    moved = path if path.is_file() else path.with_name(path.name + ".gz")
-    return scenes.load(f"{moved}{prepared}{program}")
+    moved = folder / path.name
+    moved = moved if moved.is_file() else moved.with_name(moved.name + ".gz")
+    return scenes.load(scene_files.with_path(name, moved))
 
 
 def _records(worlds: Mapping[int, Source], results: Mapping[str, list[PlanResult]]) -> list[dict[str, Any]]:
@@ -233,5 +244,5 @@ def _records(worlds: Mapping[int, Source], results: Mapping[str, list[PlanResult
             for kind, result in kinds.items()
         }
         goal = sorted(results["reference"][number].goal)
-        records.append({"index": index, **asdict(source), "goal": goal, **plans})
+        records.append({"index": index, **source.to_json(), "goal": goal, **plans})
     return records

@@ -8,7 +8,7 @@ from typing import Any
 
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json_lines
-from e2wm_jax.simulate import scenes
+from e2wm_jax.simulate import scene_files, scenes
 from e2wm_jax.simulate.scenes import CHARACTER, RELATIONS, STATES, Node, Scene
 from e2wm_jax.simulate.trajectory import Edge
 from e2wm_jax.simulate.world import edge_fact, split_fact, state_fact
@@ -160,7 +160,8 @@ def robothow_order(seed: int) -> list[str]:
 def read_goals(path: Path) -> list[Goal]:
     """The goals of a JSON-lines file, each ``{"scene", "task", "goal": [facts], "items"?, "conditions"?}``.
 
-    Without ``items``, the classes in the goal are used; without ``conditions``, those of the items in the scene.
+    Without ``items``, the classes in the goal are used; without ``conditions``, those of the items in the scene. A
+    scene's path is relative to the file of goals, or to the current directory.
 
     Raises:
         InputError: naming file and line of the first malformed goal, or of a scene that cannot be loaded.
@@ -169,7 +170,7 @@ def read_goals(path: Path) -> list[Goal]:
     goals = []
     for number, record in read_json_lines(path):
         try:
-            goals.append(_parse_goal(record, loaded))
+            goals.append(_parse_goal(record, loaded, path.parent))
         except InputError as error:
             raise InputError(f"{path}:{number}: {error}") from error
     if not goals:
@@ -177,7 +178,7 @@ def read_goals(path: Path) -> list[Goal]:
     return goals
 
 
-def _parse_goal(record: dict[str, Any], loaded: dict[str, Scene]) -> Goal:
+def _parse_goal(record: dict[str, Any], loaded: dict[str, Scene], folder: Path) -> Goal:
     for key, kind in (("scene", str), ("task", str), ("goal", list)):
         if not isinstance(record.get(key), kind):
             raise InputError(f'missing or malformed "{key}"; a goal needs "scene", "task" and "goal"')
@@ -186,9 +187,8 @@ def _parse_goal(record: dict[str, Any], loaded: dict[str, Scene]) -> Goal:
     for key in ("items", "conditions"):
         if not isinstance(record.get(key, []), list):
             raise InputError(f'"{key}" must be a list of strings')
-    if record["scene"] not in loaded:
-        loaded[record["scene"]] = scenes.load(record["scene"])
-    scene = loaded[record["scene"]]
+    name = scene_files.located(record["scene"], folder)
+    scene = loaded[name] = loaded.get(name) or scenes.load(name)
     facts = tuple(str(fact) for fact in record["goal"])
     for fact in facts:
         _check_fact(fact, scene)

@@ -28,13 +28,13 @@ class CollectSettings:
     """What to collect.  Everything but --out, --workers and --search-batch decides the content of the episodes."""
 
     out: Path
-    """Directory of experiences; an interrupted collection there goes on."""
+    """Directory of experiences, scenes of your own included; an interrupted collection there goes on."""
     policy: Literal["mcts", "random"]
     """mcts: a search towards a goal; random: exploration."""
     episodes: int | None = None
     """How many; by default one for each goal (mcts) or scene (random)."""
     goals: str | None = None
-    """mcts: robothow (the default) or a file of goals."""
+    """mcts: robothow (the default) or a file of goals, whose scenes lie beside it or are found from here."""
     scene: tuple[str, ...] = ()
     """Scenes in turn, or procedural; by default those of the RobotHow programs."""
     dialect: str = "vh23"

@@ -23,7 +23,7 @@ def journey(found: Trajectory) -> list[str]:
         goal = f"Goal: {'; '.join(found.goal).replace(' ||', '')}." if found.goal else ""
         reached = f" Reached: {len(found.achieved)} of {len(found.goal)}." if found.goal else ""
         blocks.append(paragraph(f"{found.task or 'no task'}. {goal}{reached}"))
-    title = f"{found.task or found.policy} ({found.scene})"
+    title = f"{found.task or found.policy} ({found.scene.rpartition('/')[2]})"
     try:
         scene = scenes.load(found.scene)
     except (InputError, OSError) as error:

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from reprlib import repr as shortly
 
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json
@@ -60,7 +59,7 @@ def load(name: str) -> Scene:
     if name.startswith(PROCEDURAL):
         seed = name.removeprefix(PROCEDURAL)
         if not (seed.isascii() and seed.isdecimal()) or len(seed) > _LONGEST_SEED:
-            raise InputError(f"{shortly(name)}: the seed of a household must be a number, as in {PROCEDURAL}7")
+            raise InputError(f"{name[:100]}: the seed of a household must be a number, as in {PROCEDURAL}7")
         return household(int(seed))
     try:
         if name.startswith(ROBOTHOW):

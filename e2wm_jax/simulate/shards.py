@@ -7,11 +7,13 @@ torn last line in a partial shard, which counts as not done.
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json, read_json_lines, write_json, write_text
+from e2wm_jax.simulate import scene_files
 from e2wm_jax.simulate.trajectory import Trajectory
 
 MANIFEST = "manifest.json"
@@ -124,7 +126,8 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def load_trajectories(folders: Iterable[Path]) -> Iterator[Trajectory]:
-    """The trajectories of one or more runs, in order; of an unfinished run those that are done.
+    """The trajectories of one or more runs, in order; of an unfinished run those that are done. Scenes that a run keeps
+    are named as seen from here.
 
     Raises:
         InputError: if a folder is not a run of `collect`, or naming file and line of a malformed record.
@@ -135,15 +138,21 @@ def load_trajectories(folders: Iterable[Path]) -> Iterator[Trajectory]:
         for path in sorted(folder.glob("shard-*.jsonl")):
             if not path.name.endswith(_PARTIAL):
                 for number, record in read_json_lines(path):
-                    yield _parse(record, f"{path}:{number}")
+                    yield parse(record, f"{path}:{number}")
             elif not path.with_name(path.name.replace(_PARTIAL, ".jsonl")).is_file():
                 for _, line in sorted(_whole_lines(path).items()):
-                    yield Trajectory.from_json(json.loads(line))
+                    yield parse(json.loads(line), str(path))
 
 
-def _parse(record: dict[str, Any], where: str) -> Trajectory:
+def parse(record: dict[str, Any], where: str) -> Trajectory:
+    """The trajectory of a record that stands in ``where`` ("folder/file:line"), its scene as seen from here.
+
+    Raises:
+        InputError: starting with ``where``, if the record is malformed.
+    """
     try:
-        return Trajectory.from_json(record)
+        found = Trajectory.from_json(record)
+        return replace(found, scene=scene_files.located(found.scene, Path(where).parent))
     except KeyError as error:
         raise InputError(f"{where}: not a trajectory: no {error}") from error
     except (TypeError, ValueError, AttributeError) as error:

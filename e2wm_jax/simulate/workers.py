@@ -12,15 +12,16 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import sha256
 from e2wm_jax.progress import progress_bar
-from e2wm_jax.simulate import planner
+from e2wm_jax.simulate import planner, scene_files
 from e2wm_jax.simulate.engines import Method, compile_engine, open_world
+from e2wm_jax.simulate.goals import Goal
 from e2wm_jax.simulate.jobs import ROBOTHOW, CollectSettings, Job, play, play_side_by_side, subjects
 from e2wm_jax.simulate.shards import ShardWriter, load_trajectories, open_run, write_manifest
 from e2wm_jax.simulate.trajectory import Trajectory
@@ -44,10 +45,12 @@ def collect(settings: CollectSettings) -> dict[str, Any]:
     _check(settings)
     found = subjects(settings)
     episodes = settings.episodes or len(found)
-    recorded = _recorded_settings(settings, episodes)
+    kept = scene_files.kept_names(one.scene if isinstance(one, Goal) else one for one in found)
+    recorded = _recorded_settings(settings, episodes, kept)
     open_run(settings.out, recorded)
     started = time.monotonic()
     writer = ShardWriter(settings.out, episodes)
+    scene_files.keep(kept, settings.out)
     _save_manifest(writer, recorded)
     jobs = [Job(index, found[index % len(found)], settings) for index in writer.missing()]
     try:
@@ -55,7 +58,8 @@ def collect(settings: CollectSettings) -> dict[str, Any]:
             bar.update(episodes - len(jobs))
             reached = 0
             for job, trajectory in _run(jobs, settings.workers):
-                writer.add(job.episode, trajectory.to_json())
+                lived = replace(trajectory, scene=scene_files.renamed(trajectory.scene, kept))
+                writer.add(job.episode, lived.to_json())
                 reached += is_reached(trajectory)
                 bar.set_postfix({"goals reached": reached} if settings.policy == "mcts" else {}, refresh=False)
                 bar.update()
@@ -94,8 +98,8 @@ def _check(settings: CollectSettings) -> None:
         raise InputError(f"--search {settings.search} needs the array engine; leave out --engine virtualhome")
 
 
-def _recorded_settings(settings: CollectSettings, episodes: int) -> dict[str, Any]:
-    """The settings that decide the content of the run."""
+def _recorded_settings(settings: CollectSettings, episodes: int, kept: dict[Path, str]) -> dict[str, Any]:
+    """The settings that decide the content of the run; files by their content, wherever they lie."""
     unused = {
         "mcts": {"episode_length", "style"} | (set() if settings.scene else {"scene"}),
         "random": {"goals", "search", "simulations", "max_depth", "reward", "shorten"},
@@ -105,9 +109,13 @@ def _recorded_settings(settings: CollectSettings, episodes: int) -> dict[str, An
     if settings.policy == "mcts":
         recorded["goals"] = settings.goals or ROBOTHOW
         if recorded["goals"] != ROBOTHOW:
-            recorded["goals_sha256"] = sha256(Path(recorded["goals"]))
+            path = Path(recorded["goals"])
+            recorded |= {"goals": path.name, "goals_sha256": sha256(path)}
+            recorded |= {"scene": list(kept.values())} if kept else {}
     else:
-        recorded["scene"] = list(settings.scene or (ROBOTHOW,))
+        recorded["scene"] = [ROBOTHOW]
+    if settings.scene:
+        recorded["scene"] = [scene_files.renamed(name, kept) for name in settings.scene]
     return recorded
 
 

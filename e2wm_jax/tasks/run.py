@@ -1,13 +1,13 @@
 """`e2wm tasks`: directories of experiences -> task files and their statistics."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from e2wm_jax.simulate.shards import load_trajectories
 from e2wm_jax.tasks.build import build
 from e2wm_jax.tasks.statistics import statistics
-from e2wm_jax.tasks.write import write
+from e2wm_jax.tasks.write import missing_scenes, write
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ def run(settings: TasksSettings) -> dict[str, Any]:
         unseen_share=settings.unseen_share,
         balanced_counts=settings.balanced_counts,
     )
+    sets = replace(sets, notes=(*sets.notes, *missing_scenes(sets)))
     write(sets, settings.out)
     return statistics(sets)
 

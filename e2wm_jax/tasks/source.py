@@ -1,6 +1,6 @@
 """Where an example of plan generation comes from: the world in which its answer can be carried out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from e2wm_jax.errors import InputError
@@ -20,6 +20,7 @@ class Source:
     dialect: str
     goal: tuple[str, ...]  # facts between classes; empty where not known
     things: tuple[int, ...] = ()  # node ids, in the order in which the episode's lines name them
+    where: str = field(default="", compare=False, repr=False)  # file and line that say so, for errors
 
     def to_json(self) -> dict[str, Any]:
         """The source as plain JSON."""
@@ -40,7 +41,12 @@ def source_of(trajectory: Trajectory) -> Source:
     """
     things = [thing.id for step in trajectory.steps for thing in parse_action(step.action).things]
     return Source(
-        trajectory.id, trajectory.scene, trajectory.dialect, trajectory.goal, things=tuple(dict.fromkeys(things))
+        trajectory.id,
+        trajectory.scene,
+        trajectory.dialect,
+        trajectory.goal,
+        things=tuple(dict.fromkeys(things)),
+        where=f"episode {trajectory.id}",
     )
 
 
@@ -60,6 +66,7 @@ def from_json(record: dict[str, Any], where: str) -> Source:
             dialect=str(record["dialect"]),
             goal=tuple(map(str, goal)),
             things=tuple(map(int, things)),
+            where=where,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{where}: not the source of an example ({error}); make the file with e2wm tasks") from error
