@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from e2wm_jax import lora
     from e2wm_jax.adapter_files import read_adapter, write_adapter
     from e2wm_jax.config import LoraConfig
-    from e2wm_jax.data.example import TaskExample
+    from e2wm_jax.data.example import Completion, TaskExample
     from e2wm_jax.data.loader import Loader
     from e2wm_jax.data.tokenize import document_rows, task_rows
     from e2wm_jax.data.tokenizer import load_tokenizer
@@ -37,6 +37,7 @@ else:
     __all__, __getattr__, __dir__ = lazy.exports(
         __name__,
         {
+            "Completion": "e2wm_jax.data.example",
             "Controls": "e2wm_jax.train.step",
             "Decoding": "e2wm_jax.models.generate",
             "InputError": "e2wm_jax.errors",

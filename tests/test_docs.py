@@ -27,7 +27,10 @@ PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md")
 REFERENCE = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/api/*.md"))
 KERNELS = "kernels/README.md"  # its code is for devices that are not here
 LANGUAGES = {"python", "sh", "json", "toml", "bibtex", "text"}  # text: what is no code, or cannot be run
-ELSEWHERE = "CONTRIBUTING.md"  # its Python is run by test_regularizers_documented.py
+ELSEWHERE = (
+    "CONTRIBUTING.md",
+    "docs/torch.md",
+)  # their Python is run by test_regularizers_documented, test_library_torch
 
 # The documentation's commands, made small: these options are replaced or added.
 SMALLER = {
@@ -170,7 +173,7 @@ def test_a_new_user_who_follows_the_readme_has_an_adapter_and_a_model(readme):
 
 
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if "```python" in read(page) and page not in ("README.md", ELSEWHERE)]
+    "page", [page for page in PAGES if "```python" in read(page) and page not in ("README.md", *ELSEWHERE)]
 )
 def test_python_blocks_run(page, request, tmp_path, monkeypatch):
     """In the order of the page, each with the names of those before it."""
@@ -217,7 +220,7 @@ def test_blocks_say_what_they_are(page):
             json.loads(block.code)
         if block.language == "toml":
             tomllib.loads(block.code)
-        if block.language == "python" and page != ELSEWHERE:
+        if block.language == "python" and page not in ELSEWHERE:
             ast.parse(block.code)
 
 

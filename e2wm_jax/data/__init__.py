@@ -6,7 +6,7 @@ from e2wm_jax import lazy
 
 if TYPE_CHECKING:
     from e2wm_jax.data.batch import Batch, Row, collate
-    from e2wm_jax.data.example import TaskExample
+    from e2wm_jax.data.example import Completion, Conversation, Document, TaskExample
     from e2wm_jax.data.loader import Loader
     from e2wm_jax.data.source import read_documents, read_task
     from e2wm_jax.data.tokenize import document_rows, task_rows
@@ -16,6 +16,9 @@ else:
         __name__,
         {
             "Batch": "e2wm_jax.data.batch",
+            "Completion": "e2wm_jax.data.example",
+            "Conversation": "e2wm_jax.data.example",
+            "Document": "e2wm_jax.data.example",
             "Loader": "e2wm_jax.data.loader",
             "Row": "e2wm_jax.data.batch",
             "TaskExample": "e2wm_jax.data.example",

@@ -13,8 +13,8 @@ class TaskExample:
 
     input: str
     ref: str
-    weight: float  # alpha_v of its file
-    where: str  # "file:line", for messages
+    weight: float = 1.0  # alpha_v of its file
+    where: str = "example"  # "file:line", for messages
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Completion:
 
     prompt: str
     completion: str
-    weight: float
-    where: str
+    weight: float = 1.0
+    where: str = "example"
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Document:
     """A text to be learned as it is, all of it."""
 
     text: str
-    weight: float
-    where: str
+    weight: float = 1.0
+    where: str = "example"
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Conversation:
     """Turns that the tokenizer's chat template puts together; what the assistant says is learned."""
 
     messages: Sequence[Message]
-    weight: float
-    where: str
+    weight: float = 1.0
+    where: str = "example"
     prompt: int | None = None  # of prompt and completion: so many messages are the prompt, all others are learned
     tools: Sequence[Mapping[str, Any]] | None = None
 

@@ -41,19 +41,21 @@ def write_fisher(
     model: Model,
     result: FisherResult,
     *,
-    keep: re.Pattern[str] | None,
-    estimator: Estimator,
-    method: str,
-    base_dtype: BaseDType,
-    max_length: int,
-    data: list[dict[str, str]],
+    keep: re.Pattern[str] | None = None,
+    estimator: Estimator | None = None,
+    method: str | None = None,
+    base_dtype: BaseDType = "float32",
+    max_length: int | None = None,
+    data: Sequence[dict[str, str]] = (),
     dtype: FisherDType = "float32",
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write F of every parameter whose Hugging Face name matches `keep` (None: all), in the type `dtype`.
 
-    `fisher.json` comes last: a directory that has one is complete.
+    `fisher.json` comes last: a directory that has one is complete.  `estimator`, `method`, `base_dtype`, `max_length`
+    and `data` are for its record only.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     tensors = _by_hf_name(model.config, result.values, keep, dtype)
     sizes = {name: value.nbytes for name, value in tensors.items()}
     write_shards(folder, sizes, tensors.__getitem__, max_shard_bytes=max_shard_bytes)
@@ -64,11 +66,11 @@ def write_fisher(
         {
             "model": model.name,
             "fingerprint": model.fingerprint,
-            "estimator": asdict(estimator),
+            "estimator": asdict(estimator or Estimator()),
             "samples": result.samples,
             "tokens": result.tokens,
             "max_length": max_length,
-            "data": data,
+            "data": list(data),
             "dtype": dtype,
             "base_dtype": base_dtype,
             "method": method,
