@@ -43,15 +43,14 @@ def work(save_llama: Callable[..., Any], tmp_path_factory: pytest.TempPathFactor
     peft = pytest.importorskip("peft")
     folder = tmp_path_factory.mktemp("torch")
     model = save_llama(folder / "model")
-    texts = [{"text": f"Mary walks to the {place} and grabs the apple."} for place in PLACES]
-    write_rows(folder / "general.jsonl", texts)
+    write_rows(folder / "general.jsonl", [{"text": f"Mary grabs apple {n} and walks on."} for n in range(5)])
     write_rows(folder / "task.json", [{"input": f"Where is cup {n}?", "ref": PLACES[n % 5]} for n in range(24)])
     config = peft.LoraConfig(
         r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False
     )
     peft.get_peft_model(model, config).save_pretrained(folder / "start")
     given = ["--model", str(folder / "model"), "--out", str(folder / "fisher"), "--data", str(folder / "general.jsonl")]
-    assert main(["fisher", *given, "--params", "lora-targets", "--max-length", "32"]) == 0
+    assert main(["fisher", *given, "--params", r".*[qv]_proj\.weight", "--max-length", "32"]) == 0
     return folder
 
 
