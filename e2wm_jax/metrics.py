@@ -6,18 +6,33 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from e2wm_jax.files import read_json_lines, write_json_lines
+from e2wm_jax.errors import InputError
+from e2wm_jax.files import write_json_lines
 
 
 @contextmanager
 def metrics_log(path: Path, *, last_step: int) -> Iterator[IO[str]]:
-    """Open the log for appending after `last_step`; rows of later steps, and a torn last line, are dropped."""
+    """Open the log for appending after `last_step`; rows of later steps, and a torn last line, are dropped.
+
+    Raises:
+        InputError: naming a line that is no row of a log.
+    """
     if path.exists():
-        complete = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
-        rows = [json.loads(line) for line in complete]
+        *complete, _ = path.read_bytes().split(b"\n")
+        rows = [_row(path, number, line) for number, line in enumerate(complete, 1) if line.strip()]
         write_json_lines(path, [row for row in rows if row["step"] <= last_step])
     with path.open("a", encoding="utf-8") as file:
         yield file
+
+
+def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        raise InputError(f"{path}:{number}: not a row with a step; remove the line, or restore the file")
+    return row
 
 
 def append(file: IO[str], row: dict[str, Any]) -> None:
@@ -27,5 +42,11 @@ def append(file: IO[str], row: dict[str, Any]) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All rows of a log."""
-    return [row for _, row in read_json_lines(path)]
+    """All rows of a log.
+
+    Raises:
+        InputError: if there is no such file, or naming a line that is no row of a log.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    return [_row(path, number, line) for number, line in enumerate(path.read_bytes().split(b"\n"), 1) if line.strip()]

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -16,18 +15,19 @@ from e2wm_jax.data.batch import Batch
 from e2wm_jax.data.loader import Loader, StepBatch
 from e2wm_jax.interrupt import stop_requests
 from e2wm_jax.lora import Adapters
-from e2wm_jax.metrics import append, metrics_log, read_metrics
+from e2wm_jax.metrics import read_metrics
 from e2wm_jax.models.weights import Model
-from e2wm_jax.progress import progress_bar, say
+from e2wm_jax.progress import busy, progress_bar, say
 from e2wm_jax.regularizers.regularizer import State
 from e2wm_jax.train.feed import on_devices
+from e2wm_jax.train.records import profile, records
 from e2wm_jax.train.report import VALIDATION_FILE
 from e2wm_jax.train.settings import TrainSettings
 from e2wm_jax.train.step import Controls, StepConfig, TrainState, train_step
+from e2wm_jax.train.stopping import Clock, Validated, exhausted, lowest
 from e2wm_jax.train.throughput import Pace
 
 METRICS_FILE, PROFILE = "metrics.jsonl", "profile"
-_WARM = 2  # steps before a profile begins: those that compile
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class Totals:
     skipped: int = 0  # updates left out
     task_loss: float = 0.0  # sum since the last checkpoint ...
     since: int = 0  # ... over so many steps
+    validated: tuple[Validated, ...] = ()  # of the run's checkpoints, those before a resume too
 
 
 class _Sinks(NamedTuple):
@@ -98,20 +99,27 @@ def run_loop(job: Job, state: TrainState, saves: Checkpoints) -> tuple[TrainStat
     first, mesh = int(state.step) + 1, job.config.scope.mesh
     started = time.monotonic()
     totals = Totals(replace(job.pace, done=first - 1), started)
+    names = (METRICS_FILE,) if job.validate is None else (METRICS_FILE, VALIDATION_FILE)
     with (
-        _records(job, first - 1) as record,
+        records(job.settings.out, names, first - 1) as record,
         progress_bar("train", job.steps, "step") as bar,
         stop_requests() as stop,
-        _profile(job) as profiled,
+        profile(job.settings.out / PROFILE, job.settings.profile_steps) as profiled,
     ):
         bar.update(first - 1)
         sinks = _Sinks(record, bar, saves)
         row: dict[str, Any] = {}
         if jax.process_index() == 0:  # what a finished run reports again
             row = next(reversed(read_metrics(job.settings.out / METRICS_FILE)), {})
+        totals = _begin(job, sinks, state, totals)
         pending: _Pending | None = None
-        steps = _steps(job, first)
+        steps, clock, stopped = _steps(job, first), Clock(job.settings.max_minutes, started), ""
         for step in range(first, job.steps + 1):
+            if exhausted(totals.validated, job.settings.patience):
+                stopped = f"--patience {job.settings.patience}"
+                best = lowest(totals.validated)
+                say(f"stopped after step {step - 1}: the held-out loss was lowest at step {best.step}, {best.nats:.4g}")
+                break
             before = time.monotonic()
             item, text = next(steps)
             waited = time.monotonic() - before
@@ -131,15 +139,19 @@ def run_loop(job: Job, state: TrainState, saves: Checkpoints) -> tuple[TrainStat
             if pending is not None:
                 row, totals = _report(job, sinks, pending, totals)
             pending = _Pending(step, item, metrics, waited)
-            stopping = _agreed(stop.requested, mesh)
-            if step % job.settings.checkpoint_every == 0 or step == job.steps or stopping:
+            asked, late = _agreed((stop.requested, clock.is_over), mesh)
+            if step % job.settings.checkpoint_every == 0 or step == job.steps or asked or late:
                 row, totals = _report(job, sinks, pending, totals)
                 pending = None
                 totals = _save(job, sinks, step, state, totals)
-            if stopping:
+            if asked:
                 saves.wait()
                 say(f"stopped after step {step}; continue with --resume")
                 raise KeyboardInterrupt
+            if late and step < job.steps:
+                stopped = f"--max-minutes {job.settings.max_minutes:g}"
+                say(f"stopped after step {step}: {stopped} are over; continue with --resume")
+                break
     seconds = time.monotonic() - started
     at_work = max(seconds - totals.compiling, 1e-9)
     summary = {
@@ -152,6 +164,7 @@ def run_loop(job: Job, state: TrainState, saves: Checkpoints) -> tuple[TrainStat
         "seconds": seconds,
         "compile_seconds": totals.compiling,
     }
+    summary |= {"stopped": stopped} if stopped else {}
     return state, summary | ({"skipped": totals.skipped} if totals.skipped else {})
 
 
@@ -222,54 +235,43 @@ def _report(job: Job, sinks: _Sinks, pending: _Pending, totals: Totals) -> tuple
     return row, totals
 
 
+def _begin(job: Job, sinks: _Sinks, state: TrainState, totals: Totals) -> Totals:
+    """What the held-out loss was at checkpoints so far; before the first step, what it is."""
+    if job.validate is None:
+        return totals
+    path, rows = job.settings.out / VALIDATION_FILE, []
+    if int(state.step):
+        rows = [row for row in read_metrics(path) if 0 < row["step"] <= int(state.step)] if path.is_file() else []
+    else:
+        _validated(job, sinks, 0, state)
+    return replace(totals, validated=tuple(Validated(row["step"], row["nats"]) for row in rows), clock=time.monotonic())
+
+
+def _validated(job: Job, sinks: _Sinks, step: int, state: TrainState) -> float:
+    """The held-out loss, recorded."""
+    assert job.validate is not None
+    with busy(f"validation after step {step}"):
+        nats = job.validate(state.adapters)
+    sinks.record(VALIDATION_FILE, {"step": step, "nats": nats})
+    job.log(step, {"validation": nats})
+    return nats
+
+
 def _save(job: Job, sinks: _Sinks, step: int, state: TrainState, totals: Totals) -> Totals:
-    """A checkpoint, its validation, and the adapter as users read it."""
-    metric = totals.task_loss / totals.since if totals.since else None
+    """A checkpoint, its validation, and the adapter as users read it; with --patience that of the lowest loss."""
+    metric, validated = totals.task_loss / totals.since if totals.since else None, totals.validated
     if job.validate is not None:
-        metric = job.validate(state.adapters)
-        sinks.record(VALIDATION_FILE, {"step": step, "nats": metric})
-        job.log(step, {"validation": metric})
+        metric = _validated(job, sinks, step, state)
+        validated = (*validated, Validated(step, metric))
     sinks.saves.save(step, state, {"step": step, "seed": job.settings.seed}, metric)
-    job.publish(state.adapters)
-    return replace(totals, clock=time.monotonic(), task_loss=0.0, since=0)
+    if job.settings.patience is None or lowest(validated).step == step:
+        job.publish(state.adapters)
+    return replace(totals, clock=time.monotonic(), task_loss=0.0, since=0, validated=validated)
 
 
-@contextmanager
-def _records(job: Job, last_step: int) -> Iterator[Callable[[str, dict[str, Any]], None]]:
-    """Append rows to the logs; only one host does."""
-    if jax.process_index() != 0:
-        yield lambda name, row: None
-        return
-    names = (METRICS_FILE,) if job.validate is None else (METRICS_FILE, VALIDATION_FILE)
-    with ExitStack() as opened:
-        logs = (metrics_log(job.settings.out / name, last_step=last_step) for name in names)
-        files = dict(zip(names, map(opened.enter_context, logs), strict=True))
-        yield lambda name, row: append(files[name], row)
-
-
-@contextmanager
-def _profile(job: Job) -> Iterator[Callable[[int], None]]:
-    """begin(steps done): starts the profile when it is due, and ends it."""
-    wanted, running = job.settings.profile_steps, False
-
-    def begin(done: int) -> None:
-        nonlocal running
-        if wanted and done == _WARM:
-            jax.profiler.start_trace(str(job.settings.out / PROFILE))
-            running = True
-        elif running and done == _WARM + wanted:
-            jax.profiler.stop_trace()
-            running = False
-
-    try:
-        yield begin
-    finally:
-        if running:
-            jax.profiler.stop_trace()
-
-
-def _agreed(requested: bool, mesh: Any) -> bool:
-    """Whether any host wants to stop: all must save the same step."""
+def _agreed(wishes: tuple[bool, bool], mesh: Any) -> tuple[bool, bool]:
+    """Which of the wishes any host has: all must save the same step."""
     if mesh is None or jax.process_count() == 1:
-        return requested
-    return bool(multihost_utils.process_allgather(np.asarray(requested)).any())
+        return wishes
+    asked, late = multihost_utils.process_allgather(np.asarray(wishes)).reshape(-1, 2).any(axis=0)
+    return bool(asked), bool(late)

@@ -176,7 +176,8 @@ def train_task(
             pace=_pace(config, loader, steps),
         )
         state, summary = run_loop(job, state, saves)
-    publish(settings, state.adapters, config, model)
+    if settings.patience is None:
+        publish(settings, state.adapters, config, model)
     if first:
         write_report(settings.out / REPORT_FILE, settings.out / METRICS_FILE, summary, resolved(settings))
     return state, summary

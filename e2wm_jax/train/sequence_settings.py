@@ -75,6 +75,9 @@ def check(settings: SequenceSettings) -> None:
         raise InputError(f"--tests: {len(tests)} given for {len(tasks)} --tasks; give each task one, in their order")
     if names and (len(names) != len(tasks) or len(set(names)) != len(names)):
         raise InputError(f"--names {' '.join(names)}: give {len(tasks)} different names, one for each of --tasks")
+    for flag, value in (("--patience", settings.patience), ("--max-minutes", settings.max_minutes)):
+        if value is not None:
+            raise InputError(f"{flag} {value}: a sequence trains each task to its last step; leave it out")
     check_at_least(
         ("--text-samples", settings.text_samples, 1), ("--importance-samples", settings.importance_samples, 1)
     )

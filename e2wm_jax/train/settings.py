@@ -97,7 +97,8 @@ class TrainSettings:
     """What the backward pass computes again instead of keeping it: layers (all but each layer's input), or products
     (all but what was multiplied with a weight)."""
     validation: tuple[str, ...] = ()
-    """Held-out files, given as --data; its loss is measured at every checkpoint (validation.jsonl)."""
+    """Held-out files, given as --data; their loss is measured before the first step and at every checkpoint
+    (validation.jsonl)."""
     checkpoint_every: int = 100
     """Steps between checkpoints; the last step always has one."""
     keep_checkpoints: int = 3
@@ -105,6 +106,11 @@ class TrainSettings:
     keep_best: int = 0
     """Besides those, so many of the lowest --validation loss; without one, of the lowest mean training loss since the
     checkpoint before."""
+    patience: int | None = None
+    """Stop when so many checkpoints in a row had no lower --validation loss than the best before them; OUT/adapter is
+    then that of the lowest."""
+    max_minutes: float | None = None
+    """Stop, with a checkpoint, after so many minutes of training; --resume goes on."""
     resume: bool = False
     """Continue the run in --out from its last whole checkpoint."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
@@ -138,6 +144,7 @@ def check(settings: TrainSettings) -> None:
         ("--checkpoint-every", settings.checkpoint_every, 1),
         ("--keep-checkpoints", settings.keep_checkpoints, 1),
         ("--keep-best", settings.keep_best, 0),
+        ("--patience", settings.patience, 1),
         ("--warmup-steps", settings.warmup_steps, 0),
         ("--regularizer-samples", settings.regularizer_samples, 1),
         ("--regularizer-batch-size", settings.regularizer_batch_size, 1),
@@ -151,13 +158,19 @@ def check(settings: TrainSettings) -> None:
     ):
         if not 0 <= number < float("inf"):
             raise InputError(f"{flag} {number}: must be a finite number, 0 or more")
-    for flag, positive in (("--damping", settings.damping), ("--clip", settings.clip)):
+    for flag, positive in (
+        ("--damping", settings.damping),
+        ("--clip", settings.clip),
+        ("--max-minutes", settings.max_minutes),
+    ):
         if positive is not None and not 0 < positive < float("inf"):
             raise InputError(f"{flag} {positive}: must be a finite number above 0")
     if settings.steps is not None and settings.warmup_steps >= settings.steps:
         raise InputError(f"--warmup-steps {settings.warmup_steps}: must be fewer than --steps {settings.steps}")
     from e2wm_jax import lora  # here and below: what the help does not wait for
 
+    if settings.patience is not None and not settings.validation:
+        raise InputError(f"--patience {settings.patience}: needs held-out rows to go by; give --validation FILE")
     lora.check(settings.lora)
     if not 0 <= settings.lora.dropout < 1:
         raise InputError(f"--lora.dropout {settings.lora.dropout}: must be at least 0 and below 1")
