@@ -51,6 +51,15 @@ def chat_prompt_ids(tokenizer: Any, messages: Sequence[Message], where: str = "-
     return _ids(tokenizer, messages, where, add_generation_prompt=True)
 
 
+def end_of_turn(tokenizer: Any) -> int | None:
+    """The token that the template writes behind what the assistant says, such as <|im_end|>; None where it has none."""
+    said = "answer"
+    messages = [*as_messages("question"), {"role": "assistant", "content": said}]
+    text = str(_apply(tokenizer, messages, "--chat", tokenize=False))
+    behind = tokenizer(text.rpartition(said)[2].lstrip(), add_special_tokens=False)["input_ids"]
+    return int(behind[0]) if behind and behind[0] in tokenizer.added_tokens_decoder else None
+
+
 def conversation_tokens(tokenizer: Any, talk: Conversation) -> tuple[list[int], list[int]]:
     """The tokens of a conversation, and the places of those to be learned.
 

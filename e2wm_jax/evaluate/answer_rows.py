@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from e2wm_jax.data.batch import Batch, padded_length
+from e2wm_jax.data.chat import as_messages, chat_prompt
 from e2wm_jax.data.source import Question
 from e2wm_jax.data.tokenize import encode, encode_prompts
 from e2wm_jax.errors import InputError
@@ -29,17 +30,21 @@ class Packed:
     owners: list[int]  # which answer each target belongs to
 
 
-def pack(tokenizer: Any, question: Question, special_tokens: bool, *, limit: int | None = None) -> Packed:
+def pack(
+    tokenizer: Any, question: Question, special_tokens: bool, *, chat: bool = False, limit: int | None = None
+) -> Packed:
     """Answer tokens are those of "input answer" beyond the number of tokens of the input alone, but not the first.
 
     Args:
+        chat: the input is what a user says, and each answer the assistant's turn, right behind the template's prompt.
         limit: cut the input from the left until it has, with its longest answer, at most so many tokens.
 
     Raises:
-        InputError: if an answer has no tokens of its own, or leaves none of the input.
+        InputError: if an answer has no tokens of its own, or leaves none of the input; for a chat without a template.
     """
-    (prompt,) = encode_prompts(tokenizer, [question.input], special_tokens=special_tokens)
-    texts = [f"{question.input} {answer}" for answer in question.answers]
+    asked = chat_prompt(tokenizer, as_messages(question.input), question.where) if chat else question.input
+    (prompt,) = encode_prompts(tokenizer, [asked], special_tokens=special_tokens)
+    texts = [f"{asked}{answer}" if chat else f"{asked} {answer}" for answer in question.answers]
     answered = encode(tokenizer, texts, special_tokens=special_tokens)
     if limit is not None and (over := max(map(len, answered)) - limit) > 0:
         if over >= len(prompt):

@@ -10,7 +10,7 @@ import numpy as np
 
 from e2wm_jax.data.source import Question
 from e2wm_jax.data.token_ids import check_ids
-from e2wm_jax.evaluate.answer_rows import collate, log_likelihoods, pack
+from e2wm_jax.evaluate.answer_rows import Packed, collate, log_likelihoods, pack
 from e2wm_jax.evaluate.model import Evaluated, Opened, check_finite, check_positions, row_nll, rows_per_pass
 from e2wm_jax.evaluate.prompting import Fitted, Need, Prompting, fit
 from e2wm_jax.progress import progress_bar
@@ -86,15 +86,19 @@ def fitting(model: Opened | Evaluated, questions: Mapping[int, Question], prompt
     """
     needs = {}
     for index, question in questions.items():
-        packed = pack(model.tokenizer, question, prompting.special_tokens)
+        packed = _packed(model, question, prompting)
         check_ids(model.tokenizer, model.config.vocab_size, [(question.where, packed.ids)])
         needs[index] = Need(question.where, max(packed.positions) + 1)
     fitted = fit(questions, needs, model.config.max_positions, prompting.too_long)
     if fitted.over and prompting.too_long == "truncate":
         for index in questions:
             if needs[index].tokens > model.config.max_positions:
-                pack(model.tokenizer, questions[index], prompting.special_tokens, limit=model.config.max_positions)
+                _packed(model, questions[index], prompting, limit=model.config.max_positions)
     return fitted
+
+
+def _packed(model: Opened | Evaluated, question: Question, prompting: Prompting, *, limit: int | None = None) -> Packed:
+    return pack(model.tokenizer, question, prompting.special_tokens, chat=prompting.chat, limit=limit)
 
 
 def _priors(evaluated: Evaluated, answers: Sequence[str], passes: _Passes) -> dict[str, float]:
@@ -120,9 +124,8 @@ def _log_likelihoods(
     done: Container[int] = (),
 ) -> Iterator[list[tuple[int, np.ndarray, np.ndarray]]]:
     """Of each pass: place of a question, sum of log p over each answer's tokens, and the number of those tokens."""
-    special, cut = passes.prompting.special_tokens, passes.prompting.too_long == "truncate"
-    limit = evaluated.config.max_positions if cut else None
-    packed = [pack(evaluated.tokenizer, question, special, limit=limit) for question in questions]
+    limit = evaluated.config.max_positions if passes.prompting.too_long == "truncate" else None
+    packed = [_packed(evaluated, question, passes.prompting, limit=limit) for question in questions]
     for row, question in zip(packed, questions, strict=True):
         check_positions(evaluated, max(row.positions) + 1, question.where)
     order = sorted(range(len(packed)), key=lambda place: len(packed[place].ids))

@@ -38,7 +38,7 @@ from e2wm_jax.evaluate.benchmark_settings import BabiOptions, BabiSettings
 from e2wm_jax.evaluate.continuations import first_lines
 from e2wm_jax.evaluate.model import Evaluated, Opened, load_evaluated, open_evaluated, prompt_ids
 from e2wm_jax.evaluate.predictions import Predictions, content_digest, identity
-from e2wm_jax.evaluate.prompting import WAYS_OUT
+from e2wm_jax.evaluate.prompting import WAYS_OUT, Prompting
 from e2wm_jax.evaluate.statistics import bootstrap_means, percentile_interval
 from e2wm_jax.models.generate import Decoding
 from e2wm_jax.progress import say
@@ -206,7 +206,7 @@ def _fitting(
         places = [place for place in range(len(questions)) if place not in found]
         names = [questions[place].where for place in places]
         texts = ["".join(examples[len(examples) - number :]) + prompt(questions[place]) for place in places]
-        encoded = prompt_ids(model, texts, special_tokens=options.special_tokens, where=names.__getitem__)
+        encoded = prompt_ids(model, texts, Prompting(options.special_tokens), where=names.__getitem__)
         for place, text, ids in zip(places, texts, encoded, strict=True):
             question = questions[place]
             if len(ids) <= room:

@@ -34,6 +34,8 @@ class EmbodiedAgentSettings:
     """Prompts at a time."""
     special_tokens: bool = False
     """Add the tokenizer's default special tokens."""
+    chat: bool = False
+    """Put each prompt into the tokenizer's chat template, as what a user says; the assistant's turn is the response."""
     resume: bool = False
     """Go on with the responses that an interrupted run has left."""
     base_dtype: BaseDType = "float32"

@@ -1,53 +1,102 @@
 """`e2wm generate`: what a model says next, and the texts behind prompts that other commands ask for."""
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.evaluate.model import Evaluated, Opened, check_positions, load_evaluated, open_evaluated, prompt_ids
+from e2wm_jax.evaluate.generation_config import TOP_K, GenerationConfig
+from e2wm_jax.evaluate.model import (
+    Evaluated,
+    Opened,
+    check_positions,
+    ending_tokens,
+    load_evaluated,
+    open_evaluated,
+    prompt_ids,
+)
+from e2wm_jax.evaluate.prompting import Prompting
 from e2wm_jax.evaluate.settings import GenerateSettings
 from e2wm_jax.files import read_json_lines, read_text
 from e2wm_jax.models import decoder
 from e2wm_jax.models.generate import Decoding, generate
 from e2wm_jax.models.sampling import Sampling
-from e2wm_jax.progress import progress_bar
+from e2wm_jax.progress import progress_bar, say
 
 
 def run(settings: GenerateSettings) -> dict[str, Any]:
     """Run the command; returns what `--json` prints.
 
     Raises:
-        InputError: for bad settings or files, or a prompt that is too long for the model's positions.
+        InputError: for bad settings or files, or a prompt that is too long for the model's positions, before weights
+            are read; NonFiniteError for scores that are no numbers.
     """
     texts = [*settings.prompt, *(read_prompts(settings.prompts) if settings.prompts else ())]
     if not texts:
         raise InputError("no prompt; give --prompt TEXT or --prompts FILE")
+    prompting = Prompting(settings.special_tokens, chat=settings.chat)
+    prompting.check()
+    if settings.system is not None and not settings.chat:
+        raise InputError("--system needs --chat: without a chat template nobody but the prompt speaks")
+    opened = open_evaluated(settings.model)
     decoding = Decoding(
-        settings.max_new_tokens, settings.beams, settings.length_penalty, _sampling(settings), settings.seed
+        settings.max_new_tokens,
+        settings.beams,
+        settings.length_penalty,
+        sampling(settings, opened.generation),
+        settings.seed,
     )
     decoding.check()
-    opened = open_evaluated(settings.model)
-    _check(opened, texts, settings)
+    names = [f"prompt {i + 1} {text[:40]!r}" for i, text in enumerate(texts)]
+    prompts = prompt_ids(opened, texts, prompting, where=names.__getitem__, system=settings.system)
+    _check(opened, prompts, names, settings.max_new_tokens)
+    _say_what_is_left_out(settings, opened)
     evaluated = load_evaluated(opened, settings.adapter, settings.base_dtype)
     found = continuations(
         evaluated,
-        texts,
+        prompts,
         decoding,
-        ends=evaluated.ends,
+        names=names,
+        ends=ending_tokens(evaluated, chat=settings.chat),
         stop=settings.stop,
         batch_size=settings.batch_size,
-        special_tokens=settings.special_tokens,
     )
-    return {"outputs": [{"prompt": text, "text": new} for text, new in zip(texts, found, strict=True)]}
+    drawn = None if decoding.sampling is None else {**decoding.sampling._asdict(), "seed": settings.seed}
+    outputs = [{"prompt": text, "text": new} for text, new in zip(texts, found, strict=True)]
+    return {"outputs": outputs, "chat": settings.chat, "sampling": drawn}
 
 
-def _check(opened: Opened, texts: Sequence[str], settings: GenerateSettings) -> None:
+def sampling(settings: GenerateSettings, config: GenerationConfig) -> Sampling | None:
+    """How tokens are drawn, if they are: what is not asked for as the checkpoint has it, or else as transformers."""
+    asked = settings.temperature, settings.top_k, settings.top_p
+    if not settings.sample and all(value is None for value in asked):
+        return None
+    default = config.temperature, config.top_k, config.top_p
+    temperature, top_k, top_p = (said if said is not None else own for said, own in zip(asked, default, strict=True))
+    top_k = TOP_K if top_k is None else int(top_k)
+    return Sampling(
+        1.0 if temperature is None else temperature,
+        None if top_k == 0 else top_k,  # as in transformers: all
+        None if top_p in (None, 1.0) else top_p,
+    )
+
+
+def _say_what_is_left_out(settings: GenerateSettings, opened: Opened) -> None:
+    """One line for what transformers, or who trained the model, would do and this run does not."""
+    config = opened.generation
+    if opened.tokenizer.chat_template and not settings.chat:
+        say("the tokenizer has a chat template; --chat puts each prompt into it, for models that answer in turns")
+    if config.sample and settings.beams == 1 and sampling(settings, config) is None:
+        drawn = (("temperature", config.temperature), ("top_k", config.top_k), ("top_p", config.top_p))
+        values = ", ".join(f"{name} {value}" for name, value in drawn if value is not None)
+        say(f"greedy; generation_config.json says do_sample{f' with {values}' if values else ''}: --sample draws so")
+    if config.not_applied:
+        say(f"generation_config.json: {', '.join(config.not_applied)}: not applied here")
+
+
+def _check(opened: Opened, prompts: Sequence[Sequence[int]], names: Sequence[str], new: int) -> None:
     """Refuse prompts before weights are read."""
-    new = settings.max_new_tokens
-    where = [f"prompt {i + 1} {text[:40]!r}" for i, text in enumerate(texts)]
-    encoded = prompt_ids(opened, texts, special_tokens=settings.special_tokens, where=where.__getitem__)
-    for name, ids in zip(where, encoded, strict=True):
+    for name, ids in zip(names, prompts, strict=True):
         if not ids:
             raise InputError(f"{name}: no tokens; a prompt must have one or more")
         tokens = f"{name}: {len(ids)} tokens and --max-new-tokens {new}"
@@ -56,62 +105,64 @@ def _check(opened: Opened, texts: Sequence[str], settings: GenerateSettings) -> 
 
 def show(result: dict[str, Any]) -> None:
     """Each prompt with its continuation."""
+    between = "\n" if result["chat"] else ""
     for output in result["outputs"]:
-        print(output["prompt"] + output["text"])
+        print(f"{output['prompt']}{between}{output['text']}")
 
 
 def read_prompts(path: Path) -> list[str]:
     """Prompts of a file.
 
     Raises:
-        InputError: naming file:line where "input" is missing or no text.
+        InputError: naming file:line of a row without text under "input" or "prompt", or the file where it has none.
     """
     if path.name.removesuffix(".gz").endswith(".txt"):
-        return [line for line in read_text(path).split("\n") if line.strip()]
-    texts = []
-    for number, record in read_json_lines(path):
-        if not isinstance(record.get("input"), str):
-            raise InputError(f"{path}:{number}: no text under 'input'; write {{\"input\": ...}}, or .txt with lines")
-        texts.append(record["input"])
+        texts = [line for line in read_text(path).split("\n") if line.strip()]
+    else:
+        texts = [_prompt(record, f"{path}:{number}") for number, record in read_json_lines(path)]
+    if not texts:
+        raise InputError(f"--prompts {path}: no prompt in it")
     return texts
+
+
+def _prompt(record: Mapping[str, Any], where: str) -> str:
+    text = record.get("input", record.get("prompt"))
+    if not isinstance(text, str):
+        raise InputError(f"{where}: no text under 'input' or 'prompt'; write {{\"input\": ...}}, or .txt with lines")
+    return text
 
 
 def continuations(
     evaluated: Evaluated,
-    texts: Sequence[str],
+    prompts: Sequence[Sequence[int]],
     decoding: Decoding,
     *,
-    ends: Sequence[int] = (),
+    names: Sequence[str],
+    ends: Collection[int],
     stop: str | None = None,
     batch_size: int = 8,
-    special_tokens: bool = False,
-    names: Sequence[str] | None = None,
 ) -> list[str]:
     """The text behind each prompt, without special tokens and cut before the first ``stop``.
 
     Args:
-        ends: tokens that end a text beside the tokenizer's own.
         names: of the prompts, for messages.
+        ends: tokens that end a text (`ending_tokens`).
 
     Raises:
-        InputError: before anything is compiled, for a prompt that is too long for the model's positions or has a token
-            without a row.
+        InputError: before anything is compiled, for a prompt that is too long for the model's positions.
         NonFiniteError: naming a prompt behind which the scores are no numbers.
     """
-    config, params, tokenizer = evaluated.config, evaluated.params, evaluated.tokenizer
-    named = names or [f"prompt {i + 1}" for i in range(len(texts))]
-    prompts = prompt_ids(evaluated, texts, special_tokens=special_tokens, where=lambda i: named[i])
-    own = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
-    with progress_bar("generate", len(texts), "prompt") as bar:
+    tokenizer = evaluated.tokenizer
+    with progress_bar("generate", len(prompts), "prompt") as bar:
         found = generate(
-            config,
-            decoder.unstack(params),
+            evaluated.config,
+            decoder.unstack(evaluated.params),
             prompts,
             decoding,
-            ends={*ends, *own},
+            ends=ends,
             cuts=tokens_with(tokenizer, stop) if stop else (),
             batch_size=batch_size,
-            names=named,
+            names=names,
             on_batch=bar.update,
             mesh=evaluated.mesh,
         )
@@ -126,6 +177,8 @@ def first_lines(
     decoding: Decoding,
     batch_size: int,
     done: Container[int],
+    *,
+    chat: bool = False,
 ) -> Iterator[list[tuple[int, str]]]:
     """The line that each prompt goes on with: after every batch, the places of its prompts in ``prompts`` and their
     lines.
@@ -135,6 +188,7 @@ def first_lines(
 
     Args:
         names: of the prompts, for messages.
+        chat: they ask for an assistant's turn, whose end ends a line too.
 
     Raises:
         InputError: for a prompt that is too long; NonFiniteError as `generate`.
@@ -143,8 +197,7 @@ def first_lines(
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     rows = min(batch_size, 1 << (len(prompts) - 1).bit_length())
     params = decoder.unstack(evaluated.params)
-    own = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
-    cuts = tokens_with(tokenizer, "\n")
+    ends, cuts = ending_tokens(evaluated, chat=chat), tokens_with(tokenizer, "\n")
     with progress_bar("generate", len(prompts), "prompt") as bar:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
@@ -158,7 +211,7 @@ def first_lines(
                 params,
                 [prompts[place] for place in filled],
                 decoding,
-                ends={*evaluated.ends, *own},
+                ends=ends,
                 cuts=cuts,
                 batch_size=batch_size,
                 names=[names[place] for place in filled],
@@ -172,10 +225,3 @@ def first_lines(
 def tokens_with(tokenizer: Any, text: str) -> list[int]:
     """The tokens that hold ``text`` whole; one that is spread over several tokens is cut without stopping early."""
     return [i for i, own in enumerate(tokenizer.batch_decode([[i] for i in range(len(tokenizer))])) if text in own]
-
-
-def _sampling(settings: GenerateSettings) -> Sampling | None:
-    if settings.temperature is settings.top_k is settings.top_p is None:
-        return None
-    temperature = 1.0 if settings.temperature is None else settings.temperature
-    return Sampling(temperature, settings.top_k, settings.top_p)

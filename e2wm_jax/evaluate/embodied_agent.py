@@ -24,6 +24,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,9 @@ from e2wm_jax.evaluate.embodied_agent_scores import (
     readable,
     score,
 )
-from e2wm_jax.evaluate.model import check_positions, load_evaluated, open_evaluated, prompt_ids
+from e2wm_jax.evaluate.model import check_positions, ending_tokens, load_evaluated, open_evaluated, prompt_ids
 from e2wm_jax.evaluate.predictions import Predictions, content_digest, identity
+from e2wm_jax.evaluate.prompting import Prompting
 from e2wm_jax.files import read_text, write_json
 from e2wm_jax.models.generate import Decoding
 
@@ -139,7 +141,9 @@ def respond(settings: EmbodiedAgentSettings, asked: Sequence[dict[str, str]]) ->
     decoding.check()
     opened, names = open_evaluated(settings.model), [f"prompt {one['identifier']}" for one in asked]
     texts = [one["llm_prompt"] for one in asked]
-    encoded = prompt_ids(opened, texts, special_tokens=settings.special_tokens, where=names.__getitem__)
+    prompting = Prompting(settings.special_tokens, chat=settings.chat)
+    prompting.check()
+    encoded = prompt_ids(opened, texts, prompting, where=names.__getitem__)
     for name, tokens in zip(names, encoded, strict=True):
         where = f"{name}: {len(tokens)} tokens and --max-new-tokens {settings.max_new_tokens}"
         way_out = "lower --max-new-tokens, or take a model for longer texts"
@@ -151,8 +155,9 @@ def respond(settings: EmbodiedAgentSettings, asked: Sequence[dict[str, str]]) ->
         beams=settings.beams,
         max_new_tokens=settings.max_new_tokens,
         batch_size=settings.batch_size,
-        special_tokens=settings.special_tokens,
+        **asdict(prompting),
     )
+    ends = ending_tokens(evaluated, chat=settings.chat)
     path = settings.out / f"{settings.task}.predictions.jsonl"
     predictions = Predictions(path, made, len(asked), resume=settings.resume)
     for start in range(0, len(asked), settings.batch_size):
@@ -162,11 +167,10 @@ def respond(settings: EmbodiedAgentSettings, asked: Sequence[dict[str, str]]) ->
             continue
         texts = continuations(
             evaluated,
-            [asked[index]["llm_prompt"] for index in indices],
+            [encoded[index] for index in indices],
             decoding,
-            ends=evaluated.ends,
+            ends=ends,
             batch_size=settings.batch_size,
-            special_tokens=settings.special_tokens,
             names=[names[index] for index in indices],
         )
         predictions.add(

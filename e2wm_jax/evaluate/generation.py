@@ -41,7 +41,8 @@ def run(settings: GenerationSettings) -> dict[str, Any]:
     examples = read_task(settings.data)[: settings.samples]
     require_scorer(task)
     mesh = None if settings.mesh is None else make_mesh(settings.mesh)
-    prompting = Prompting(settings.special_tokens, settings.too_long)
+    prompting = Prompting(settings.special_tokens, settings.too_long, settings.chat)
+    prompting.check()
     opened = open_evaluated(settings.model)
     fitted = fitting(opened, dict(enumerate(examples)), decoding, prompting)
     records = predict(
@@ -93,7 +94,7 @@ def predict(
     if prompting.too_long == "truncate":
         prompts = [ids[-_room(evaluated, decoding) :] for ids in prompts]
     names = [example.where for example in examples.values()]
-    for batch in first_lines(evaluated, prompts, names, decoding, batch_size, done):
+    for batch in first_lines(evaluated, prompts, names, decoding, batch_size, done, chat=prompting.chat):
         written = {indices[place]: text for place, text in batch}
         predictions.add(
             [{"index": index, "prediction": text, "reference": examples[index].ref} for index, text in written.items()]
@@ -130,7 +131,7 @@ def _room(model: Opened | Evaluated, decoding: Decoding) -> int:
 def _prompts(model: Opened | Evaluated, examples: Mapping[int, TaskExample], prompting: Prompting) -> list[list[int]]:
     asked = list(examples.values())
     texts = [example.input for example in asked]
-    return prompt_ids(model, texts, special_tokens=prompting.special_tokens, where=lambda i: asked[i].where)
+    return prompt_ids(model, texts, prompting, where=lambda i: asked[i].where)
 
 
 def example_scores(task: str, records: Sequence[Record]) -> dict[str, list[float]]:

@@ -28,7 +28,7 @@ from e2wm_jax.data.tokenize import encode
 from e2wm_jax.errors import InputError
 from e2wm_jax.evaluate.answer_rows import Packed, collate, log_likelihoods
 from e2wm_jax.evaluate.continuations import tokens_with
-from e2wm_jax.evaluate.model import Evaluated, check_finite, prompt_ids
+from e2wm_jax.evaluate.model import Evaluated, check_finite, ending_tokens, prompt_ids
 from e2wm_jax.models import decoder
 from e2wm_jax.models.generate import Decoding, generate
 from e2wm_jax.models.layers import Params, negative_log_likelihood
@@ -122,7 +122,6 @@ def generate_until(
         groups.setdefault(json.dumps(options, sort_keys=True), []).append(index)
     encoded = _encode(evaluated, [context for context, _ in requests], how)
     params, tokenizer = decoder.unstack(evaluated.params), evaluated.tokenizer
-    own = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
     results = [""] * len(requests)
     with progress_bar("generate", len(requests), "request") as bar:
         for indices in groups.values():
@@ -138,7 +137,7 @@ def generate_until(
                 params,
                 [encoded[index][-room:] or [_begin(evaluated)] for index in indices],
                 decoding,
-                ends={*evaluated.ends, *own},
+                ends=ending_tokens(evaluated),
                 cuts={token for text in until for token in tokens_with(tokenizer, text)},
                 batch_size=how.batch_size,
                 on_batch=bar.update,
@@ -219,7 +218,7 @@ def _spaces_moved(context: str, continuation: str) -> tuple[str, str]:
 def _encode(evaluated: Evaluated, texts: Sequence[str], how: Answering) -> list[list[int]]:
     """Token ids; special tokens are not added to a text that begins with one already."""
     tokenizer = evaluated.tokenizer
-    plain = prompt_ids(evaluated, texts, special_tokens=False, where=lambda i: f"request {i + 1} {texts[i][-40:]!r}")
+    plain = prompt_ids(evaluated, texts, where=lambda i: f"request {i + 1} {texts[i][-40:]!r}")
     if not how.special_tokens or not any(encode(tokenizer, [""], special_tokens=True)):
         return plain
     begin = tokenizer.decode([_begin(evaluated)])

@@ -13,11 +13,13 @@ from e2wm_jax import lora
 from e2wm_jax.adapter_files import read_adapter
 from e2wm_jax.config import BaseDType, ModelConfig
 from e2wm_jax.data.batch import Batch
+from e2wm_jax.data.chat import as_messages, chat_prompt_ids, end_of_turn
 from e2wm_jax.data.token_ids import check_ids
 from e2wm_jax.data.tokenize import encode_prompts
 from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError, NonFiniteError
-from e2wm_jax.files import read_json
+from e2wm_jax.evaluate.generation_config import GenerationConfig, read_generation_config
+from e2wm_jax.evaluate.prompting import Prompting
 from e2wm_jax.model_files import ModelFiles, locate
 from e2wm_jax.models import spread
 from e2wm_jax.models.layers import Params
@@ -36,7 +38,7 @@ class Opened(NamedTuple):
     files: ModelFiles
     config: ModelConfig
     tokenizer: Any
-    ends: tuple[int, ...]  # tokens that end a text beside the tokenizer's own
+    generation: GenerationConfig  # what the checkpoint says about texts that it writes
 
 
 class Evaluated(NamedTuple):
@@ -57,7 +59,7 @@ def open_evaluated(model: str) -> Opened:
         InputError: if files are missing or damaged.
     """
     files = locate(model)
-    return Opened(files, open_model(files)[0], load_tokenizer(files), tuple(ending_tokens(files)))
+    return Opened(files, open_model(files)[0], load_tokenizer(files), read_generation_config(files))
 
 
 def load_evaluated(
@@ -89,7 +91,7 @@ def load_evaluated(
         for leaf in jax.tree.leaves(factors):
             digest.update(np.asarray(leaf).tobytes())
         params = lora.attach(params, factors if mesh is None else everywhere(factors, mesh), spec)
-    return Evaluated(loaded.config, params, opened.tokenizer, mesh, opened.ends, digest.hexdigest())
+    return Evaluated(loaded.config, params, opened.tokenizer, mesh, opened.generation.ends, digest.hexdigest())
 
 
 def row_nll(evaluated: Evaluated, batch: Batch) -> np.ndarray:
@@ -102,19 +104,37 @@ def row_nll(evaluated: Evaluated, batch: Batch) -> np.ndarray:
 
 
 def prompt_ids(
-    model: Opened | Evaluated, texts: Sequence[str], *, special_tokens: bool, where: Callable[[int], str]
+    model: Opened | Evaluated,
+    texts: Sequence[str],
+    prompting: Prompting = Prompting(),
+    *,
+    where: Callable[[int], str],
+    system: str | None = None,
 ) -> list[list[int]]:
     """Token ids of each text that is to be continued, for all of which the model has a row.
 
     Args:
         where: index of a text -> its place, for messages.
+        system: what the system says in front of it, of a chat.
 
     Raises:
-        InputError: for a token beyond the model's table (`check_ids`).
+        InputError: for a token beyond the model's table (`check_ids`), or a chat without a template.
     """
-    encoded = encode_prompts(model.tokenizer, texts, special_tokens=special_tokens)
+    if prompting.chat:
+        encoded = [
+            chat_prompt_ids(model.tokenizer, as_messages(text, system), where(i)) for i, text in enumerate(texts)
+        ]
+    else:
+        encoded = encode_prompts(model.tokenizer, texts, special_tokens=prompting.special_tokens)
     check_ids(model.tokenizer, model.config.vocab_size, ((where(i), ids) for i, ids in enumerate(encoded)))
     return encoded
+
+
+def ending_tokens(evaluated: Evaluated, *, chat: bool = False) -> set[int]:
+    """Tokens that end what the model writes: the tokenizer's, the checkpoint's, and of a chat the one behind a turn."""
+    own = evaluated.tokenizer.eos_token_id
+    turn = end_of_turn(evaluated.tokenizer) if chat else None
+    return {*evaluated.ends, *(end for end in (own, turn) if end is not None)}
 
 
 def check_finite(values: float | np.ndarray, where: str) -> None:
@@ -145,13 +165,3 @@ def rows_per_pass(evaluated: Evaluated, batch_size: int) -> int:
         return batch_size
     parts = evaluated.mesh.shape["data"] * evaluated.mesh.shape["fsdp"]
     return -(-batch_size // parts) * parts
-
-
-def ending_tokens(files: ModelFiles) -> list[int]:
-    """The eos_token_id, one or several, of a Hugging Face directory's generation_config.json or config.json."""
-    for name in ("generation_config.json", "config.json") if files.format == "hf" else ():
-        if (files.path / name).is_file():
-            ends = read_json(files.path / name).get("eos_token_id")
-            if ends is not None:
-                return [int(end) for end in (ends if isinstance(ends, list) else [ends])]
-    return []

@@ -164,11 +164,13 @@ def _predictions(
     """The model's plan for each example with a world."""
     assert settings.model is not None
     opened, decoding = open_evaluated(settings.model), Decoding(settings.max_new_tokens, settings.beams)
-    fitted = generation.fitting(opened, {index: examples[index] for index in worlds}, decoding, Prompting())
+    prompting = Prompting(chat=settings.chat)
+    fitted = generation.fitting(opened, {index: examples[index] for index in worlds}, decoding, prompting)
     made = generation.predict(
         load_evaluated(opened, settings.adapter, settings.base_dtype),
         fitted.examples,
         decoding,
+        prompting,
         batch_size=settings.batch_size,
         path=settings.predictions,
         resume=settings.resume,

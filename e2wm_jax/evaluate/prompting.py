@@ -18,6 +18,12 @@ class Prompting:
 
     special_tokens: bool = False  # the tokenizer's default ones
     too_long: TooLong = "refuse"
+    chat: bool = False  # the text is what a user says, put into the tokenizer's chat template
+
+    def check(self) -> None:
+        """Raise InputError for what does not go together."""
+        if self.chat and self.special_tokens:
+            raise InputError("--special-tokens with --chat: the chat template writes its own; leave one of them out")
 
 
 class Need(NamedTuple):

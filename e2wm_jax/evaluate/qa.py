@@ -44,7 +44,8 @@ def run(settings: QaSettings) -> dict[str, Any]:
     if task not in RULES:
         raise InputError(_no_rule(settings))
     questions = read_questions(settings.data)[: settings.samples]
-    prompting = Prompting(settings.special_tokens, settings.too_long)
+    prompting = Prompting(settings.special_tokens, settings.too_long, settings.chat)
+    prompting.check()
     mesh = None if settings.mesh is None else make_mesh(settings.mesh)
     opened = open_evaluated(settings.model)
     fitted = fitting(opened, dict(enumerate(questions)), prompting)

@@ -25,7 +25,7 @@ class Content(NamedTuple):
 
 def prompting_of(options: SuiteOptions) -> Prompting:
     """How examples are put to the model."""
-    return Prompting(options.special_tokens, options.too_long)
+    return Prompting(options.special_tokens, options.too_long, options.chat)
 
 
 def check(options: SuiteOptions) -> None:
@@ -41,6 +41,7 @@ def check(options: SuiteOptions) -> None:
         ("--max-length", options.max_length, 2),
     )
     _decoding(options).check()
+    prompting_of(options).check()
 
 
 def fitting(model: Opened | Evaluated, content: Content, options: SuiteOptions) -> Content:

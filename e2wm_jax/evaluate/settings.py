@@ -32,6 +32,8 @@ class QaSettings:
     """Add the tokenizer's default special tokens (the official code does not)."""
     too_long: TooLong = "refuse"
     """Questions with more tokens than the model has positions: refuse them, skip them, or truncate from the left."""
+    chat: bool = False
+    """Put each question into the tokenizer's chat template, as what a user says; its answers are the assistant's."""
     base_dtype: BaseDType = "float32"
     """Weights and activations; int8 and nf4 hold the matrices in 8 or 4 bits."""
     mesh: str | None = None
@@ -64,6 +66,8 @@ class GenerationSettings:
     """Add the tokenizer's default special tokens (the official code does not)."""
     too_long: TooLong = "refuse"
     """Prompts that leave too few of the model's positions: refuse them, skip them, or truncate from the left."""
+    chat: bool = False
+    """Put each prompt into the tokenizer's chat template, as what a user says; the assistant's turn is the answer."""
     base_dtype: BaseDType = "float32"
     """Weights and activations; int8 and nf4 hold the matrices in 8 or 4 bits."""
     mesh: str | None = None
@@ -128,6 +132,8 @@ class PlansSettings:
     """Width of the model's beam search."""
     max_new_tokens: int = 256
     """The longest plan of the model."""
+    chat: bool = False
+    """Put each prompt into the tokenizer's chat template, as what a user says; the assistant's turn is the plan."""
     resume: bool = False
     """Go on with the predictions that an interrupted run has left."""
     batch_size: int = 4
@@ -156,6 +162,8 @@ class SuiteOptions:
     """Add the tokenizer's default special tokens (the official code does not)."""
     too_long: TooLong = "refuse"
     """Examples with more tokens than the model has positions: refuse, skip, or truncate them, prompts from the left."""
+    chat: bool = False
+    """Put questions and prompts into the tokenizer's chat template, as what a user says; not bAbI's, nor text."""
     train: tuple[Path, ...] = ()
     """Training files {"input", "ref"}: what of the sets occurs in them is reported, and scored apart."""
     resume: bool = False
@@ -184,14 +192,18 @@ class SuiteSettings(SuiteOptions):
 
 @dataclass(frozen=True)
 class GenerateSettings:
-    """Continue prompts; greedy unless beams or a temperature are given."""
+    """Continue prompts; greedy unless beams or sampling are asked for."""
 
     model: str
     """Hugging Face directory, .gguf file, hub id, or smollm2-135m."""
     prompt: tuple[str, ...] = ()
     """Text to continue; may be given several times."""
     prompts: Path | None = None
-    """File of more prompts: JSON lines with "input", or .txt with one prompt per line (either .gz)."""
+    """File of more prompts: JSON lines with "input" or "prompt", or .txt with one prompt per line (either .gz)."""
+    chat: bool = False
+    """Put each prompt into the tokenizer's chat template, as what a user says; the assistant's turn is the text."""
+    system: str | None = None
+    """What the system says in front of each prompt, with --chat."""
     adapter: tuple[Path, ...] = ()
     """PEFT directories to put on the model, one or more; several add up."""
     max_new_tokens: int = 64
@@ -199,10 +211,13 @@ class GenerateSettings:
     """Width of the beam search, as transformers' num_beams."""
     length_penalty: float = 1.0
     """Of beams: log-likelihood / length ** penalty."""
+    sample: bool = False
+    """Draw tokens, as do_sample of transformers; any of the next three does so too. What is not given is as the
+    checkpoint's generation_config.json has it, or else temperature 1, the 50 likeliest tokens, any probability."""
     temperature: float | None = None
     """Draw tokens from the scores divided by this."""
     top_k: int | None = None
-    """Draw from the k likeliest tokens only."""
+    """Draw from the k likeliest tokens only; 0: from all."""
     top_p: float | None = None
     """Draw from the likeliest tokens whose probability reaches p only."""
     stop: str | None = None
