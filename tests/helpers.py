@@ -47,13 +47,18 @@ def random_torch_model(model_type: str, attn_implementation: str | None = "eager
     return model
 
 
-def byte_tokenizer(*, special: tuple[str, ...] = ("<s>", "</s>"), chat_template: str | None = None) -> Any:
-    """Byte-level, without merges: every byte is a token, and each of `special`, the first of text, the last its end."""
+def byte_tokenizer(
+    *, special: tuple[str, ...] = ("<s>", "</s>"), merges: tuple[str, ...] = (), chat_template: str | None = None
+) -> Any:
+    """Byte-level: every byte is a token, each pair of `merges` ("a b"), and each of `special`, the first of which
+    begins texts, where that is asked for, and the last ends them."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE({token: index for index, token in enumerate(alphabet)}, []))
+    pairs = [tuple(pair.split()) for pair in merges]
+    tokens = [*alphabet, *map("".join, pairs)]
+    core = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, pairs))
     core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     roles = {"bos_token": special[0], "eos_token": special[-1]}
