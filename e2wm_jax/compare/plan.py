@@ -266,8 +266,13 @@ def _check_arms(plan: Plan) -> None:
         if arm.fisher is not None:
             check_values(FisherSettings, arm.fisher, f"{where}: fisher", reserved=_OF_A_FISHER)
             check_fisher(plan.fisher_settings(arm.fisher))
-    for path in plan.training_files:
-        read_mixture([(1.0, path)])
+    read = {
+        (source, arm.train.get("columns", ""), arm.train.get("chat", False))
+        for arm in plan.arms
+        for _, source in parse_mixture(arm.train["data"])
+    }
+    for source, columns, chat in read:
+        read_mixture([(1.0, source)], columns=columns, chat=chat)
     for text in sorted(_general_texts(plan)):
         read_documents(text)
 

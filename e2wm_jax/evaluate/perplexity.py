@@ -17,7 +17,7 @@ from e2wm_jax.data.batch import Row
 from e2wm_jax.data.loader import sorted_batches, sorted_shapes
 from e2wm_jax.data.source import TaskExample, read_documents
 from e2wm_jax.data.token_ids import check_ids
-from e2wm_jax.data.tokenize import document_rows, task_rows
+from e2wm_jax.data.tokenize import document_rows, say_cut, task_rows
 from e2wm_jax.errors import InputError, check_at_least
 from e2wm_jax.evaluate.model import (
     Evaluated,
@@ -49,7 +49,7 @@ def run(settings: PerplexitySettings) -> dict[str, Any]:
         ("--samples", settings.samples, 1),
         ("--batch-size", settings.batch_size, 1),
     )
-    documents = read_documents(settings.data)[: settings.samples]
+    documents = read_documents(settings.data, columns=settings.columns)[: settings.samples]
     mesh = None if settings.mesh is None else make_mesh(settings.mesh)
     prompting = Prompting(settings.special_tokens, settings.too_long)
     opened = open_evaluated(settings.model)
@@ -150,6 +150,7 @@ def fitting(
         InputError: if none predicts a token, one has a token without a row, or is too long.
     """
     rows, _ = _document_tokens(model, documents, prompting, max_length=max_length, name=name)
+    say_cut(list(rows.values()), max_length)
     needs = {index: Need(_place(name, index), len(row.ids)) for index, row in rows.items()}
     way_out = "lower --max-length; --too-long truncate cuts documents, --too-long skip leaves them out"
     return fit(documents, needs, model.config.max_positions, prompting.too_long, way_out)

@@ -81,7 +81,10 @@ class PerplexitySettings:
     model: str
     """Hugging Face directory, .gguf file, hub id, or smollm2-135m."""
     data: str
-    """JSON lines with "text", .txt with blank lines between documents (either .gz), or pydoc:held-out."""
+    """Text: .txt with blank lines between documents, rows with "text" or of another form (docs/data.md), or
+    pydoc:held-out."""
+    columns: str = ""
+    """Which column is which, where their names do not say it: text=body."""
     adapter: tuple[Path, ...] = ()
     """PEFT directories to put on the model; several are added up."""
     max_length: int = 800

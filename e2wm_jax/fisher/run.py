@@ -140,6 +140,7 @@ def _finish(
     record = read_json(settings.out / METADATA_FILE)
     record |= {
         "params": settings.params,
+        "special_tokens": settings.special_tokens,
         "nats": found.nats,
         "layout": job.layout,
         "batch_size": settings.batch_size,

@@ -17,9 +17,11 @@ from e2wm_jax.data.loader import Loader, StepBatch
 from e2wm_jax.data.online_rows import RowMaker, online_rows
 from e2wm_jax.data.source import online_tasks, parse_mixture, read_mixture
 from e2wm_jax.data.token_ids import check_ids
-from e2wm_jax.data.tokenize import say_cut, task_rows
+from e2wm_jax.data.tokenize import encode, say_cut, task_rows
 from e2wm_jax.errors import InputError
+from e2wm_jax.files import read_json
 from e2wm_jax.fisher.corpus import Corpus, check_corpus_ids, read_corpus, where
+from e2wm_jax.fisher.files import METADATA_FILE
 from e2wm_jax.progress import say
 from e2wm_jax.train.positions import check_online_positions, check_positions
 from e2wm_jax.train.settings import APPEND_EOS, TASK_ROWS, TrainSettings
@@ -75,6 +77,21 @@ def open_data(
         loader = Loader(rows, *sizes, settings.seed, online=online, pack=settings.pack)
         steps = settings.steps or settings.epochs * loader.steps_per_epoch
         yield _shared(dataclasses.replace(loader, steps=steps), mesh), kept
+
+
+def say_special_tokens(settings: TrainSettings, tokenizer: Any) -> None:
+    """One line if --fisher was made of text with special tokens that this run trains without, or the other way."""
+    path = settings.fisher and settings.fisher / METADATA_FILE
+    if not path or not path.is_file():
+        return
+    made_with = read_json(path).get("special_tokens", settings.special_tokens)
+    plain, special = (encode(tokenizer, ["a"], special_tokens=flag) for flag in (False, True))
+    if made_with != settings.special_tokens and plain != special:
+        say(
+            f"--fisher {settings.fisher} was made {'with' if made_with else 'without'} the tokenizer's special tokens, "
+            f"this run trains {'with' if settings.special_tokens else 'without'} them; "
+            f"{'--special-tokens adds them' if made_with else 'leave --special-tokens out'}, or make F anew"
+        )
 
 
 def read_text(settings: TrainSettings, tokenizer: Any, config: ModelConfig) -> Corpus | None:

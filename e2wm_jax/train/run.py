@@ -36,7 +36,7 @@ from e2wm_jax.train.directory import (
     resolved,
     rows_digest,
 )
-from e2wm_jax.train.feed import open_data, read_text, text_loader
+from e2wm_jax.train.feed import open_data, read_text, say_special_tokens, text_loader
 from e2wm_jax.train.loop import METRICS_FILE, Job, run_loop
 from e2wm_jax.train.parts import check_adapter, load_all
 from e2wm_jax.train.report import write_report
@@ -74,6 +74,7 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     # Data first: most mistakes are there, and finding them needs no weights.
     files = locate(settings.model)
     tokenizer, shape = load_tokenizer(files), weights.read_config(files)
+    say_special_tokens(settings, tokenizer)
     corpus = read_text(settings, tokenizer, shape)
     text = settings.validation
     held_out = held_out_rows(settings, tokenizer, shape, text, "--validation") if text else []
