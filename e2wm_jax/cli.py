@@ -188,7 +188,8 @@ def _dispatch(words: list[str]) -> int:
     else:
         show = getattr(module, "show", _show)
         show(result)
-    return 0
+    code: int = getattr(module, "exit_code", lambda _: 0)(result)
+    return code
 
 
 def _parse(name: str, words: list[str]) -> Any:

@@ -75,7 +75,7 @@ def run(settings: SearchBenchSettings) -> dict[str, Any]:
     if settings.dialect == "vh23" and settings.reference_simulations:
         executor = open_world("virtualhome", "vh23")
         ways["mcts on virtualhome's executor"] = searching(executor, settings.reference_simulations, "mcts")
-    compile_engine()
+    compile_engine("mcts", "best-first")
     tallies = {name: _Tally() for name in ways} | {"people's programs": _Tally()}
     programs = goals.robothow_order(settings.seed)[: settings.goals]
     facts = 0

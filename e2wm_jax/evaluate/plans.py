@@ -34,7 +34,7 @@ from e2wm_jax.evaluate.statistics import bootstrap_interval
 from e2wm_jax.files import read_json_lines, write_json_lines
 from e2wm_jax.models.generate import Decoding
 from e2wm_jax.progress import progress_bar
-from e2wm_jax.simulate import scene_files, scenes
+from e2wm_jax.simulate import scene_files
 from e2wm_jax.simulate.engines import Engine, open_world
 from e2wm_jax.simulate.scenes import Scene
 from e2wm_jax.simulate.world import World
@@ -229,12 +229,7 @@ def _scene_of(source: Source, folder: Path | None) -> Scene:
 @lru_cache(maxsize=8)
 def _scene(name: str, folder: Path | None) -> Scene:
     """A scene by its name; that of a graph that has moved is looked up in the folder."""
-    path = scene_files.path_of(name)
-    if folder is None or path is None or scene_files.is_file(path):
-        return scenes.load(name)
-    moved = folder / path.name
-    moved = moved if moved.is_file() else moved.with_name(moved.name + ".gz")
-    return scenes.load(scene_files.with_path(name, moved))
+    return scene_files.load(name, folder)
 
 
 def _records(worlds: Mapping[int, Source], results: Mapping[str, list[PlanResult]]) -> list[dict[str, Any]]:

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numba
+from numba.core import event
 from numba.core.caching import FunctionCache, IndexDataCacheFile
+
+from e2wm_jax.progress import Activity, begin, end
 
 # What compiled code is made of: its own modules and those whose constants it reads.
 _SOURCES = (
@@ -28,6 +31,27 @@ def _digest() -> str:
 _STAMP = _digest()
 
 
+class _Announcer(event.Listener):
+    """Says that the engine is being compiled while it is; functions are compiled within functions."""
+
+    def __init__(self) -> None:
+        self.depth = 0
+        self.activity: Activity | None = None
+
+    def on_start(self, event: Any) -> None:
+        self.depth += 1
+        if self.depth == 1:
+            self.activity = begin("compiling the array engine, once on this machine")
+
+    def on_end(self, event: Any) -> None:
+        self.depth -= 1
+        if self.depth == 0:
+            end(self.activity)
+
+
+event.register("numba:compile", _Announcer())
+
+
 class _Cache(FunctionCache):
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
@@ -41,8 +65,3 @@ def jit(function: Callable[..., Any]) -> Any:
     dispatcher = numba.njit(nogil=True)(function)
     dispatcher._cache = _Cache(function)
     return dispatcher
-
-
-def is_cached(function: Any) -> bool:
-    """Whether a function of `jit` was compiled on this machine before."""
-    return bool(function._cache._cache_file._load_index())

@@ -3,7 +3,6 @@
 from typing import Any, Literal
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.progress import say
 from e2wm_jax.simulate import planner
 from e2wm_jax.simulate.actions import Action, Thing
 from e2wm_jax.simulate.goals import Goal
@@ -31,14 +30,10 @@ def open_world(engine: Engine, dialect: str) -> World[Any]:
     return ArrayWorld(dialect)
 
 
-def compile_engine() -> None:
-    """Have the array engine and its searches compiled, which takes about a minute once on a machine."""
-    from e2wm_jax.simulate import native_best_first, native_search
+def compile_engine(*methods: Method) -> None:
+    """Have the array engine and these of its searches compiled, which takes about a minute once on a machine."""
     from e2wm_jax.simulate.array_world import ArrayWorld
-    from e2wm_jax.simulate.compiled import is_cached
 
-    if not all(map(is_cached, (native_search.search_tree, native_best_first.search_best_first))):
-        say("compiling the array engine: once on this machine, about a minute")
     scene = parse_graph(
         {
             "nodes": [
@@ -53,8 +48,9 @@ def compile_engine() -> None:
     state, _ = world.step(world.initial(scene), Action("Walk", (Thing("hall", 1),)))
     world.targets(state, 2, "INSIDE")
     world.sources(state, 1, "INSIDE")
-    for module in (native_search, native_best_first):
-        module.search(world, scene, Goal("hall", "sit", ("character || SITTING",), (), ()), simulations=1)
+    for method in methods:
+        goal = Goal("hall", "sit", ("character || SITTING",), (), ())
+        search(world, scene, goal, method=method, simulations=1)
 
 
 def search(world: World[Any], scene: Scene, goal: Goal, *, method: Method = "mcts", **options: Any) -> Plan:

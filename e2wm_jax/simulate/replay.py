@@ -3,15 +3,18 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from reprlib import repr as shortly
 from typing import Any, TypeVar
 
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json_lines, write_json_lines
-from e2wm_jax.simulate import scenes
+from e2wm_jax.simulate import scene_files, scenes
 from e2wm_jax.simulate.actions import Action, parse_action
 from e2wm_jax.simulate.scenes import Scene
+from e2wm_jax.simulate.shards import parse
 from e2wm_jax.simulate.trajectory import Step
 from e2wm_jax.simulate.world import World
 
@@ -52,6 +55,51 @@ def replay_record(world: World[State], record: dict[str, Any], scene_folder: Pat
     return {**record, "steps": steps, "final": _digest(world, state)}
 
 
+def replay_episode(world: World[State], record: dict[str, Any], folder: Path | None, where: str) -> dict[str, Any]:
+    """Replay an episode of `collect`: the record with what this world does at each step, and ``achieved``. Each person
+    of a story of several acts in a world of their own, as `carriers` has it.
+
+    Raises:
+        InputError: starting with ``where``, if the record is malformed or its scene cannot be loaded.
+    """
+    found = parse(record, where)
+    try:
+        scene = _scene(found.scene, folder)
+    except InputError as error:
+        raise InputError(f"{where}: scene {error}") from error
+    states = dict.fromkeys((0, *(step.actor for step in found.steps)), world.initial(scene))
+    steps = []
+    for step in found.steps:
+        states[step.actor], done = world.step(states[step.actor], parse_action(step.action, where))
+        steps.append({**replace(done, actor=step.actor).to_json(), "a": step.action})
+    achieved = sorted(world.gained_test(scene, found.goal)(states[0]))
+    return {**record, "steps": steps, "achieved": achieved}
+
+
+def differences(record: dict[str, Any], ours: dict[str, Any], where: str) -> Iterator[str]:
+    """What is otherwise in a record replayed: a line for each such step and for the end.
+
+    Raises:
+        InputError: if the record does not say what happened.
+    """
+    for number, (then, now) in enumerate(zip(record["steps"], ours["steps"], strict=True), start=1):
+        if "ok" not in then:
+            raise InputError(f'{where}: step {number} has no "ok", so there is nothing to compare; give --out FILE')
+        if then != now:
+            yield f"{where}: step {number} {now['a']}: {_difference(then, now)}"
+    for key in ("achieved", "final"):
+        if key in record and record[key] != ours[key]:
+            yield f"{where}: {key} {record[key]!r} there, {ours[key]!r} here"
+
+
+def _difference(then: dict[str, Any], now: dict[str, Any]) -> str:
+    if then["ok"] != now["ok"]:
+        trouble = now.get("exc") or "; ".join(now.get("msg", ()))
+        return "failed there, works here" if now["ok"] else f"worked there, fails here: {trouble}"
+    keys = [key for key in dict.fromkeys((*then, *now)) if then.get(key) != now.get(key)]
+    return ", ".join(f"{key} {shortly(then.get(key))} there, {shortly(now.get(key))} here" for key in keys)
+
+
 def replay_file(world: World[State], trajectories: Path, scene_folder: Path | None, out: Path) -> int:
     """Replay a JSON-lines file of reference trajectories into ``out``; returns how many there were.
 
@@ -64,6 +112,11 @@ def replay_file(world: World[State], trajectories: Path, scene_folder: Path | No
     ]
     write_json_lines(out, records)
     return len(records)
+
+
+@lru_cache(maxsize=8)
+def _scene(name: str, folder: Path | None) -> Scene:
+    return scene_files.load(name, folder)
 
 
 def _reference_scene(init: str, scene_folder: Path | None, where: str) -> Scene:

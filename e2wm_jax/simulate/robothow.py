@@ -73,7 +73,7 @@ def program_title(program_id: str) -> str:
 def _program_lines(program_id: str) -> list[str]:
     path = _robothow_folder("executable_programs") / f"{program_id}.txt"
     if not path.is_file():
-        raise InputError(f"{ROBOTHOW}{program_id}: no such RobotHow program; known are {program_ids()[0]} and 517 more")
+        raise InputError(f"{ROBOTHOW}{program_id}: no such RobotHow program; `e2wm replay --scene robothow` lists them")
     return read_text(path).splitlines()
 
 

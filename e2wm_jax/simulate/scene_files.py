@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from e2wm_jax.files import replacing, sha256
+from e2wm_jax.simulate import scenes
 from e2wm_jax.simulate.robothow import ROBOTHOW
-from e2wm_jax.simulate.scenes import PREPARED, PROCEDURAL
+from e2wm_jax.simulate.scenes import PREPARED, PROCEDURAL, Scene
 
 FOLDER = "scenes"
 _DIGITS = 12  # of the SHA-256
@@ -43,6 +44,19 @@ def located(name: str, folder: Path) -> str:
     if path is None or path.is_absolute() or not is_file(folder / path):
         return name
     return with_path(name, os.path.normpath(folder / path))
+
+
+def load(name: str, folder: Path | None) -> Scene:
+    """`scenes.load`; a file that is no longer where it was is looked up by its name in ``folder``.
+
+    Raises:
+        InputError: as `scenes.load`.
+    """
+    path = path_of(name)
+    if folder is None or path is None or is_file(path):
+        return scenes.load(name)
+    moved = folder / path.name
+    return scenes.load(with_path(name, moved if moved.is_file() else moved.with_name(moved.name + ".gz")))
 
 
 def kept_names(names: Iterable[str]) -> dict[Path, str]:

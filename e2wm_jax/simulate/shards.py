@@ -133,15 +133,23 @@ def load_trajectories(folders: Iterable[Path]) -> Iterator[Trajectory]:
         InputError: if a folder is not a run of `collect`, or naming file and line of a malformed record.
     """
     for folder in folders:
-        if not (folder / MANIFEST).is_file():
-            raise InputError(f"{folder}: no experiences (no {MANIFEST}); make some with e2wm collect --out {folder}")
-        for path in sorted(folder.glob("shard-*.jsonl")):
-            if not path.name.endswith(_PARTIAL):
-                for number, record in read_json_lines(path):
-                    yield parse(record, f"{path}:{number}")
-            elif not path.with_name(path.name.replace(_PARTIAL, ".jsonl")).is_file():
-                for _, line in sorted(_whole_lines(path).items()):
-                    yield parse(json.loads(line), str(path))
+        for where, record in shard_lines(folder):
+            yield parse(record, where)
+
+
+def shard_lines(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The records of a run, in order, each with its file and line; of an unfinished run those that are done.
+
+    Raises:
+        InputError: if a folder is not a run of `collect`, or naming file and line of what is no record.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise InputError(f"{folder}: no experiences (no {MANIFEST}); make some with e2wm collect --out {folder}")
+    for path in sorted(folder.glob("shard-*.jsonl")):
+        if not path.name.endswith(_PARTIAL):
+            yield from ((f"{path}:{number}", record) for number, record in read_json_lines(path))
+        elif not path.with_name(path.name.replace(_PARTIAL, ".jsonl")).is_file():
+            yield from ((str(path), json.loads(line)) for _, line in sorted(_whole_lines(path).items()))
 
 
 def parse(record: dict[str, Any], where: str) -> Trajectory:

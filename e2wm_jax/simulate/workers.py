@@ -143,7 +143,8 @@ def _run(jobs: list[Job], workers: int) -> Iterator[tuple[Job, Trajectory]]:
         yield from ((job, play(job)) for job in jobs)
         return
     if jobs[0].settings.engine == "array":
-        compile_engine()  # each process would otherwise do so for itself
+        searches = (jobs[0].settings.search,) if jobs[0].settings.policy == "mcts" else ()
+        compile_engine(*searches)  # each process would otherwise do so for itself
     before = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_start_worker)
