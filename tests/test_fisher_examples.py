@@ -127,9 +127,9 @@ def test_a_flax_module_against_a_loop_over_examples():
         x, label = example
         return -jax.nn.log_softmax(net.apply(variables, x))[label]
 
-    expected = jax.tree.map(jnp.zeros_like, variables)
+    expected, gradient_of = jax.tree.map(jnp.zeros_like, variables), jax.jit(jax.grad(loss))
     for example in zip(X, labels, strict=True):
-        gradient = jax.grad(loss)(variables, example)
+        gradient = gradient_of(variables, example)
         expected = jax.tree.map(lambda total, g: total + g**2 / COUNT, expected, gradient)
     assert_equal(fisher_diagonal(loss, variables, (X, labels)), expected, rtol=2e-5)
     selected = fisher_diagonal(loss, variables, (X, labels), select=lambda path: path.startswith("params.Dense_1"))
@@ -281,6 +281,8 @@ def test_other_mistakes_are_named():
         fisher_diagonal(squared_error, LINEAR, (X, Y), select=lambda path: path == "layers.q")
     with pytest.raises(InputError, match="weight of example 2 is -1"):
         fisher_diagonal(squared_error, LINEAR, (X, Y), weight=lambda example: jnp.where(example[1] == Y[2], -1, 1))
+    with pytest.raises(InputError, match=r"shape \(5,\) for an example"):
+        fisher_diagonal(squared_error, LINEAR, (X, Y), weight=lambda example: example[0])
     with pytest.raises(InputError, match="weights sum to 0"):
         fisher_diagonal(squared_error, LINEAR, (X, Y), weight=lambda example: False)
     y = np.where(np.isin(np.arange(COUNT), (3, 17)), np.inf, Y)

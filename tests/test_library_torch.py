@@ -138,6 +138,43 @@ def test_losses_and_penalties_of_every_step_are_those_of_train(work, page, accum
     np.testing.assert_allclose(penalties[:, 0], [row["penalty"] for row in metrics], rtol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # TRL's own
+def test_the_same_lines_on_a_trainer_of_trl(work, page, tmp_path):
+    """At a learning rate of 0 batches with and without strength differ by the penalty, which the passes share."""
+    trl, torch, peft = (pytest.importorskip(name) for name in ("trl", "torch", "peft"))
+    names: dict[str, Any] = {"__name__": "page", "SFTTrainer": trl.SFTTrainer}
+    exec(blocks()[0].replace("EwcTrainer(Trainer)", "EwcTrainer(SFTTrainer)"), names)
+    base = pytest.importorskip("transformers").AutoModelForCausalLM.from_pretrained(work / "model", dtype=torch.float32)
+    tokenizer = load_tokenizer(str(work / "model"))
+    tokenizer.pad_token = tokenizer.eos_token
+    seen: dict[float, list[float]] = {0.0: [], STRENGTH: []}
+
+    class Recorded(names["EwcTrainer"]):
+        def compute_loss(self, *args: Any, **options: Any) -> Any:
+            loss = super().compute_loss(*args, **options)
+            seen[self.strength].append(loss.item())
+            return loss
+
+    sizes = {"max_steps": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 0.0}
+    quiet = {"use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
+    for strength in seen:
+        trainer = Recorded(
+            peft.PeftModel.from_pretrained(base, work / "start", is_trainable=True),
+            args=trl.SFTConfig(str(tmp_path), **sizes, **quiet),
+            train_dataset=pytest.importorskip("datasets").Dataset.from_list(
+                [{"prompt": f"Where is cup {n}?", "completion": " kitchen"} for n in range(8)]
+            ),
+            processing_class=tokenizer,
+            fisher=page["read_fisher"](work / "fisher"),
+            strength=strength,
+        )
+        trainer.train()
+        base = trainer.model.unload()
+    difference = np.subtract(seen[STRENGTH], seen[0.0])
+    np.testing.assert_allclose(difference, trainer.penalty().item() / 2, rtol=1e-4)
+    assert len(difference) == 4
+
+
 def test_the_second_block_trains_and_what_it_saves_is_read_here(work, page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "fisher").symlink_to(work / "fisher")

@@ -252,6 +252,8 @@ def _step(
         together: int, totals: Any, chosen: Any, constant: Any, key: Any, examples: Any, numbers: Any, real: Any
     ) -> tuple[Any, jax.Array, jax.Array]:
         weights = jax.vmap(lambda example: jnp.asarray(weight(example), jnp.float32))(examples)
+        if weights.shape != real.shape:
+            raise InputError(f"weight: gives an array of shape {weights.shape[1:]} for an example; give one number")
 
         def of_one(chosen: dict[int, jax.Array], item: tuple[Any, jax.Array]) -> jax.Array:
             example, number = item
