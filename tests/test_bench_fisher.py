@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 from typing import ClassVar
 
 import jax
@@ -15,9 +16,11 @@ from e2wm_jax.bench import fisher, fisher_peers
 from e2wm_jax.bench.fisher import FisherBenchSettings
 from e2wm_jax.bench.fisher_job import SHAPES, Job, compare, documents, reference_folder
 from e2wm_jax.bench.fisher_methods import corpus, operations, selected
+from e2wm_jax.bench.fisher_page import verdict
 from e2wm_jax.bench.fisher_peers import PACKAGES, PeerPass, peer_operations
 from e2wm_jax.bench.gradient import WAYS, batch_gradient
 from e2wm_jax.bench.peers import Peer
+from e2wm_jax.cli import main
 from e2wm_jax.data.batch import Row
 from e2wm_jax.errors import InputError
 from e2wm_jax.fisher.documents import document_batches
@@ -102,7 +105,7 @@ def test_a_wrong_peer_is_called_wrong(job):
         assert asked["prepare"]().keys() == {"grown_bytes"}
         asked["measure"]()
         found = asked["check"]()
-        return found["error"], fisher.verdict(found)
+        return found["error"], verdict(found)
 
     error, said = of_peer(sums)
     assert error < 1e-6
@@ -148,12 +151,39 @@ def test_layouts_hold_the_same_documents():
     assert {batch.ids.shape for batch in held["packed"]} == {(1, 24)}
 
 
+OWN = """
+import jax, jax.numpy as jnp
+
+def vmapped(config, params, ids, loss):
+    print("what a method prints is no answer")
+    gradients = jax.vmap(jax.grad(loss), in_axes=(None, 0))(params, ids)
+    return jax.tree.map(lambda g: jnp.mean(g**2, 0), gradients)
+
+def of_the_batch(config, params, ids, loss):
+    gradient = jax.grad(lambda params: jnp.mean(jax.vmap(loss, (None, 0))(params, ids)))(params)
+    return jax.tree.map(jnp.square, gradient)
+
+def bare(config, params, ids, loss):
+    return {name: jnp.zeros(()) for name in params}
+
+def broken(config, params, ids, loss):
+    raise RuntimeError("no such thing")
+"""
+
+
 def test_a_run_without_peers(tmp_path, monkeypatch, capsys):
     """In a process of its own: the table and the page, and how to get what is not installed."""
     monkeypatch.setattr(fisher_peers, "missing", lambda peer: PACKAGES[peer].install)
-    settings = dataclasses.replace(SMALL, methods=("fused",), against=("official",), out=tmp_path / "report")
+    (tmp_path / "own.py").write_text(OWN)
+    own = f"{tmp_path / 'own.py'}:vmapped"
+    settings = dataclasses.replace(SMALL, methods=("fused",), method_from=(own,), params=r".*(q_proj|norm)\.weight")
+    settings = dataclasses.replace(settings, against=("official",), rounds=2, out=tmp_path / "report")
     report = json.loads(json.dumps(fisher.run(settings)))
-    (row,) = report["rows"]
+    row, of_own = report["rows"]
+    assert (of_own["method"], of_own["side"], of_own["tensors"]) == (own, "own", row["tensors"])
+    assert of_own["error"] < 5e-6
+    assert of_own["over_fused_range"][0] <= of_own["over_fused"] <= of_own["over_fused_range"][1]
+    assert len(of_own["rounds"]) == 2
     assert row["method"] == "fused"
     assert row["error"] < 5e-6
     assert row["examples_per_second"] == pytest.approx(3 / row["seconds"], rel=0.05)
@@ -162,22 +192,78 @@ def test_a_run_without_peers(tmp_path, monkeypatch, capsys):
     assert sorted(os.listdir(tmp_path / "report")) == ["report.html", "report.json"]
     assert "not installed: pip install" in (tmp_path / "report/report.html").read_text()
     fisher.show(report)
-    assert "official     not installed: pip install" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert re.search(r"official +not installed: pip install", shown)
+    assert report["processor"] in shown, "the processor is named"
+
+
+def test_methods_of_ones_own(job, tmp_path):
+    """The right one is right; the square of a batch's gradient is called wrong; what cannot run says why."""
+    (tmp_path / "own.py").write_text(OWN)
+    _, ours = job
+    for name, said in (
+        ("vmapped", r"[\d.]+e-0[6789]"),
+        ("of_the_batch", r".*; WRONG in \d+ of 20 tensors.*"),
+        ("bare", r"failed: ValueError: .* has shape \(\), in params .*"),
+        ("broken", "failed: RuntimeError: no such thing"),
+    ):
+        method = f"{tmp_path / 'own.py'}:{name}"
+        facts = ours["prepare"](method=method, own=True)
+        if "failed" not in facts:
+            ours["measure"](method=method)
+            assert facts["extra_bytes"] > 0
+            facts |= ours["check"](method=method)
+        assert re.fullmatch(said, verdict(facts)), (name, verdict(facts))
+
+
+def test_a_report_is_drawn_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fisher, "_process", Told)
+    monkeypatch.setattr(fisher_peers, "missing", lambda peer: "")
+    Told.begin()
+    for name, length in (("first", 12), ("second", 16)):
+        settings = dataclasses.replace(SMALL, rounds=1, length=length, methods=("textbook", "fused"))
+        fisher.run(dataclasses.replace(settings, out=tmp_path / name))
+    page = tmp_path / "first/report.html"
+    before = page.read_text()
+    page.unlink()
+    assert main(["report", str(tmp_path / "first")]) == 0
+    assert page.read_text() == before
+    words = [
+        "report",
+        str(tmp_path / "second"),
+        "--before",
+        str(tmp_path / "first"),
+        "--out",
+        str(tmp_path / "both.html"),
+    ]
+    assert main(words) == 0
+    html = (tmp_path / "both.html").read_text()
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", html.rpartition("Beside ")[2])
+    assert cells[:8] == ["textbook", "2.000", "9.000", "4.500", "fused", "1.000", "4.500", "4.500"]
+    assert "Settings that differ: length: 12, now 16." in html
+    (tmp_path / "first/report.json").write_text('{"settings": {}, "rows": [{}]}')
+    assert main(["report", str(tmp_path / "first")]) == 2
+    assert "report.json is not as an e2wm command writes it" in capsys.readouterr().err
 
 
 class Told:
     """Stands for a process: takes as long as it is told, round by round."""
 
     SECONDS: ClassVar = {
-        "textbook": iter([2.0, 9.0, 3.0, 2.0, 2.0, 2.0]),  # a slow second round; then beside the second peer
-        "fused": iter([1.0, 4.5, 1.0, 1.0, 1.0, 1.0]),
-        "official": iter([4.0, 18.0, 4.0]),
-        "opacus": iter([8.0, 8.0, 8.0]),
-        "corpus: full": iter([1.0, 1.0, 1.0]),
-        "corpus: padded": iter([2.0, 2.0, 2.0]),
-        "corpus: rows": iter([1.5, 1.5, 1.5]),
-        "corpus: packed": iter([1.25, 1.25, 1.25]),
+        "textbook": [2.0, 9.0, 3.0, 2.0, 2.0, 2.0],  # a slow second round; then beside the second peer
+        "fused": [1.0, 4.5, 1.0, 1.0, 1.0, 1.0],
+        "official": [4.0, 18.0, 4.0],
+        "opacus": [8.0, 8.0, 8.0],
+        "corpus: full": [1.0, 1.0, 1.0],
+        "corpus: padded": [2.0, 2.0, 2.0],
+        "corpus: rows": [1.5, 1.5, 1.5],
+        "corpus: packed": [1.25, 1.25, 1.25],
     }
+    left: ClassVar = {}
+
+    @classmethod
+    def begin(cls):
+        cls.left = {name: iter(seconds) for name, seconds in cls.SECONDS.items()}
 
     def __init__(self, side, job):
         self.side, self.tokens = side, sum(job.lengths)
@@ -189,6 +275,7 @@ class Told:
         return None
 
     def ask(self, operation, method=None, **options):
+        del options
         name = method or self.side
         facts = {
             "describe": {"parameters": 1000, "selected": 1000, "device": "cpu", "jax": "0", "gflops": 1.0},
@@ -199,13 +286,14 @@ class Told:
         }
         if operation == "prepare" and self.side == "ours":
             facts["prepare"] = {"documents": 4, "tokens": self.tokens, "places": 2 * self.tokens, "extra_bytes": 400}
-        seconds = next(self.SECONDS[name]) if operation == "measure" else 1.0
+        seconds = next(self.left[name]) if operation == "measure" else 1.0
         return {"seconds": seconds, **facts.get(operation, {})}
 
 
 def test_ratios_are_medians_of_rounds(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(fisher, "_process", Told)
     monkeypatch.setattr(fisher_peers, "missing", lambda peer: "")
+    Told.begin()
     asked = dataclasses.replace(
         SMALL, rounds=3, methods=("textbook", "fused"), against=("official", "torch-func", "opacus"), out=tmp_path / "a"
     )
@@ -217,11 +305,23 @@ def test_ratios_are_medians_of_rounds(tmp_path, monkeypatch, capsys):
     assert rows["fused"]["extra_parameters"] == 0.1
     assert rows["opacus"]["over_fused"] == 8
     assert rows["opacus"]["times_official"] == pytest.approx(rows["official"]["over_textbook"] / 4)
+    assert rows["fused"]["over_textbook_range"] == [0.333, 0.5]
+    assert rows["fused"]["rounds"] == [1, 4.5, 1]
+    assert rows["opacus"]["beside"]["textbook"] == {"seconds": 2, "rounds": [2, 2, 2]}
     assert rows["opacus"]["grown_parameters"] == 2  # three times the parameters, F among them
     fisher.show(report)
     shown = capsys.readouterr().out
     assert "WRONG in 1 of 2 tensors, e.g. w" in shown
     assert "failed: Error: no" in shown
+    assert "examples/s" in shown
+    (of_opacus,) = (line.split() for line in shown.splitlines() if line.startswith("opacus"))
+    # A ratio to the official loop would be of two measurements; what it is set against stands below.
+    expected = "opacus 8 [8, 8] 0.38 4.00 [4.00, 4.00] 8.00 [8.00, 8.00] 2.00 9.0e-01; WRONG in 1 of 2 tensors, e.g. w"
+    assert of_opacus == expected.split()
+    assert re.search(r"textbook, beside opacus +2 \[2, 2\]\n", shown)
+    html = (tmp_path / "a/report.html").read_text()
+    assert "textbook, beside opacus" in html
+    assert "opacus: peer 2." in html, "the memory of peers is drawn"
 
     packed = fisher.run(dataclasses.replace(asked, packed=True, shortest=4, documents=5, out=tmp_path / "b"))
     assert [row["over_full"] for row in packed["rows"]] == [1, 2, 1.5, 1.25]
@@ -246,6 +346,10 @@ def test_parameters_are_chosen_by_name():
         ({"length": 600}, "--length 600: the model has 512 positions"),
         ({"rounds": 0}, "--rounds 0: must be at least 1"),
         ({"params": "("}, r"--params '\(': not a regular expression"),
+        ({"method_from": ("nowhere.py:f",)}, "--method-from nowhere.py:f: nowhere.py: no such file"),
+        ({"method_from": ("nowhere:f",)}, "no module nowhere is installed; give the file, nowhere.py:f"),
+        ({"method_from": ("own",)}, "--method-from own: write FILE.py:FUNCTION or MODULE:FUNCTION"),
+        ({"method_from": (f"{__file__}:missing",)}, "test_bench_fisher.py has no function missing; it has job, test_"),
         ({"packed": True, "shortest": 13}, "--shortest 13: at most --length 12"),
     ],
 )

@@ -310,7 +310,10 @@ def test_a_fisher_of_codes_and_one_in_the_official_form_are_drawn(fisher: Path, 
 
 def test_a_model_is_no_fisher(tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert report(tiny_llama, "--out", tmp_path / "page.html") == 2
-    assert "negative" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "holds a model and no Fisher" in said
+    assert "negative" in said
+    assert "--fisher" not in said, "a flag that nobody gave"
     assert not (tmp_path / "page.html").exists()
 
 
@@ -404,17 +407,20 @@ def test_a_scene_that_is_gone_leaves_the_list(measured_home: Path, tmp_path: Pat
     [
         (["nothing-there"], "no such file or directory"),
         (["."], "holds nothing that can be drawn; looked for comparison.json"),
-        (["fisher", "--before", "eval-base"], "holds a Fisher; only a run and an evaluation"),
+        (["fisher", "--before", "eval-base"], "holds a Fisher; only a run or an evaluation or a benchmark has them"),
         (["eval-ewc", "--after", "eval-base"], "leave --after out"),
         (["eval-ewc", "--before", "fisher"], "no results.json in it"),
+        (["run/adapter"], "holds an adapter; draw the run that made it, e2wm report run"),
+        (["broken"], "comparison.json is not as an e2wm command writes it for a comparison"),
         (["eval-ewc", "--examples", "-1"], "--examples -1: must be at least 0"),
     ],
 )
 def test_what_cannot_be_drawn_is_named(
-    words: list[str], said: str, fisher: Path, before: Path, after: Path, folder: Path,
+    words: list[str], said: str, fisher: Path, training: Path, before: Path, after: Path, folder: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ):  # fmt: skip
     monkeypatch.chdir(folder)
+    write_json(folder / "broken/comparison.json", {"version": 1})
     assert report(*words, "--out", "never.html") == 2
     shown = capsys.readouterr().err
     assert said in shown

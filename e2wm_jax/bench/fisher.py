@@ -9,7 +9,6 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from statistics import median
 from typing import Any
@@ -19,7 +18,10 @@ import numpy as np
 from e2wm_jax.bench import fisher_peers
 from e2wm_jax.bench.fisher_job import SHAPES, Job
 from e2wm_jax.bench.fisher_methods import selected
-from e2wm_jax.bench.fisher_page import COLUMNS, verdict, write_report
+from e2wm_jax.bench.fisher_page import show, write_report
+from e2wm_jax.bench.fisher_rows import Seconds, ratio, ratio_range, row_of, spread, through_textbook
+from e2wm_jax.bench.machine import processor
+from e2wm_jax.bench.own_method import check_own
 from e2wm_jax.bench.peers import Peer
 from e2wm_jax.bench.settings import FisherBenchSettings
 from e2wm_jax.config import ModelConfig
@@ -32,7 +34,7 @@ from e2wm_jax.progress import say
 LAYOUTS = ("full", "padded", "rows", "packed")
 _ANCHORS = ("textbook", "fused")  # measured again beside every peer
 _MODULE = "e2wm_jax.bench.fisher_peers"
-Seconds = dict[str, list[float]]  # of each round
+__all__ = ["run", "show"]
 
 
 def run(settings: FisherBenchSettings) -> dict[str, Any]:
@@ -46,10 +48,12 @@ def run(settings: FisherBenchSettings) -> dict[str, Any]:
         job = _job(settings, folder)
         report = _packed(settings, job) if settings.packed else _compared(settings, job)
     report = {
+        "command": "bench fisher",
         "model": settings.shape or settings.model,
         "family": type(config).__name__.removesuffix("Config"),
         **report,
         "settings": {**asdict(settings), "out": None if settings.out is None else str(settings.out)},
+        "processor": processor(),
         "load": [round(load, 2) for load in os.getloadavg()],
     }
     if settings.out is not None:
@@ -88,6 +92,12 @@ def check(settings: FisherBenchSettings) -> ModelConfig:
         selected(config, settings.params)
     except re.error as error:
         raise InputError(f"--params {settings.params!r}: not a regular expression ({error})") from error
+    for text in settings.method_from:
+        check_own(text)
+    if settings.packed and settings.method_from:
+        raise InputError(
+            f"--method-from {settings.method_from[0]}: --packed measures layouts of `fused`; leave one out"
+        )
     if settings.out is not None:
         check_new(settings.out)
     return config
@@ -128,10 +138,10 @@ def _compared(settings: FisherBenchSettings, job: Job) -> dict[str, Any]:
         say("bench fisher: F of single documents, to compare with")
         ours.ask("save", weights=bool(peers))
         theirs = replace(job, model=job.folder, shape="")
-        for method in settings.methods:
+        for method in (*settings.methods, *settings.method_from):
             say(f"bench fisher: {method} compiles")
-            facts[method] = ours.ask("prepare", method=method)
-        sides: dict[str, Peer] = {method: ours for method in settings.methods}
+            facts[method] = ours.ask("prepare", method=method, own=method in settings.method_from)
+        sides: dict[str, Peer] = {method: ours for method in facts if "failed" not in facts[method]}
         with contextlib.ExitStack() as first:
             if "official" in peers:
                 peers.remove("official")
@@ -150,8 +160,12 @@ def _compared(settings: FisherBenchSettings, job: Job) -> dict[str, Any]:
                         facts[peer] |= _checked(peer, process)
                     except RuntimeError as error:
                         facts[peer]["failed"] = str(error)
-    rows = [_row(name, facts[name], seconds.get(name, seconds[""]), about, job) for name in facts]
-    _chain(rows)
+    rows = [row_of(name, facts[name], seconds.get(name, seconds[""]), about, job) for name in facts]
+    for row in rows:
+        if row["method"] in seconds:
+            row["beside"] = {name: spread(seconds[row["method"]][name]) for name in anchors}
+        row["side"] = "own" if row["method"] in settings.method_from else row["side"]
+    through_textbook(rows)
     return {**_about(about), "rows": rows, "not_installed": absent}
 
 
@@ -175,9 +189,10 @@ def _packed(settings: FisherBenchSettings, job: Job) -> dict[str, Any]:
                 "documents": facts[layout]["documents"],
                 "tokens": facts[layout]["tokens"],
                 "real_share": round(facts[layout]["tokens"] / facts[layout]["places"], 3),
-                "seconds": round(median(seconds[name]), 4),
+                **spread(seconds[name]),
                 "microseconds_per_token": round(1e6 * median(per_token), 2),
-                "over_full": _ratio(per_token, full),
+                "over_full": ratio(per_token, full),
+                "over_full_range": ratio_range(per_token, full),
             }
         )
     return {**_about(about), "rows": rows}
@@ -216,66 +231,5 @@ def _named(name: str) -> dict[str, str]:
     return {} if name in fisher_peers.PACKAGES else {"method": name}
 
 
-def _row(name: str, facts: dict[str, Any], seconds: Seconds, about: dict[str, Any], job: Job) -> dict[str, Any]:
-    """What is said of one method; memory in units of P, all parameters in float32."""
-    row: dict[str, Any] = {"method": name, "side": "peer" if name in fisher_peers.PACKAGES else "ours"}
-    row |= {key: facts[key] for key in ("way", "failed", "gflops") if key in facts}
-    if name not in seconds:
-        return row
-    middle = median(seconds[name])
-    row["seconds"] = round(middle, 5)
-    row["examples_per_second"] = round(len(job.lengths) / middle, 3)
-    row["tokens_per_second"] = round(sum(job.lengths) / middle, 1)
-    for other in ("textbook", "plain", "fused"):
-        if other in seconds:
-            row[f"over_{other}"] = _ratio(seconds[name], seconds[other])
-    if "official" in seconds:
-        row["times_official"] = _ratio(seconds["official"], seconds[name])
-    unit = 4 * about["parameters"]
-    for key in ("peak_bytes", "extra_bytes", "grown_bytes"):
-        if key in facts:
-            row[key] = facts[key]
-    if "extra_bytes" in facts:
-        row["extra_parameters"] = round(facts["extra_bytes"] / unit, 3)
-    if "grown_bytes" in facts:
-        row["grown_parameters"] = round((facts["grown_bytes"] - 4 * about["selected"]) / unit, 2)
-    if facts.get("error") is not None:
-        row |= {key: facts[key] for key in ("error", "worst", "tensors", "missing", "wrong", "first_wrong")}
-    return row
-
-
-def _ratio(seconds: Sequence[float], base: Sequence[float]) -> float:
-    return round(median(a / b for a, b in zip(seconds, base, strict=True)), 3)
-
-
-def _chain(rows: list[dict[str, Any]]) -> None:
-    """Peers that were not measured beside the official loop are compared with it through the textbook gradient."""
-    official = next((row["over_textbook"] for row in rows if row["method"] == "official" and "over_textbook" in row), 0)
-    for row in rows:
-        if official and "over_textbook" in row and "times_official" not in row:
-            row["times_official"] = round(official / row["over_textbook"], 3)
-
-
 def _about(about: dict[str, Any]) -> dict[str, Any]:
     return {key: about[key] for key in ("parameters", "device", "jax", "gflops")}
-
-
-def show(report: dict[str, Any]) -> None:
-    """The report as a table on stdout."""
-    print(f"{report['model']} ({report['parameters'] / 1e6:.1f} M parameters), {report['device']}, jax {report['jax']}")
-    rates = {"ours": report["gflops"]} | {row["method"]: row["gflops"] for row in report["rows"] if "gflops" in row}
-    print("GFLOP/s of a matrix product: " + ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items()))
-    if report["settings"]["packed"]:
-        print(f"{'':<10}{'documents':>10}{'tokens':>9}{'real':>7}{'seconds':>10}{'us/token':>10}{'/ full':>8}")
-        for row in report["rows"]:
-            print(
-                f"{row['layout']:<10}{row['documents']:>10}{row['tokens']:>9}{row['real_share']:>7.0%}"
-                f"{row['seconds']:>10.3f}{row['microseconds_per_token']:>10.1f}{row['over_full']:>8.2f}"
-            )
-        return
-    print(f"{'':<12}" + "".join(f"{name:>12}" for name in COLUMNS.values()) + "  max error of F")
-    for row in report["rows"]:
-        cells = "".join(f"{format(row[key], '.2f') if key in row else '':>12}" for key in COLUMNS)
-        print(f"{row['method']:<12}{cells}  {verdict(row)}")
-    for peer, how in report["not_installed"].items():
-        print(f"{peer:<12} not installed: {how}")

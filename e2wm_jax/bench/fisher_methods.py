@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -25,20 +25,22 @@ from e2wm_jax.bench.fisher_job import (
     seconds_of,
 )
 from e2wm_jax.bench.gradient import WAYS, batch_gradient
+from e2wm_jax.bench.own_method import check_result, load_own
 from e2wm_jax.bench.peers import Answer
 from e2wm_jax.config import LoraConfig, ModelConfig
 from e2wm_jax.errors import InputError
 from e2wm_jax.fisher.arrange import attention_length
-from e2wm_jax.fisher.diagonal import Computation, FisherResult, Method, accumulate, peak_bytes, result, start
+from e2wm_jax.fisher.diagonal import Computation, Method, accumulate, peak_bytes, result, start
 from e2wm_jax.fisher.documents import DocumentBatch, collate_documents, document_batches
 from e2wm_jax.models import decoder
 from e2wm_jax.models.decoder import Remat
-from e2wm_jax.models.layers import Params
+from e2wm_jax.models.layers import Params, negative_log_likelihood
 from e2wm_jax.models.saving import write_model
-from e2wm_jax.models.weights import hf_names, load
+from e2wm_jax.models.weights import flatten, hf_names, load, unflatten
 from e2wm_jax.tensor_files import write_shards
 
 Pass = Callable[[], Any]
+Flat = Mapping[str, jax.Array]  # arrays by path, those of layers stacked
 _TRIALS = 2  # of each way to an ordinary gradient
 
 
@@ -48,7 +50,7 @@ class _Made:
 
     run: Pass  # one pass over the documents; returns when it is done
     facts: dict[str, Any]
-    fisher: Callable[[], FisherResult] | None = None
+    fisher: Callable[[], Mapping[str, jax.Array]] | None = None  # F by path
 
 
 def operations(job: Job) -> dict[str, Callable[..., Answer]]:
@@ -74,11 +76,17 @@ def operations(job: Job) -> dict[str, Callable[..., Answer]]:
         if weights:
             write_model(Path(job.folder), config, params)
         fisher = _fisher(job, config, params, chosen | of_adapters, "scan", _rows(job, config, job.batch_size))
-        _write_reference(config, fisher.fisher().values, reference_folder(job))  # type: ignore[misc]
+        _write_reference(config, fisher.fisher(), reference_folder(job))  # type: ignore[misc]
         return {}
 
-    def prepare(method: str) -> Answer:
-        made[method] = _make(job, config, params, method, chosen, of_adapters)
+    def prepare(method: str, own: bool = False) -> Answer:
+        if not own:
+            made[method] = _make(job, config, params, method, chosen, of_adapters)
+            return made[method].facts
+        try:
+            made[method] = _own(job, config, params, method, chosen)
+        except Exception as error:  # a method that cannot: the table says so, and the others go on
+            return {"failed": f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"}
         return made[method].facts
 
     def measure(method: str) -> Answer:
@@ -87,7 +95,7 @@ def operations(job: Job) -> dict[str, Callable[..., Answer]]:
     def check(method: str) -> Answer:
         if made[method].fisher is None:
             return {}
-        values = made[method].fisher().values  # type: ignore[misc]
+        values = made[method].fisher()  # type: ignore[misc]
         names = {name for path in values for name in hf_names(decoder.weight_table(config)[path], config)}
         return compare(job, hf_tensors(config, values), names)
 
@@ -211,10 +219,46 @@ def _fisher(
         "tokens": int(sum(batch.lengths.sum() for batch in batches)),
         "places": sum(batch.ids.size for batch in batches),
     }
-    return _Made(run, facts, lambda: result(config, now))
+    return _Made(run, facts, lambda: result(config, now).values)
 
 
-def hf_tensors(config: ModelConfig, values: dict[str, jax.Array]) -> Iterator[tuple[str, np.ndarray]]:
+def _own(job: Job, config: ModelConfig, params: Params, method: str, chosen: set[str]) -> _Made:
+    """A function of the user's, see `own_method`."""
+    function, flat = load_own(method), flatten(params)
+    mine = {path: value for path, value in flat.items() if path in chosen}
+    rest = {path: value for path, value in flat.items() if path not in chosen}
+    ids = jnp.asarray(np.stack([row.ids for row in documents(job, config.vocab_size)]))
+
+    def once(mine: Flat, rest: Flat, ids: jax.Array) -> Any:
+        return function(config, mine, ids, document_loss(config, rest))
+
+    compiled = jax.jit(once).lower(mine, rest, ids).compile()
+    found: list[Any] = []
+
+    def run() -> None:
+        found.clear()  # else there would be two at a time
+        found.append(jax.block_until_ready(compiled(mine, rest, ids)))
+
+    run()
+    check_result(found[0], mine)
+    peak = peak_bytes(compiled)
+    counted = sum(x.nbytes for x in jax.tree.leaves((flat, found[0])))
+    return _Made(run, {"peak_bytes": peak, "extra_bytes": peak - counted}, lambda: found[0])
+
+
+def document_loss(config: ModelConfig, constant: Flat) -> Callable[[Flat, jax.Array], jax.Array]:
+    """loss(params, ids [T]): mean negative log-likelihood of one document; what params lack is `constant`."""
+
+    def loss(chosen: Flat, ids: jax.Array) -> jax.Array:
+        params, row = unflatten({**constant, **chosen}), ids[None]
+        order = jnp.arange(row.shape[1])[None]
+        hidden = decoder.hidden_states(config, params, row, order, jnp.zeros_like(row))
+        return jnp.mean(negative_log_likelihood(decoder.logits(config, params, hidden[:, :-1]), row[:, 1:]))
+
+    return loss
+
+
+def hf_tensors(config: ModelConfig, values: Flat) -> Iterator[tuple[str, np.ndarray]]:
     """Arrays by path, layers in stacks, one by one under their Hugging Face names."""
     table = decoder.weight_table(config)
     for path, value in values.items():
@@ -222,7 +266,7 @@ def hf_tensors(config: ModelConfig, values: dict[str, jax.Array]) -> Iterator[tu
             yield name, np.asarray(value[layer] if table[path].stacked else value)
 
 
-def _write_reference(config: ModelConfig, values: dict[str, jax.Array], folder: Path) -> None:
+def _write_reference(config: ModelConfig, values: Flat, folder: Path) -> None:
     folder.mkdir()
     tensors = dict(hf_tensors(config, values))
     write_shards(folder, {name: value.nbytes for name, value in tensors.items()}, tensors.__getitem__)

@@ -201,22 +201,15 @@ def _jax_privacy(job: Job) -> PeerPass:
     import jax.numpy as jnp
     from jax_privacy.clipping import clipped_fun
 
-    from e2wm_jax.bench.fisher_methods import hf_tensors, load_model
+    from e2wm_jax.bench.fisher_methods import document_loss, hf_tensors, load_model
     from e2wm_jax.models import decoder
-    from e2wm_jax.models.layers import negative_log_likelihood
-    from e2wm_jax.models.weights import flatten, hf_names, unflatten
+    from e2wm_jax.models.weights import flatten, hf_names
 
     config, params = load_model(job)
     wanted = open_tensors(reference_folder(job)).names
     table, flat = decoder.weight_table(config), flatten(params)
     chosen = {path: value for path, value in flat.items() if wanted.intersection(hf_names(table[path], config))}
-
-    def loss(chosen: Sums, ids: jax.Array) -> jax.Array:
-        row = ids[None]
-        order = jnp.arange(row.shape[1])[None]
-        hidden = decoder.hidden_states(config, unflatten({**flat, **chosen}), row, order, jnp.zeros_like(row))
-        scores = decoder.logits(config, unflatten({**flat, **chosen}), hidden[:, :-1])
-        return jnp.mean(negative_log_likelihood(scores, row[:, 1:]))
+    loss = document_loss(config, flat)
 
     def squared(chosen: Sums, ids: jax.Array) -> Sums:
         return jax.tree.map(lambda g: jnp.square(g.astype(jnp.float32)), jax.grad(loss)(chosen, ids))

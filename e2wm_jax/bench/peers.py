@@ -168,12 +168,13 @@ def main() -> None:
 
 def serve(operations: Mapping[str, Callable[..., Answer]]) -> None:
     """Answer a `Peer`'s requests until it is closed."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # what an operation prints is no answer
     for line in sys.stdin:
         request = json.loads(line)
         operation = operations[request.pop("operation")]
         started = time.perf_counter()
         answer = operation(**request)
-        print(json.dumps({"seconds": time.perf_counter() - started, **answer}), flush=True)
+        print(json.dumps({"seconds": time.perf_counter() - started, **answer}), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,9 @@ class FisherBenchSettings:
     methods: tuple[MethodName, ...] = ("textbook", "plain", "scan", "fused", "fused-qv")
     """Ours: gradients of a batch (textbook; plain, the fastest way found), Fisher passes (vmap holds a copy of the
     parameters per document; fused-qv: of the query and value maps only)."""
+    method_from: tuple[str, ...] = ()
+    """Methods of your own: my.py:my_fisher, a function (config, params, ids, loss) that returns F; see
+    docs/performance.md."""
     against: tuple[PeerName, ...] = ("official", "torch-func", "backpack", "opacus", "jax-privacy")
     """Peers; those that are not installed are named with the command that installs them."""
     rounds: int = 5

@@ -18,6 +18,7 @@ import numpy as np
 
 from e2wm_jax import lora
 from e2wm_jax.bench import train_peers
+from e2wm_jax.bench.machine import processor
 from e2wm_jax.bench.peers import Peer
 from e2wm_jax.bench.settings import TrainBenchSettings
 from e2wm_jax.bench.train_job import SHAPES, Job, loader_of, write_rows
@@ -58,7 +59,8 @@ def run(settings: TrainBenchSettings) -> dict[str, Any]:
             raise InputError(about["refused"])
         beside = bool(settings.against) and not absent and settings.base_dtype == "float32"
         ours.ask("save", weights=beside)
-        report: dict[str, Any] = {"model": settings.shape or settings.model, **about}
+        model = settings.shape or settings.model
+        report: dict[str, Any] = {"command": "bench train", "model": model, "processor": processor(), **about}
         report["steps"] = _steps(settings, job, ours, about, beside)
         report["waiting"] = _waiting(settings, ours)
         report["regularizers"] = _regularizers(settings, ours)

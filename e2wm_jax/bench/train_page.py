@@ -6,6 +6,7 @@ from typing import Any
 
 import e2wm_jax
 from e2wm_jax.files import write_json
+from e2wm_jax.model_files import model_name
 from e2wm_jax.report import Section, bar_chart, details, key_values, page, paragraph, table, write
 
 _MIB = 2**20
@@ -19,7 +20,7 @@ def show(report: dict[str, Any]) -> None:
         print(f"\n{title}")
         _print(headers, rows)
     if report["waiting"]:
-        print(f"\nwaiting for data: {report['waiting']['share']:.2%} of {report['waiting']['steps']} steps")
+        print(f"\nwaiting for data: {report['waiting']['share']:.2%} of the time of {report['waiting']['steps']} steps")
     for peer, how in report["not_installed"].items():
         print(f"{peer}: not installed: {how}")
 
@@ -28,16 +29,22 @@ def write_report(folder: Path, report: dict[str, Any]) -> None:
     """Write report.html and report.json into a new directory."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", report)
+    write(folder / "report.html", page_of(report))
+
+
+def page_of(report: dict[str, Any], more: Sequence[Section] = ()) -> str:
+    """The page of a report, drawn from its JSON alone, with `more` sections behind the tables."""
     sections = [Section(title, [table(*found)]) for title, found in _tables(report).items()]
     if report["waiting"]:
-        share = f"{report['waiting']['share']:.2%} of {report['waiting']['steps']} steps"
+        share = f"{report['waiting']['share']:.2%} of the time of {report['waiting']['steps']} steps"
         sections.append(Section("Waiting for data", [paragraph(share)]))
     sections += [
+        *more,
         Section("Drawn", _charts(report)),
         Section("How it was measured", [paragraph(_HOW), details("All settings", key_values(report["settings"]))]),
     ]
     footer = f"e2wm_jax {e2wm_jax.__version__}, jax {report['jax']}, load of the machine {report['load']}"
-    write(folder / "report.html", page("e2wm bench train", sections, lead=_lead(report), footer=footer))
+    return page("e2wm bench train", sections, lead=_lead(report), footer=footer)
 
 
 _HOW = (
@@ -54,10 +61,12 @@ _HOW = (
 def _lead(report: dict[str, Any]) -> str:
     known = f"peak {report['peak'] / 1e12:.0f} TFLOP/s" if report["peak"] else "no peak known"
     share = report["tokens"] / report["places"]
+    device = report["device"] if report["device"] != "cpu" else report.get("processor", "cpu")
+    model, size = model_name(report["model"]), report["parameters"] / 1e6
     return (
-        f"{report['model']} ({report['parameters'] / 1e6:.1f} M parameters), {report['device']}, jax {report['jax']}; "
-        f"a plain product runs at {report['gflops']:.0f} GFLOP/s, {known}. A measurement reads {report['tokens']} "
-        f"tokens in {report['settings']['steps']} steps ({share:.0%} of the places), predicts {report['predicted']}."
+        f"{model} ({size:.1f} M parameters), {device}, jax {report['jax']}; a plain product runs at "
+        f"{report['gflops']:.0f} GFLOP/s, {known}. A measurement reads {report['tokens']} tokens in "
+        f"{report['settings']['steps']} steps ({share:.0%} of the places), predicts {report['predicted']}."
     )
 
 

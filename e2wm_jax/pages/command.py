@@ -7,7 +7,8 @@ from typing import Any
 
 import e2wm_jax
 from e2wm_jax import demo
-from e2wm_jax.errors import InputError, check_at_least
+from e2wm_jax.bench.redraw import draw as draw_benchmark
+from e2wm_jax.errors import InputError, check_at_least, first_line
 from e2wm_jax.evaluate.report import Evaluation, is_evaluation, read_evaluation, sections
 from e2wm_jax.files import read_json
 from e2wm_jax.fisher.report import draw as draw_fisher
@@ -29,13 +30,22 @@ def run(settings: ReportSettings) -> dict[str, Any]:
     kind = recognize(settings.path)
     if kind not in _WITH_EVALUATIONS and (settings.before or settings.after):
         raise InputError(
-            f"--before, --after: {settings.path} holds {kind}; only {' and '.join(_WITH_EVALUATIONS)} has them"
+            f"--before, --after: {settings.path} holds {kind}; only {' or '.join(_WITH_EVALUATIONS)} has them"
         )
-    if kind == "an evaluation" and settings.after:
+    if kind in ("an evaluation", "a benchmark") and settings.after:
         raise InputError(f"--after {settings.after}: {settings.path} is what came after; leave --after out")
     default = settings.path / REPORT_FILE if settings.path.is_dir() else settings.path.with_suffix(".html")
     settings = dataclasses.replace(settings, out=settings.out or default)
-    _DRAW[kind](settings)
+    try:
+        _DRAW[kind](settings)
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        looked = " or ".join(_SIGNS.get(kind, ("its file",)))
+        raise InputError(
+            f"{settings.path}: {looked} is not as an e2wm command writes it for {kind} "
+            f"({type(error).__name__}: {first_line(error)})"
+        ) from error
     return {"kind": kind.removeprefix("a ").removeprefix("an "), "report": str(settings.out)}
 
 
@@ -54,6 +64,8 @@ def recognize(path: Path) -> str:
             return kind
     if path.is_dir() and any(path.glob("*.safetensors")) and not (path / "adapter_config.json").is_file():
         return "a Fisher"
+    if (path / "adapter_config.json").is_file():
+        raise InputError(f"{path}: holds an adapter; draw the run that made it, e2wm report {path.parent}")
     looked = "; ".join(f"{' and '.join(names)} of {kind}" for kind, names in _SIGNS.items())
     raise InputError(f"{path}: holds nothing that can be drawn; looked for {looked}; or a .jsonl file of predictions")
 
@@ -82,6 +94,18 @@ def _draw_comparison(settings: ReportSettings) -> None:
         write(_out(settings), drawn.read_text(encoding="utf-8"))
 
 
+def _draw_fisher(settings: ReportSettings) -> None:
+    try:
+        draw_fisher(_out(settings), settings.path)
+    except InputError as error:
+        said = str(error).removeprefix(f"--fisher {settings.path}: ").partition(";")[0]
+        if (settings.path / "config.json").is_file() and not (settings.path / "fisher.json").is_file():
+            raise InputError(
+                f"{settings.path}: holds a model and no Fisher ({said}); give a directory that an e2wm command wrote"
+            ) from error
+        raise InputError(f"{settings.path}: {said}") from error
+
+
 def _draw_sequence(settings: ReportSettings) -> None:
     folder = settings.path
     sequence_report.write_report(_out(settings), read_json(folder / "sequence.json"), read_json(folder / "config.json"))
@@ -101,14 +125,16 @@ _SIGNS = {
     "a run": ("metrics.jsonl", "config.json"),
     "a Fisher": ("fisher.json",),
     "experiences": ("manifest.json",),
+    "a benchmark": ("report.json",),
 }
-_WITH_EVALUATIONS = ("a run", "an evaluation")
+_WITH_EVALUATIONS = ("a run", "an evaluation", "a benchmark")
 _DRAW: dict[str, Callable[[ReportSettings], None]] = {
     "a comparison": _draw_comparison,
     "a demo": lambda settings: demo.redraw(settings.path, _out(settings)),
     "a sequence": _draw_sequence,
     "an evaluation": _draw_evaluation,
     "a run": _draw_run,
-    "a Fisher": lambda settings: draw_fisher(_out(settings), settings.path),
+    "a Fisher": _draw_fisher,
+    "a benchmark": lambda settings: draw_benchmark(_out(settings), settings.path, settings.before),
     "experiences": lambda settings: experiences.write_page(_out(settings), settings.path, settings.examples),
 }

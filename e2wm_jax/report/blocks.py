@@ -39,6 +39,10 @@ def key_values(values: Mapping[str, object]) -> str:
 
 
 def _fact(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_fact, value)) or "none"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{escape(key)} {_fact(one)}" for key, one in value.items()) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return escape(number(value, 6) if isinstance(value, float) else "\u2013" if value is None else value)
