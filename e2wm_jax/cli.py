@@ -11,126 +11,32 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
-from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from e2wm_jax import __version__
 from e2wm_jax.allocator import keep_freed_memory
+from e2wm_jax.commands import COMMANDS, command_of, overview, settings_class
 from e2wm_jax.compilation import say_compilations
+from e2wm_jax.compilation_cache import keep_compiled
+from e2wm_jax.environment import check_paths, device_error, trust_own_precision
 from e2wm_jax.errors import WAYS_OUT, InputError, disk_error
 from e2wm_jax.files import json_text
+from e2wm_jax.options import Option, document, first_sentence, missing, one_form, options_of
 from e2wm_jax.progress import busy
 
-
-class Command(NamedTuple):
-    """Where a command lives in this package: imported only when it is called, the function only to be run."""
-
-    settings: str  # module and frozen dataclass; imports no jax
-    function: str  # module and function (settings) -> dict; the module may have a `show` (dict) too
-    summary: str
-
-
-COMMANDS = {
-    "doctor": Command("doctor.DoctorSettings", "doctor.run", "versions, devices, what is installed, what is missing"),
-    "demo": Command(
-        "demo_settings.DemoSettings", "demo.run", "the whole flow on the embedded default, with table and report"
-    ),
-    "collect": Command(
-        "simulate.jobs.CollectSettings", "simulate.workers.collect", "let an agent live in a world: trajectories"
-    ),
-    "replay": Command(
-        "simulate.replay_command.ReplaySettings",
-        "simulate.replay_command.run",
-        "run a program in a world, step by step",
-    ),
-    "tasks": Command("tasks.run.TasksSettings", "tasks.run.run", "trajectories to text tasks"),
-    "fisher": Command(
-        "fisher.settings.FisherSettings", "fisher.run.run", "exact per-example diagonal Fisher of a model"
-    ),
-    "train": Command("train.settings.TrainSettings", "train.run.run", "finetune LoRA adapters, held by a regularizer"),
-    "sequence": Command(
-        "train.sequence_settings.SequenceSettings",
-        "train.sequence.run",
-        "finetune on task after task, and measure forgetting",
-    ),
-    "eval qa": Command("evaluate.settings.QaSettings", "evaluate.qa.run", "multiple-choice accuracy"),
-    "eval generate": Command(
-        "evaluate.settings.GenerationSettings",
-        "evaluate.generation.run",
-        "ROUGE and path overlap of what a model writes",
-    ),
-    "eval perplexity": Command(
-        "evaluate.settings.PerplexitySettings", "evaluate.perplexity.run", "perplexity on general text"
-    ),
-    "eval plans": Command(
-        "evaluate.settings.PlansSettings",
-        "evaluate.plans.run",
-        "plans carried out in the world: steps that work, goals reached",
-    ),
-    "eval embodied-agent": Command(
-        "evaluate.benchmark_settings.EmbodiedAgentSettings",
-        "evaluate.embodied_agent.run",
-        "Embodied Agent Interface: action sequencing, goal interpretation",
-    ),
-    "eval babi": Command(
-        "evaluate.benchmark_settings.BabiSettings", "evaluate.babi.run", "bAbI tasks 1-20, few-shot, by exact match"
-    ),
-    "eval harness": Command(
-        "evaluate.benchmark_settings.HarnessSettings",
-        "evaluate.harness.run",
-        "tasks of EleutherAI's lm-evaluation-harness",
-    ),
-    "eval all": Command(
-        "evaluate.settings.SuiteSettings", "evaluate.suite.run", "every evaluation set of a folder, one table"
-    ),
-    "report": Command(
-        "pages.settings.ReportSettings",
-        "pages.command.run",
-        "report.html of a run, a Fisher, an evaluation, experiences",
-    ),
-    "export": Command(
-        "export_settings.ExportSettings", "export.run", "a Hugging Face directory, with an adapter merged"
-    ),
-    "compare": Command(
-        "compare.settings.CompareSettings", "compare.run.run", "train and evaluate many arms: skill against forgetting"
-    ),
-    "generate": Command("evaluate.settings.GenerateSettings", "evaluate.continuations.run", "continue prompts"),
-    "bench generate": Command(
-        "bench.settings.GenerateBenchSettings",
-        "bench.generate.run",
-        "generation and answer scoring, against transformers",
-    ),
-    "bench models": Command(
-        "bench.settings.ModelsBenchSettings", "bench.models.run", "every family's passes, against transformers"
-    ),
-    "bench world": Command(
-        "bench.settings.WorldBenchSettings",
-        "bench.world.run",
-        "the engines of the world, against VirtualHome's executor",
-    ),
-    "bench search": Command(
-        "bench.settings.SearchBenchSettings", "bench.search.run", "the searches, against the reference search"
-    ),
-    "bench loader": Command(
-        "bench.settings.LoaderBenchSettings", "bench.loader.run", "the data loader, against a plain loop and training"
-    ),
-    "bench fisher": Command(
-        "bench.settings.FisherBenchSettings", "bench.fisher.run", "Fisher passes, against ordinary gradients and peers"
-    ),
-    "bench penalty": Command(
-        "bench.settings.PenaltyBenchSettings", "bench.penalty.run", "the EWC penalty, against the official expression"
-    ),
-    "bench train": Command(
-        "bench.settings.TrainBenchSettings",
-        "bench.train.run",
-        "the regularized LoRA step, against PEFT and transformers",
-    ),
-}
+# Of every command, and no settings of it.
+JSON, PRINT_CONFIG, CONFIG, NO_CACHE = "--json", "--print-config", "--config", "--no-compilation-cache"
 
 
 def program() -> int:
-    """The whole process is one command, whose arrays come and go: `main`, with an allocator for that."""
+    """The whole process is one command: `main`, with an allocator for arrays that come and go, streams that take any
+    text, and programs kept that were compiled."""
     keep_freed_memory()
+    _take_any_text()
+    keep_compiled(NO_CACHE not in sys.argv)
+    trust_own_precision()
     return main()
 
 
@@ -161,79 +67,159 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{os.strerror(code)}; {WAYS_OUT[code]}; --resume continues a run", file=sys.stderr)
         return 2
+    except (RuntimeError, AssertionError, ValueError) as error:
+        line = device_error(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        return 2
 
 
 def _dispatch(words: list[str]) -> int:
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(_overview())
-        return 0
-    if words[0] == "--version":
+    if words[:1] == ["--version"]:
         print(f"e2wm {__version__}")
         return 0
-    name = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), None)
+    if words[:1] == ["completion"]:
+        from e2wm_jax.completion import script
+
+        print(script(words[1:]))
+        return 0
+    asked = [word for word in words if word not in ("-h", "--help", "help")]
+    name = command_of(asked if words[:1] == ["help"] else words)
     if name is None:
-        given = [word for word in words[:2] if not word.startswith("-")] or words[:1]
-        raise InputError(f"unknown command {' '.join(given)!r}; commands: {', '.join(COMMANDS)}")
-    rest = words[len(name.split()) :]
-    as_json = "--json" in rest
-    settings = _parse(name, [word for word in rest if word != "--json"])
+        return _without_command(asked, len(asked) < len(words) or not words)
+    rest = asked[len(name.split()) :] if words[0] == "help" else words[len(name.split()) :]
+    as_json, as_config = JSON in rest, PRINT_CONFIG in rest
+    rest = [word for word in rest if word not in (JSON, PRINT_CONFIG, NO_CACHE)]
+    settings = _parse(name, [*rest, "--help"] if words[0] == "help" else rest)
+    check_paths(settings)
+    if as_config:
+        print(_config(settings))
+        return 0
+    module, result = _run(name, settings)
+    if as_json:
+        print(json_text(result))
+    else:
+        getattr(module, "show", _show)(result)
+    code: int = getattr(module, "exit_code", lambda _: 0)(result)
+    return code
+
+
+def _without_command(words: list[str], asked_for_help: bool) -> int:
+    """The overview, of a family too; anything else is no command.
+
+    Raises:
+        InputError: naming it.
+    """
+    family = any(name.startswith(f"{' '.join(words)} ") for name in COMMANDS)
+    if not words or (family and asked_for_help):
+        print(overview(" ".join(words)))
+        return 0
+    given = [word for word in words[:2] if not word.startswith("-")] or words[:1]
+    known = [name for name in COMMANDS if name.startswith(f"{given[0]} ")] or COMMANDS
+    raise InputError(f"unknown command {' '.join(given)!r}; commands: {', '.join(known)}")
+
+
+def _run(name: str, settings: Any) -> tuple[ModuleType, dict[str, Any]]:
+    """The command's module and its result."""
     module_name, _, function = COMMANDS[name].function.rpartition(".")
     with busy("loading the program"):
         module = importlib.import_module(f"e2wm_jax.{module_name}")
     if "jax" in sys.modules:
         say_compilations()
-    result = getattr(module, function)(settings)
-    if as_json:
-        print(json_text(result))
-    else:
-        show = getattr(module, "show", _show)
-        show(result)
-    code: int = getattr(module, "exit_code", lambda _: 0)(result)
-    return code
+    return module, getattr(module, function)(settings)
 
 
 def _parse(name: str, words: list[str]) -> Any:
-    """Settings from words; tyro's boxed message becomes the one error line."""
+    """Settings from words, over those of --config; what is wrong is one line.
+
+    Raises:
+        InputError: naming command and option.
+    """
     import tyro
 
     settings = settings_class(name)
+    config, words = _config_file(settings, words)
+    document(settings)
+    try:
+        if {"-h", "--help"} & set(words):
+            words, config = ["--help"], None
+        else:
+            words = one_form(settings, words)
+            if config is None and (option := missing(settings, words)):
+                raise InputError(f"{_shown(option)} is missing: {first_sentence(option)}")
+    except InputError as error:
+        raise InputError(f"e2wm {name}: {error}") from None
+    default = {} if config is None else {"default": _from_file(settings, config, words, tyro.MISSING)}
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(settings, prog=f"e2wm {name}", args=_merged(words, settings))
+            return tyro.cli(settings, prog=f"e2wm {name}", args=words, **default)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise InputError(f"e2wm {name}: {_unboxed(complaint.getvalue())}") from None
+        raise InputError(f"e2wm {name}: {_complaint(settings, words, complaint.getvalue())}") from None
 
 
-def settings_class(name: str) -> type:
-    """The settings dataclass of a command."""
-    module, _, settings = COMMANDS[name].settings.rpartition(".")
-    return getattr(importlib.import_module(f"e2wm_jax.{module}"), settings)
+def _config_file(settings: type, words: list[str]) -> tuple[Path | None, list[str]]:
+    """--config and the other words; a command with an option of that name has it as any other.
+
+    Raises:
+        InputError: if it is given twice, or without a file.
+    """
+    if any(option.name == "config" for option in options_of(settings)):
+        return None, words
+    found, rest = [], list(words)
+    while at := next((n for n, word in enumerate(rest, 1) if word.partition("=")[0] == CONFIG), 0):
+        _, equals, value = rest[at - 1].partition("=")
+        found += [value] if equals else rest[at : at + 1]
+        del rest[at - 1 : at + (not equals)]
+        if not found or found[-1].startswith("--"):
+            raise InputError(f"{CONFIG} needs a TOML or JSON file with options, such as a run's config.json")
+    if len(found) > 1:
+        raise InputError(f"{CONFIG} is given twice: {' and '.join(found)}; put the options into one file")
+    return (Path(found[0]) if found else None), rest
 
 
-def _merged(words: list[str], settings: type) -> list[str]:
-    """``--scene a --scene b`` as ``--scene a b``, for options that take several values; argparse would drop ``a``."""
-    hints = get_type_hints(settings)
-    several = {f"--{field.name.replace('_', '-')}" for field in fields(settings) if _is_tuple(hints[field.name])}
-    groups: list[list[str]] = [[]]  # each an option and the words behind it
-    for word in words:
-        option, equals, value = word.partition("=")
-        option = option.replace("_", "-")
-        if option in several:
-            group = next((group for group in groups if group[:1] == [option]), [option])
-            groups = [*(other for other in groups if other is not group), group]
-            group += [value] if equals else []
-        elif word.startswith("--"):
-            groups.append([word])
-        else:
-            groups[-1].append(word)
-    return [word for group in groups for word in group]
+def _from_file(settings: type, path: Path, words: list[str], unset: Any) -> Any:
+    """The settings of a --config file, to be the defaults of what words do not say.
+
+    Raises:
+        InputError: also for an option that is required and in neither.
+    """
+    from e2wm_jax.settings_files import read_settings
+
+    default = read_settings(settings, path, unset)
+    there = {word.partition("=")[0] for word in words}
+    for option in options_of(settings):
+        if option.required and f"--{option.name}" not in there and getattr(default, option.field.name, 0) is unset:
+            raise InputError(
+                f"{path}: {option.name} is missing, and no {_shown(option)} is given: {first_sentence(option)}"
+            )
+    return default
 
 
-def _is_tuple(hint: Any) -> bool:
-    return tuple in (get_origin(hint), *map(get_origin, get_args(hint)))
+def _shown(option: Option) -> str:
+    return option.name.upper() if option.positional else f"--{option.name}"
+
+
+def _config(settings: Any) -> str:
+    """The resolved settings as TOML."""
+    from e2wm_jax.settings_files import as_toml
+
+    return as_toml(settings)
+
+
+def _complaint(settings: type, words: list[str], boxed: str) -> str:
+    """What tyro says of a value that it cannot read, short."""
+    text = _unboxed(boxed)
+    found = re.search(r"(?:Error parsing|for argument) '?--([\w.-]+)", text)
+    option = next((one for one in options_of(settings) if found and one.name == found[1]), None)
+    if option is None:
+        return text
+    at = next(n for n, word in enumerate(words) if word.partition("=")[0] == f"--{option.name}")
+    until = next((n for n in range(at + 1, len(words)) if words[n].startswith("--")), len(words))
+    return f"{' '.join(words[at:until])}: {option.expects}"
 
 
 def _unboxed(text: str) -> str:
@@ -242,23 +228,16 @@ def _unboxed(text: str) -> str:
     return re.sub(r"\s+", " ", " ".join(line for line in lines[1:] if re.search(r"\w", line)))
 
 
+def _take_any_text() -> None:
+    """Output that an ASCII stream has not is written as escapes: nobody loses a result to a locale."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _show(result: dict[str, Any]) -> None:
     """Results as a two-column table."""
     width = max(map(len, result), default=0)
     for key, value in result.items():
         shown = f"{value:.6g}" if isinstance(value, float) else value
         print(f"{key:<{width}}  {shown}")
-
-
-def _overview() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  e2wm {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
-    return "\n".join(
-        [
-            "e2wm: teach language models from embodied experience without forgetting.",
-            "",
-            *lines,
-            "",
-            "`e2wm COMMAND --help` explains a command's options; --json prints its result as JSON.",
-        ]
-    )

@@ -212,7 +212,7 @@ def _kept(keys: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
     rate is met to 1 / 131072.
     """
     words = -(-shape[-1] // 2)
-    bits = jax.vmap(lambda key: jax.random.bits(key, (*shape[:-1], words)))(keys)
+    bits = jax.vmap(lambda key: jax.random.bits(key, (*shape[:-1], words), jnp.uint32))(keys)
     halves = jax.lax.bitcast_convert_type(bits, jnp.uint16).reshape(*bits.shape[:-1], 2 * words)
     return halves[..., : shape[-1]] >= round(rate * 2**16)
 

@@ -24,8 +24,11 @@ _WHEEL = "|/-\\"
 class _Lines:
     """stderr as a file for tqdm where it is no terminal: each state of a bar is a line of its own."""
 
+    last = ""
+
     def write(self, text: str) -> None:
-        if line := text.strip():
+        if (line := text.strip()) and line != self.last:
+            self.last = line
             say(line)
 
     def flush(self) -> None:

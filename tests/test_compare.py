@@ -13,7 +13,6 @@ import pytest
 from e2wm_jax.cli import main
 from e2wm_jax.compare import jobs
 from e2wm_jax.compare.arms import Arm, check_names, crossed, read_arms, slug, with_strengths
-from e2wm_jax.compare.overrides import build, check_values, merged
 from e2wm_jax.compare.page import skill_chart, write_page
 from e2wm_jax.compare.plan import make_plan
 from e2wm_jax.compare.record import claim, read_plan
@@ -24,6 +23,7 @@ from e2wm_jax.config import LoraConfig
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json
 from e2wm_jax.fisher.settings import FisherSettings
+from e2wm_jax.settings_values import build, check_values, merged
 from e2wm_jax.train.settings import TrainSettings
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

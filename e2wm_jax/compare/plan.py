@@ -9,7 +9,6 @@ from typing import Any
 
 from e2wm_jax import lora
 from e2wm_jax.compare.arms import Arm, check_names, crossed, read_arms, slug, with_general, words
-from e2wm_jax.compare.overrides import build, check_values, merged
 from e2wm_jax.compare.sets import Evaluation, check_sets, embodied_sets, text_sets
 from e2wm_jax.compare.settings import CompareSettings, read_config
 from e2wm_jax.config import BaseDType
@@ -23,6 +22,7 @@ from e2wm_jax.fisher.settings import check as check_fisher
 from e2wm_jax.model_files import locate
 from e2wm_jax.models.weights import open_model
 from e2wm_jax.regularizers.catalogue import regularizer
+from e2wm_jax.settings_values import build, check_values, merged
 from e2wm_jax.train.settings import TASK_ROWS, TrainSettings
 from e2wm_jax.train.settings import check as check_train
 

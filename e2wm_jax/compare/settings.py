@@ -1,15 +1,14 @@
 """The settings of `e2wm compare`: flags, a TOML file with the same names, or both."""
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from e2wm_jax.choices import TooLong
-from e2wm_jax.compare.overrides import build, check_name
 from e2wm_jax.errors import InputError
-from e2wm_jax.files import read_text
+from e2wm_jax.settings_files import read_table
+from e2wm_jax.settings_values import build, check_name
 
 TABLES = ("train", "fisher", "arm")  # of the file, besides the names of flags
 
@@ -21,8 +20,8 @@ class CompareSettings:
     out: Path
     """Directory to write: comparison.json, report.html, base/, fishers/, runs/."""
     config: Path | None = None
-    """TOML file: these flags under their names, with [train] and [fisher] for all arms and an [[arm]] for each free
-    one. A flag given here wins."""
+    """TOML or JSON file: these flags under their names, with [train] and [fisher] for all arms and an [[arm]] for each
+    free one. A flag given here wins."""
     model: str | None = None
     """Hugging Face directory, .gguf file, hub id, or smollm2-135m."""
     data: tuple[str, ...] = ()
@@ -86,15 +85,12 @@ def read_config(settings: CompareSettings) -> tuple[CompareSettings, dict[str, A
     """The settings with what --config says where no flag does, and the file's tables `TABLES`.
 
     Raises:
-        InputError: for a file that is no TOML, or says what there is not.
+        InputError: for a file that is neither TOML nor JSON, or says what there is not.
     """
     if settings.config is None:
         return settings, {}
     where = str(settings.config)
-    try:
-        record = tomllib.loads(read_text(settings.config))
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{where}: not valid TOML ({error})") from error
+    record = {name.replace("-", "_"): value for name, value in read_table(settings.config).items()}
     tables = {name: record.pop(name) for name in TABLES if name in record}
     _check_tables(tables, where)
     names = [field.name for field in fields(CompareSettings) if field.name not in ("out", "config", "resume")]

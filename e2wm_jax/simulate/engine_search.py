@@ -135,7 +135,7 @@ def _random_member(key: Array, words: Array) -> Array:
     """One of the members of a set, all equally likely."""
     counts = jax.lax.population_count(words).astype(jnp.int32)
     ends = jnp.cumsum(counts)
-    chosen = (jax.random.bits(key) % jnp.maximum(ends[-1], 1).astype(jnp.uint32)).astype(jnp.int32)
+    chosen = (jax.random.bits(key, dtype=jnp.uint32) % jnp.maximum(ends[-1], 1).astype(jnp.uint32)).astype(jnp.int32)
     word = jnp.sum(ends <= chosen)
     before = at(ends - counts, word)
     flags = at(words, word) >> jnp.arange(32, dtype=jnp.uint32) & 1

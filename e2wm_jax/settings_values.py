@@ -21,7 +21,7 @@ def build(kind: type[Settings], values: Mapping[str, Any], where: str) -> Settin
     Raises:
         InputError: as `check_values`.
     """
-    return kind(**_all_converted(kind, values, where))
+    return kind(**values_of(kind, values, where))
 
 
 def check_values(kind: type[Any], values: Mapping[str, Any], where: str, *, reserved: Sequence[str] = ()) -> None:
@@ -33,13 +33,23 @@ def check_values(kind: type[Any], values: Mapping[str, Any], where: str, *, rese
     for name in values:
         if name in reserved:
             raise InputError(f"{where}: {name} is what the comparison sets itself; leave it out")
-    _all_converted(kind, values, where)
+    values_of(kind, values, where)
 
 
-def _all_converted(kind: type[Any], values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    hints, names = get_type_hints(kind), [field.name for field in fields(kind)]
+def values_of(
+    kind: type[Any], values: Mapping[str, Any], where: str, *, known: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """The values as the fields of dataclass `kind` hold them.
+
+    Args:
+        known: names of those fields that may be given; default: all.
+
+    Raises:
+        InputError: for a name that is none of them, naming the nearest; for a value of another type.
+    """
+    hints = get_type_hints(kind)
     for name in values:
-        check_name(name, names, where)
+        check_name(name, known or [field.name for field in fields(kind)], where)
     return {name: _converted(value, hints[name], f"{where}: {name}") for name, value in values.items()}
 
 

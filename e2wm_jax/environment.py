@@ -1,0 +1,94 @@
+"""What a process finds around it and cannot work with, as one line: devices, variables of jax, paths of settings."""
+
+import os
+import re
+import sys
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from e2wm_jax.errors import InputError
+from e2wm_jax.options import options_of
+
+# Text that may name files, besides the options whose type is a path.
+_NAMES_OF_FILES = {
+    *("model", "data", "validation", "tasks", "tests", "eval", "text", "general_text", "regularizer_data"),
+    *("scene", "goals"),
+}
+_WRITTEN = {"out", "predictions", "records"}
+
+
+def trust_own_precision() -> None:
+    """jax's 64 bits, which other programs of a user may need and a shell then has set, are no matter of ours: every
+    number here has its type.  To be called before jax is imported."""
+    os.environ["JAX_ENABLE_X64"] = "0"
+
+
+def device_error(error: Exception) -> str | None:
+    """What is wrong if jax has no devices to work on, or cannot read its variables; None for any other error."""
+    flag = re.search(r"JAX flag (\w+)|for environment '(\w+)'", str(error))
+    if isinstance(error, ValueError) and flag:
+        name = (flag[1] or flag[2]).upper()
+        return f"{name}={os.environ.get(name, '')}: jax cannot read this environment variable; correct it or unset it"
+    if "jax" not in sys.modules:
+        return None
+    import jax
+
+    try:
+        jax.devices()
+        return None
+    except Exception as found:
+        reason = str(found).splitlines()[0].split(" (")[0] if str(found) else "there is none of that kind"
+    wanted = os.environ.get("JAX_PLATFORMS")
+    here = _devices_without_wish()
+    if not wanted:
+        return f"jax cannot start its devices: {reason}; `e2wm doctor` shows what there is"
+    return (
+        f"JAX_PLATFORMS={wanted}: jax finds no such device on this machine ({reason}); there are: {here}; "
+        "unset it or name one of these"
+    )
+
+
+def _devices_without_wish() -> str:
+    import jax
+
+    try:
+        jax.config.update("jax_platforms", None)
+        return ", ".join(sorted({device.platform for device in jax.devices()}))
+    except Exception:
+        return "none that jax can start"
+
+
+def check_paths(settings: Any) -> None:
+    """Refuse paths that nothing can be read from or written to, before any work.
+
+    Raises:
+        InputError: for an address such as gs://bucket/x, which no command reads or writes; for a place to write to
+            that is within a file or not writable.
+    """
+    kind: type = type(settings)
+    for option in options_of(kind):
+        value = reduce(getattr, [part.replace("-", "_") for part in option.name.split(".")], settings)
+        flag = option.name.upper() if option.positional else f"--{option.name}"
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, Path) or (isinstance(one, str) and option.field.name in _NAMES_OF_FILES):
+                _check_local(flag, one)
+            if isinstance(one, Path) and option.field.name in _WRITTEN:
+                _check_writable(flag, one)
+
+
+def _check_local(flag: str, value: str | Path) -> None:
+    scheme = r"^([A-Za-z][\w+.-]+):/" if isinstance(value, Path) else r"(?:^|[\s'\"])([A-Za-z][\w+.-]+)://"
+    if found := re.search(scheme, str(value)):
+        shown = re.sub(r"^([\w+.-]+:)/(?!/)", r"\1//", str(value))  # a Path keeps one slash
+        raise InputError(
+            f"{flag} {shown}: {found[1]}:// addresses are not read or written; copy to a local folder, or mount it"
+        )
+
+
+def _check_writable(flag: str, path: Path) -> None:
+    place = next(folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder))
+    if place != path and not place.is_dir():
+        raise InputError(f"{flag} {path}: {place} is a file, no folder; give another place")
+    if not os.access(place, os.W_OK):
+        raise InputError(f"{flag} {path}: {place} is not writable; give another place, or make it writable")

@@ -1,0 +1,103 @@
+"""Settings in files: what `--config` reads and `--print-config` writes, TOML or JSON under the names of the flags."""
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from e2wm_jax.errors import InputError
+from e2wm_jax.files import read_text
+from e2wm_jax.options import options_of
+from e2wm_jax.settings_values import values_of
+
+_CONTENT = "content"  # of a run's config.json: digests of what it read, no settings
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """A TOML or JSON file of settings.
+
+    Raises:
+        InputError: if there is none, or it is neither.
+    """
+    text = read_text(path)
+    if text.lstrip()[:1] == "{" or path.suffix == ".json":
+        try:
+            record = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}: not valid JSON ({error})") from error
+        if not isinstance(record, dict):
+            raise InputError(f"{path}: must be one JSON object of settings")
+        return record
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid TOML ({error})") from error
+
+
+def read_settings(kind: type, path: Path, missing: Any) -> Any:
+    """The settings of dataclass `kind` that a file gives, defaults where it says nothing.
+
+    Args:
+        missing: stands for required settings that it does not give.
+
+    Raises:
+        InputError: for a name that is none of its options, with the nearest, or a value of another type.
+    """
+    record = {name.replace("-", "_"): value for name, value in read_table(path).items()}
+    if isinstance(record.get(_CONTENT), Mapping):
+        del record[_CONTENT]
+    shown = {option.field.name for option in options_of(kind) if "." not in option.name}
+    nested = {field.name for field in fields(kind) if is_dataclass(get_type_hints(kind)[field.name])}
+    for field in fields(kind):  # what a command sets itself, as its config.json has it
+        if field.name not in shown | nested and record.get(field.name) == field.default:
+            del record[field.name]
+    unset = {option.field.name: missing for option in options_of(kind) if option.required and "." not in option.name}
+    return kind(**{**unset, **values_of(kind, record, str(path), known=[*shown, *nested])})
+
+
+def as_toml(settings: Any) -> str:
+    """Settings as a TOML file that `--config` reads; what is not set stands as a comment."""
+    return toml({name: _plain(value) for name, value in dataclasses.asdict(settings).items()})
+
+
+def toml(table: Mapping[str, Any], prefix: str = "") -> str:
+    """A table of plain values and of tables as TOML."""
+    lines = [
+        f"# {name} is not set" if value is None else f"{name} = {_value(value)}"
+        for name, value in table.items()
+        if not _is_table(value)
+    ]
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            lines += ["", f"[{prefix}{name}]", toml(value, f"{prefix}{name}.")]
+        elif _is_table(value):
+            for one in value:
+                lines += ["", f"[[{prefix}{name}]]", toml(one, f"{prefix}{name}.")]
+    return "\n".join(lines)
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, Mapping) or (
+        isinstance(value, list) and bool(value) and all(isinstance(one, Mapping) for one in value)
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, list):
+        return f"[{', '.join(map(_value, value))}]"
+    return repr(value)
