@@ -4,9 +4,9 @@ import dataclasses
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_text
@@ -49,18 +49,23 @@ def read_settings(kind: type, path: Path, missing: Any) -> Any:
     record = {name.replace("-", "_"): value for name, value in read_table(path).items()}
     if isinstance(record.get(_CONTENT), Mapping):
         del record[_CONTENT]
-    shown = {option.field.name for option in options_of(kind) if "." not in option.name}
-    nested = {field.name for field in fields(kind) if is_dataclass(get_type_hints(kind)[field.name])}
     for field in fields(kind):  # what a command sets itself, as its config.json has it
-        if field.name not in shown | nested and record.get(field.name) == field.default:
+        if field.name not in shown(kind) and record.get(field.name, ...) == _plain(field.default):
             del record[field.name]
     unset = {option.field.name: missing for option in options_of(kind) if option.required and "." not in option.name}
-    return kind(**{**unset, **values_of(kind, record, str(path), known=[*shown, *nested])})
+    return kind(**{**unset, **values_of(kind, record, str(path), known=shown(kind))})
+
+
+def shown(kind: type) -> list[str]:
+    """The fields of a settings class that can be given, those with a table of their own too."""
+    named = {option.name.partition(".")[0].replace("-", "_") for option in options_of(kind)}
+    return [field.name for field in fields(kind) if field.name in named]
 
 
 def as_toml(settings: Any) -> str:
     """Settings as a TOML file that `--config` reads; what is not set stands as a comment."""
-    return toml({name: _plain(value) for name, value in dataclasses.asdict(settings).items()})
+    record = dataclasses.asdict(settings)
+    return toml({name: _plain(record[name]) for name in shown(type(settings))})
 
 
 def toml(table: Mapping[str, Any], prefix: str = "") -> str:

@@ -13,7 +13,7 @@ import pytest
 
 from e2wm_jax.errors import InputError
 from e2wm_jax.train import trackers as module
-from e2wm_jax.train.trackers import check, trackers
+from e2wm_jax.train.trackers import TENSORBOARD_FOLDER, Names, check, trackers
 
 SETTINGS = {"model": "tiny", "out": Path("runs/one"), "lora": {"rank": 8}}
 
@@ -143,6 +143,16 @@ def test_wandb_is_told_which_run_it_is_and_no_step_twice(
     assert first["config"] == {"model": "tiny", "out": "runs/one", "lora": {"rank": 8}}
     assert len(first["id"]) == 16
     assert capsys.readouterr().out == ""  # stdout is for results
+
+
+def test_a_run_has_the_name_and_the_project_it_is_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    services = {name: stand_in(monkeypatch, name) for name in ("wandb", "trackio")}
+    monkeypatch.setenv("WANDB_PROJECT", "the-environment's")
+    with trackers(["wandb", "trackio", "tensorboard"], tmp_path, SETTINGS, Names("first try", "kitchen")) as log:
+        log(1, {"loss": 1.0})
+    for service in services.values():
+        assert [(init["name"], init["project"]) for init in service.inits] == [("first try", "kitchen")]
+    assert shown(tmp_path / TENSORBOARD_FOLDER / "first try")[0] == {("loss", 1): 1.0}
 
 
 def test_another_folder_is_another_run_and_a_moved_one_the_same(

@@ -44,8 +44,8 @@ from e2wm_jax.train.schedules import learning_rates, strengths
 from e2wm_jax.train.settings import TrainSettings, check, check_mesh
 from e2wm_jax.train.step import StepConfig, TrainState, initial_state
 from e2wm_jax.train.throughput import Pace, mean_work, peak_flops
+from e2wm_jax.train.trackers import Names, trackers
 from e2wm_jax.train.trackers import check as check_trackers
-from e2wm_jax.train.trackers import trackers
 from e2wm_jax.train.validation import held_out_rows, validator
 
 REPORT_FILE, CHECKPOINTS, ADAPTER = "report.html", "checkpoints", "adapter"
@@ -146,7 +146,7 @@ def train_task(
     steps = inputs.content[LENGTHS][-1]
     each_step = REGULARIZERS[settings.regularizer].token_penalty is not None
 
-    first = jax.process_index() == 0
+    first, called = jax.process_index() == 0, Names(settings.run_name, settings.project)
     if first:
         settings.out.mkdir(parents=True, exist_ok=True)
         write_json(settings.out / CONFIG_FILE, resolved(settings) | {CONTENT: inputs.content})
@@ -154,7 +154,7 @@ def train_task(
         multihost_utils.sync_global_devices("run directory")
     with (
         Checkpoints(settings.out / CHECKPOINTS, keep=settings.keep_checkpoints, keep_best=settings.keep_best) as saves,
-        trackers(settings.trackers if first else (), settings.out, resolved(settings)) as log,
+        trackers(settings.trackers if first else (), settings.out, resolved(settings), called) as log,
     ):
         state = initial_state(config, adapters)
         found = saves.newest(state) if settings.resume else None

@@ -117,6 +117,10 @@ class TrainSettings:
     """At a loss or gradient that is no number: stop and name the examples, or leave that update out."""
     trackers: tuple[TrackerName, ...] = ()
     """tensorboard, wandb, trackio: metrics there too, besides metrics.jsonl."""
+    run_name: str | None = None
+    """What --trackers call the run; default: the name of --out."""
+    project: str | None = None
+    """The project that wandb and trackio file it under; default: $WANDB_PROJECT, $TRACKIO_PROJECT or e2wm."""
     profile_steps: int = 0
     """Write a profile (jax.profiler, for xprof or Perfetto) of so many steps, after the first two, to OUT/profile."""
     skip_truncated: bool = False
@@ -171,6 +175,8 @@ def check(settings: TrainSettings) -> None:
 
     if settings.patience is not None and not settings.validation:
         raise InputError(f"--patience {settings.patience}: needs held-out rows to go by; give --validation FILE")
+    if settings.run_name is not None and Path(settings.run_name).name != settings.run_name:
+        raise InputError(f"--run-name {settings.run_name}: it names a folder too; leave slashes out")
     lora.check(settings.lora)
     if not 0 <= settings.lora.dropout < 1:
         raise InputError(f"--lora.dropout {settings.lora.dropout}: must be at least 0 and below 1")

@@ -1,8 +1,8 @@
 """Metrics of a run, besides its metrics.jsonl, for those who watch: TensorBoard, Weights & Biases, trackio.
 
-    tensorboard   event files in <folder>/tensorboard, written by tensorboardX
-    wandb         project $WANDB_PROJECT or e2wm, files in <folder>/wandb; WANDB_MODE=offline needs no account
-    trackio       project $TRACKIO_PROJECT or e2wm
+    tensorboard   event files in <folder>/tensorboard or its <run name>, written by tensorboardX
+    wandb         project as named, $WANDB_PROJECT or e2wm, files in <folder>/wandb; WANDB_MODE=offline needs no account
+    trackio       project as named, $TRACKIO_PROJECT or e2wm
 
 None of them is needed to train, and none may stop a training that goes well: a tracker that fails says so once and is
 left out from there on.  In a run of many processes, the first one alone opens them.
@@ -28,6 +28,16 @@ Log = Callable[[int, dict[str, float]], None]
 PROJECT = "e2wm"
 TENSORBOARD_FOLDER, ID_FILE = "tensorboard", "tracker_id"
 _FLUSH_SECONDS = 10  # what a killed run may lose
+
+
+class Names(NamedTuple):
+    """What a run is called there; by default it is its folder's name, and the project the environment's or e2wm."""
+
+    run: str | None = None
+    project: str | None = None
+
+
+_BY_DEFAULT = Names()
 
 
 class _Tracker(NamedTuple):
@@ -56,13 +66,16 @@ def check(names: Sequence[TrackerName]) -> None:
 
 
 @contextlib.contextmanager
-def trackers(names: Sequence[TrackerName], folder: Path, settings: dict[str, Any]) -> Iterator[Log]:
+def trackers(
+    names: Sequence[TrackerName], folder: Path, settings: dict[str, Any], called: Names = _BY_DEFAULT
+) -> Iterator[Log]:
     """Gives log(step, {name: number}), which hands the numbers to every tracker that is named.
 
     Args:
         folder: of the run, which must be there. A run that is resumed in it goes on where it was logged before; steps
             that are made again replace the earlier ones (in trackio they stand twice, with the same numbers).
         settings: shown beside the numbers; anything that JSON does not know becomes a string.
+        called: the run and its project.
 
     Raises:
         InputError: if a package is missing or a tracker cannot start, e.g. for want of a login.
@@ -76,7 +89,7 @@ def trackers(names: Sequence[TrackerName], folder: Path, settings: dict[str, Any
             try:
                 # stdout is for results, and both services like to talk.
                 with contextlib.redirect_stdout(sys.stderr):
-                    opened[name] = _TRACKERS[name].open(folder, config)
+                    opened[name] = _TRACKERS[name].open(folder, config, called)
             except Exception as error:  # whatever a service raises
                 raise InputError(f"--trackers {name}: cannot start: {_first_line(error)}") from error
 
@@ -123,9 +136,9 @@ def _run(folder: Path) -> _Run:
     return _Run(name, identity)
 
 
-def _open_tensorboard(folder: Path, config: dict[str, Any]) -> _Tracker:
+def _open_tensorboard(folder: Path, config: dict[str, Any], called: Names) -> _Tracker:
     module = importlib.import_module("tensorboardX")
-    where = folder / TENSORBOARD_FOLDER
+    where = folder / TENSORBOARD_FOLDER / (called.run or "")
     again = where.is_dir() and any(where.iterdir())
     writer: Any = None
 
@@ -153,11 +166,11 @@ def _open_tensorboard(folder: Path, config: dict[str, Any]) -> _Tracker:
     return _Tracker(log, close)
 
 
-def _open_wandb(folder: Path, config: dict[str, Any]) -> _Tracker:
+def _open_wandb(folder: Path, config: dict[str, Any], called: Names) -> _Tracker:
     known = _run(folder)
     run = importlib.import_module("wandb").init(
-        project=os.environ.get("WANDB_PROJECT", PROJECT),
-        name=os.environ.get("WANDB_NAME", known.name),
+        project=called.project or os.environ.get("WANDB_PROJECT", PROJECT),
+        name=called.run or os.environ.get("WANDB_NAME", known.name),
         id=known.id,
         resume="allow",
         dir=str(folder),
@@ -172,11 +185,11 @@ def _open_wandb(folder: Path, config: dict[str, Any]) -> _Tracker:
     return _Tracker(log, lambda well: run.finish(exit_code=0 if well else 1))
 
 
-def _open_trackio(folder: Path, config: dict[str, Any]) -> _Tracker:
+def _open_trackio(folder: Path, config: dict[str, Any], called: Names) -> _Tracker:
     module, known = importlib.import_module("trackio"), _run(folder)
     run = module.init(
-        project=os.environ.get("TRACKIO_PROJECT", PROJECT),
-        name=f"{known.name}-{known.id[:8]}",  # it finds a run by its name
+        project=called.project or os.environ.get("TRACKIO_PROJECT", PROJECT),
+        name=called.run or f"{known.name}-{known.id[:8]}",  # it finds a run by its name
         resume="allow",
         config=config,
     )
@@ -191,7 +204,7 @@ def _open_trackio(folder: Path, config: dict[str, Any]) -> _Tracker:
 class _Kind(NamedTuple):
     module: str  # to import
     extra: str  # of this package, that installs it
-    open: Callable[[Path, dict[str, Any]], _Tracker]
+    open: Callable[[Path, dict[str, Any], Names], _Tracker]
 
 
 _TRACKERS: dict[TrackerName, _Kind] = {
