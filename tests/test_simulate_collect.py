@@ -178,6 +178,37 @@ def test_an_interrupted_run_continues(tmp_path, monkeypatch):
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
 
 
+def test_a_run_that_is_told_to_end_says_how_far_it_came(tmp_path, monkeypatch):
+    """SIGTERM, as a cluster sends it, is as Ctrl-C: the manifest counts what is there."""
+    played = workers._run
+
+    def ended(jobs, processes):
+        yield from list(played(jobs[:2], processes))
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(workers, "_run", ended)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        collect(settings(tmp_path / "run"))
+    assert signal.getsignal(signal.SIGTERM) is before
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["statistics"]["episodes"] == 2
+    assert not manifest["complete"]
+    monkeypatch.setattr(workers, "_run", played)
+    collect(settings(tmp_path / "run"))
+    collect(settings(tmp_path / "whole"))
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+
+
+def test_only_the_search_that_is_used_is_compiled(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(workers, "compile_engine", lambda *methods: asked.append(methods))
+    collect(settings(tmp_path / "random", episodes=2, workers=2))
+    planned = {"policy": "mcts", "simulations": 5, "episodes": 2, "workers": 2}
+    collect(settings(tmp_path / "plans", search="best-first", **planned))
+    assert asked == [(), ("best-first",)]
+
+
 @pytest.mark.parametrize("name", ["shard-00000.jsonl", "shard-00001.jsonl"])
 def test_a_torn_shard_is_mended(tmp_path, name):
     collect(settings(tmp_path))

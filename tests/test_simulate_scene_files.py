@@ -13,6 +13,7 @@ from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json, read_json_lines
 from e2wm_jax.simulate import scene_files
 from e2wm_jax.simulate.shards import load_trajectories
+from e2wm_jax.tasks.run import load_experiences
 
 KEYS = ("from_id", "relation_type", "to_id")
 GOALS = {"light the room": "light || ON", "open up": "cupboard || OPEN", "carry a cup": "character || HOLDS_RH || cup"}
@@ -148,6 +149,22 @@ def test_tasks_of_scenes_that_are_gone_are_made_all_the_same(
     assert run("tasks", "--experiences", "lived", "--out", "tasks", "--eval-share", "1") == 0
     (note,) = [note for note in last(capsys)["notes"] if note.startswith("scenes/")]
     assert "--scenes" in note
+
+
+def test_episodes_of_several_collections_have_ids_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = (collected(tmp_path / name, monkeypatch) / "lived" for name in ("one", "two"))
+    other = shutil.copytree(one, tmp_path / "other")
+    monkeypatch.chdir(tmp_path)
+    ids = [found.id for found in load_experiences([one, other])]
+    assert ids[:3] == ["lived/mcts-0-000000", "lived/mcts-0-000001", "lived/mcts-0-000002"]
+    assert ids[3:] == ["other/mcts-0-000000", "other/mcts-0-000001", "other/mcts-0-000002"]
+    assert {found.id.partition("/")[0] for found in load_experiences([one, two])} == {"lived-1", "lived-2"}
+    assert [found.id for found in load_experiences([one])] == [f"mcts-0-00000{number}" for number in range(3)]
+    capsys.readouterr()
+    assert run("tasks", "--experiences", one, tmp_path / "one" / ".." / "one" / "lived", "--out", "tasks") == 2
+    assert f"--experiences {one}: given twice; name each directory once" in capsys.readouterr().err
 
 
 def test_names_of_scenes() -> None:

@@ -283,9 +283,24 @@ def test_statistics_count_words_answers_and_positions(sets: TaskSets) -> None:
 
 
 def test_missing_material_is_noted_and_none_at_all_is_refused() -> None:
+    own = build(EPISODES, seed=1)
+    assert not any("official" in note or " of 1659" in note for note in own.notes)  # of a world of one's own
+    theirs = build([replace(one, scene="robothow:file1_2") for one in EPISODES], seed=1)
+    (smaller,) = [note for note in theirs.notes if "robothow" in note]
+    assert f"train/train_plan_gen.json {len(own.files['train/train_plan_gen.json'])} of 1659" in smaller
+    assert smaller.endswith("for more: `e2wm collect --policy mcts --goals robothow --out DIR`")
+    few = build(EPISODES[:5], seed=1, eval_share=0.4)
+    assert "eval/gen/plan_gen.json" not in few.files
+    (why,) = [note for note in few.notes if note.startswith("eval: too little for plan_gen, ")]
+    assert "2 plans of" in why
+    assert why.endswith("collect more goals, or raise --eval-share, 1 for evaluation files alone")
+    alone = build(EPISODES[:5], seed=1, eval_share=1)
+    assert "eval/gen/plan_gen.json" in alone.files
+    assert not any(name.startswith("train/train_plan") for name in alone.files)
+    assert not any(note.startswith("train: ") for note in alone.notes)  # that was asked for
     only_stories = build(EPISODES[PLANNED:], seed=0, sizes=SMALL)
     assert "train/train_plan_gen.json" not in only_stories.files
-    assert any(note.startswith("train/train_plan_gen.json: 0 of 1659") for note in only_stories.notes)
+    assert any(note.startswith("no files of plans: no planned episode") for note in only_stories.notes)
     with pytest.raises(InputError, match=r"no episode can be used \(no episodes\).*e2wm collect --policy mcts"):
         build([], seed=0)
     failed = [replace(episode, achieved=()) for episode in EPISODES[:3]]

@@ -1,11 +1,8 @@
 """`e2wm compare`: plan -> Fishers and base -> runs, each evaluated -> comparison.json, table and report."""
 
 import contextlib
-import signal
 import subprocess
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from e2wm_jax.compare import jobs, record, workers
@@ -13,6 +10,7 @@ from e2wm_jax.compare.page import REPORT_FILE, write_page
 from e2wm_jax.compare.plan import Plan, make_plan
 from e2wm_jax.compare.settings import CompareSettings
 from e2wm_jax.compare.verdict import for_readers, verdict
+from e2wm_jax.interrupt import terminated_as_interrupted
 from e2wm_jax.progress import say
 
 
@@ -29,7 +27,7 @@ def run(settings: CompareSettings) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         processes: Sequence[subprocess.Popen[str]] = ()
         if settings.workers > 1:
-            stack.enter_context(_sigterm_as_interrupt())
+            stack.enter_context(terminated_as_interrupted())
             processes = stack.enter_context(workers.started(plan.out, settings.workers))
         for part in (jobs.first_jobs(plan), jobs.run_jobs(plan)):
             _do(plan, part, processes)
@@ -86,19 +84,6 @@ def _do(plan: Plan, part: Sequence[jobs.Job], processes: Sequence["subprocess.Po
         say(str(job))
         jobs.do(plan, job)
         finished()
-
-
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Workers are to be told of a SIGTERM as of Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _failed(found: dict[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ from typing import Any, get_args
 
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import sha256
+from e2wm_jax.interrupt import terminated_as_interrupted
 from e2wm_jax.progress import progress_bar
 from e2wm_jax.simulate import planner, scene_files
 from e2wm_jax.simulate.engines import Method, compile_engine, open_world
@@ -40,7 +41,7 @@ def collect(settings: CollectSettings) -> dict[str, Any]:
 
     Raises:
         InputError: for settings that cannot work, before anything is written.
-        KeyboardInterrupt: passed on after what is done has been saved.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, with what is done saved.
     """
     _check(settings)
     found = subjects(settings)
@@ -54,7 +55,7 @@ def collect(settings: CollectSettings) -> dict[str, Any]:
     _save_manifest(writer, recorded)
     jobs = [Job(index, found[index % len(found)], settings) for index in writer.missing()]
     try:
-        with progress_bar("collect", episodes, "episode") as bar:
+        with terminated_as_interrupted(), progress_bar("collect", episodes, "episode") as bar:
             bar.update(episodes - len(jobs))
             reached = 0
             for job, trajectory in _run(jobs, settings.workers):

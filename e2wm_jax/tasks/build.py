@@ -9,7 +9,8 @@ from e2wm_jax.simulate.trajectory import Trajectory
 from e2wm_jax.tasks import activity, confusing, counting, housework, inference, leakage, plan, qa, tracking
 from e2wm_jax.tasks.counting import CountQuestion, CountStory
 from e2wm_jax.tasks.example import Example
-from e2wm_jax.tasks.material import COLLECT_PLANS, COLLECT_STORIES, COLLECT_TRACKS, Material, gather
+from e2wm_jax.tasks.material import Material, gather
+from e2wm_jax.tasks.notes import is_official, notes
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,9 @@ def build(
         if not 0 <= share <= 1:
             raise InputError(f"{name}={share}: must lie between 0 and 1")
     sizes = sizes or Sizes()
+    episodes = list(trajectories)
     material = gather(
-        list(trajectories),
+        episodes,
         seed=seed,
         eval_share=eval_share,
         unseen_share=unseen_share,
@@ -93,7 +95,13 @@ def build(
         files={name: examples for name, examples in files.items() if examples},
         episodes=material.episodes,
         unseen=tuple(sorted(material.unseen)),
-        notes=(*_notes(files, sizes), *_story_notes(material, sizes)),
+        notes=notes(
+            files,
+            {name: _size(name, sizes) for name in files},
+            material,
+            eval_share=eval_share,
+            official=is_official(episodes),
+        ),
         seed=seed,
     )
 
@@ -153,24 +161,3 @@ def _size(name: str, sizes: Sizes) -> int:
     side, task = name.split("/")[0], name.split("/")[-1].removesuffix(".json")
     size: int = getattr(sizes, task if side == "train" else f"eval_{task}")
     return size
-
-
-def _notes(files: Mapping[str, Sequence[Example]], sizes: Sizes) -> Iterable[str]:
-    """One line for every file that is smaller than asked for, with what would make it larger."""
-    for name, examples in files.items():
-        wanted = _size(name, sizes)
-        if len(examples) < wanted:
-            command = COLLECT_STORIES if name.endswith("count.json") else COLLECT_PLANS
-            yield f"{name}: {len(examples)} of {wanted} examples; for more: `{command}`"
-
-
-def _story_notes(material: Material, sizes: Sizes) -> Iterable[str]:
-    """How many stories of people carrying things were made up, for want of experienced ones."""
-    sides = {
-        "train": (len(material.train.tracked), sizes.train_obj_move),
-        "eval": (len(material.held_out.tracked), sizes.eval_obj_move_path + sizes.eval_obj_move),
-    }
-    for side, (experienced, examples) in sides.items():
-        needed = tracking.STORIES * examples
-        if experienced < needed:
-            yield f"{side}: {experienced} of {needed} tracking stories are experienced; for more: `{COLLECT_TRACKS}`"

@@ -1,10 +1,14 @@
 """`e2wm tasks`: directories of experiences -> task files and their statistics."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from e2wm_jax.errors import InputError
 from e2wm_jax.simulate.shards import load_trajectories
+from e2wm_jax.simulate.trajectory import Trajectory
 from e2wm_jax.tasks.build import build
 from e2wm_jax.tasks.statistics import statistics
 from e2wm_jax.tasks.write import missing_scenes, write
@@ -20,7 +24,7 @@ class TasksSettings:
     """Directory to write: train/*.json, eval/gen/*.json, eval/qa/*.json, statistics.json; beside plans to be
     evaluated *.json.sources, the worlds in which `e2wm eval plans` carries them out."""
     eval_share: float = 0.2
-    """Share of goals, plans and stories that is held out."""
+    """Share of goals, plans and stories that is held out; 1 makes evaluation files alone, 0 training files alone."""
     unseen_share: float = 0.2
     """Share of the task names that are held out with all of their plans, for plan_gen_unseen."""
     balanced_counts: bool = False
@@ -35,7 +39,7 @@ def run(settings: TasksSettings) -> dict[str, Any]:
         InputError: for malformed experiences, too little material, or a directory of other files.
     """
     sets = build(
-        load_trajectories(settings.experiences),
+        load_experiences(settings.experiences),
         seed=settings.seed,
         eval_share=settings.eval_share,
         unseen_share=settings.unseen_share,
@@ -44,6 +48,30 @@ def run(settings: TasksSettings) -> dict[str, Any]:
     sets = replace(sets, notes=(*sets.notes, *missing_scenes(sets)))
     write(sets, settings.out)
     return statistics(sets)
+
+
+def load_experiences(folders: Sequence[Path]) -> list[Trajectory]:
+    """The trajectories of all runs, in order. Where two runs have an id in common, the name of its folder comes before
+    each of the two (``plans/mcts-0-000001``), with a number where the folders are called alike.
+
+    Raises:
+        InputError: if a folder is given twice, is no run of `collect`, or holds a malformed record.
+    """
+    places = [folder.resolve() for folder in folders]
+    if twice := [folder for folder, place in zip(folders, places, strict=True) if places.count(place) > 1]:
+        raise InputError(f"--experiences {twice[0]}: given twice; name each directory once")
+    runs = [list(load_trajectories([folder])) for folder in folders]
+    names = [place.name for place in places]
+    names = [
+        f"{name}-{1 + names[:number].count(name)}" if names.count(name) > 1 else name
+        for number, name in enumerate(names)
+    ]
+    found = Counter(identity for run in runs for identity in {one.id for one in run})
+    return [
+        replace(one, id=f"{name}/{one.id}") if found[one.id] > 1 else one
+        for name, run in zip(names, runs, strict=True)
+        for one in run
+    ]
 
 
 def show(result: dict[str, Any]) -> None:
