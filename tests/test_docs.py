@@ -196,6 +196,7 @@ def test_the_commands_of_a_page_run(page, readme, models, tmp_path, monkeypatch,
         Path(f"{name}.json").write_text(rows)
     for name in ("general.jsonl", "held-out.jsonl"):
         Path(name).write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXT.split("\n\n")))
+    Path("plan.txt").write_text("[Walk] <home_office> (319)")
     if page != "docs/world.md":
         for name in ("tasks", "run"):
             Path(name).symlink_to(readme / name)
