@@ -75,6 +75,13 @@ def test_batches_as_they_come(kind):
     assert done == [4, 14, 20, 21]
 
 
+def test_batches_of_torch(torch_oracle):
+    """As its data loaders give them."""
+    batches = torch_oracle.utils.data.DataLoader(list(zip(X, Y, strict=True)), batch_size=8)
+    assert_equal(fisher_diagonal(squared_error, LINEAR, ((x, y) for x, y in batches)), by_hand())
+    assert_equal(fisher_diagonal(squared_error, LINEAR, map(tuple, batches)), by_hand())
+
+
 def test_weights_and_padding():
     """Padding may hold what has no finite gradient."""
     weights = RNG.integers(0, 4, COUNT).astype(np.float32)
@@ -160,6 +167,10 @@ def test_an_nnx_state():
     kernel, bias = (np.asarray(state["linear"][name][...], np.float64) for name in ("kernel", "bias"))
     scores = X @ kernel + bias
     p = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True) - np.eye(3)[labels]
+    whole = fisher_diagonal(
+        lambda module, example: loss(nnx.state(module), example), nnx.merge(graph, state), (X, labels)
+    )
+    np.testing.assert_allclose(whole.linear.bias.get_value(), np.mean(p**2, 0), rtol=2e-5)  # a module is a pytree too
     np.testing.assert_allclose(found["linear"]["bias"].get_value(), np.mean(p**2, 0), rtol=2e-5)
     np.testing.assert_allclose(
         found["linear"]["kernel"].get_value(), np.mean(X[:, :, None] ** 2 * p[:, None] ** 2, 0), rtol=2e-5
@@ -181,14 +192,18 @@ def test_eight_devices_give_the_numbers_of_one(axes):
     split = {"w": P("fsdp") if "fsdp" in axes else P(), "v": P()}
     placed = {name: jax.device_put(leaf, NamedSharding(mesh, split[name])) for name, leaf in params.items()}
     sharding = NamedSharding(mesh, P(("data", "fsdp") if "fsdp" in axes else "data"))
-    for own in (placed, params):
-        for method, microbatch in (("vmap", 8), ("vmap", 16), ("vmap", 1), ("scan", 1)):
-            found = fisher_diagonal(
-                loss, own, (X, Y), method=method, microbatch=microbatch, batch_size=16, sharding=sharding
-            )
-            assert_equal(found, expected, rtol=1e-5)
-            if own is placed:
-                assert all(found[name].sharding == placed[name].sharding for name in found)
+    for own, method, microbatch in [
+        (placed, "vmap", 8),
+        (placed, "scan", 1),
+        (params, "vmap", 16),
+        (params, "vmap", 1),
+    ]:
+        found = fisher_diagonal(
+            loss, own, (X, Y), method=method, microbatch=microbatch, batch_size=16, sharding=sharding
+        )
+        assert_equal(found, expected, rtol=1e-5)
+        if own is placed:
+            assert all(found[name].sharding == placed[name].sharding for name in found)
 
 
 def test_bfloat16_parameters_are_squared_and_summed_in_float32():

@@ -220,6 +220,8 @@ def _padded(batches: Iterable[Any], microbatch: int, sharding: NamedSharding | N
     size = done = 0
     for examples in batches:
         count = _count(examples)
+        # What is no array of jax, such as a tensor of torch, becomes one of numpy.
+        examples = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf), examples)
         together = _round_up(min(microbatch, count), parts)
         size = _round_up(max(count, size), together)
         at = np.minimum(np.arange(size), count - 1)
