@@ -10,6 +10,7 @@ TrackerName = Literal["tensorboard", "wandb", "trackio"]
 Labels = Literal["data", "sampled"]
 Reduction = Literal["mean", "sum"]
 FisherDType = Literal["float32", "bfloat16", "uint8"]
+SetKind = Literal["qa", "generate", "babi", "perplexity"]  # of evaluation sets
 TooLong = Literal["refuse", "skip", "truncate"]  # what becomes of examples for which a model has too few positions
 FileDType = Literal["float32", "bfloat16", "float16"]
 

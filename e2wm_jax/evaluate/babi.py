@@ -106,7 +106,7 @@ def evaluate(
         content_digest([[one.prompt, one.question.answer] for one in asked]),
         **{field.name: getattr(options, field.name) for field in fields(BabiOptions)},
     )
-    kept = Predictions(predictions, made, len(asked), resume=resume)
+    kept = Predictions(predictions, made, len(asked), resume=resume, is_record=_is_record)
     prompts, names = [one.ids for one in asked], [one.question.where for one in asked]
     for batch in first_lines(evaluated, prompts, names, decoding, options.batch_size, kept.done.keys()):
         kept.add([_record(asked[place], line) for place, line in batch])
@@ -257,3 +257,8 @@ def _scores(asked: Sequence[_Asked], records: Sequence[dict[str, Any]], options:
     if not alone:
         result["intervals"]["mean"] = list(percentile_interval(np.mean(resampled, axis=0)))
     return result
+
+
+def _is_record(record: dict[str, Any]) -> bool:
+    texts = all(isinstance(record.get(key), str) for key in ("prediction", "answer"))
+    return texts and isinstance(record.get("correct"), bool)

@@ -159,7 +159,7 @@ def respond(settings: EmbodiedAgentSettings, asked: Sequence[dict[str, str]]) ->
     )
     ends = ending_tokens(evaluated, chat=settings.chat)
     path = settings.out / f"{settings.task}.predictions.jsonl"
-    predictions = Predictions(path, made, len(asked), resume=settings.resume)
+    predictions = Predictions(path, made, len(asked), resume=settings.resume, is_record=_is_record)
     for start in range(0, len(asked), settings.batch_size):
         # The same batches as without an interruption: a response depends in its last bits on those beside it.
         indices = range(start, min(start + settings.batch_size, len(asked)))
@@ -218,3 +218,7 @@ def read_responses(path: Path, known: set[str]) -> list[Response]:
         if record["identifier"] not in known:
             raise InputError(f"{path}: response {number}: there is no program {record['identifier']!r} in this task")
     return [{key: record[key] for key in ("identifier", "llm_output")} for record in records]
+
+
+def _is_record(record: dict[str, Any]) -> bool:
+    return isinstance(record.get("identifier"), str) and isinstance(record.get("llm_output"), str)

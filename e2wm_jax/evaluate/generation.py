@@ -87,7 +87,7 @@ def predict(
         batch_size=batch_size,
         **asdict(prompting),
     )
-    predictions = Predictions(path, made, examples, resume=resume)
+    predictions = Predictions(path, made, examples, resume=resume, is_record=_is_record)
     indices = list(examples)
     done = {place for place, index in enumerate(indices) if index in predictions.done}
     prompts = _prompts(evaluated, examples, prompting)
@@ -210,3 +210,7 @@ def _scorer() -> Any:
     except ImportError as error:
         raise InputError("ROUGE needs the package rouge-score; run `pip install rouge-score`") from error
     return RougeScorer(_ROUGES, use_stemmer=True)
+
+
+def _is_record(record: Record) -> bool:
+    return isinstance(record.get("prediction"), str) and isinstance(record.get("reference"), str)

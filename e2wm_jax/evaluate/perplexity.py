@@ -30,7 +30,7 @@ from e2wm_jax.evaluate.model import (
 )
 from e2wm_jax.evaluate.predictions import Predictions, Record, content_digest, identity
 from e2wm_jax.evaluate.prompting import Fitted, Need, Prompting, fit
-from e2wm_jax.evaluate.results import power
+from e2wm_jax.evaluate.results import is_number, power
 from e2wm_jax.evaluate.settings import PerplexitySettings
 from e2wm_jax.evaluate.statistics import bootstrap_interval
 from e2wm_jax.evaluate.table import show_scores
@@ -121,7 +121,7 @@ def predict(
     if prompting.too_long == "truncate":
         max_length = min(max_length, evaluated.config.max_positions)
     rows, sizes = _document_tokens(evaluated, documents, prompting, max_length=max_length, name=name)
-    predictions = Predictions(path, made, rows, resume=resume)
+    predictions = Predictions(path, made, rows, resume=resume, is_record=_is_record)
     indices = list(rows)
     done = {place for place, index in enumerate(indices) if index in predictions.done}
     for batch in _row_nats(evaluated, list(rows.values()), max_length, batch_size, name="perplexity", done=done):
@@ -239,3 +239,8 @@ def _row_nats(
                 losses = np.where(counted, row_nll(evaluated, batch), 0)
                 yield [(place, float(losses[row].sum()), int(counted[row].sum())) for row, place in enumerate(chosen)]
             bar.update(len(chosen))
+
+
+def _is_record(record: Record) -> bool:
+    counts = [record.get(key) for key in ("tokens", "bytes")]
+    return is_number(record.get("nats")) and all(type(n) is int and n >= 0 for n in counts) and record["tokens"] > 0

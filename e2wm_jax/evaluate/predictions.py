@@ -9,13 +9,13 @@ Every record has its "index", the example's place in the data file.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from e2wm_jax.errors import InputError
 from e2wm_jax.evaluate.model import Evaluated
-from e2wm_jax.files import read_json, write_json, write_json_lines
+from e2wm_jax.files import parse_json, read_json, write_json, write_json_lines
 
 Record = dict[str, Any]
 
@@ -24,7 +24,13 @@ class Predictions:
     """The predictions of one set; without a path they are only kept in memory."""
 
     def __init__(
-        self, path: Path | None, settings: Mapping[str, Any], examples: int | Iterable[int], *, resume: bool = False
+        self,
+        path: Path | None,
+        settings: Mapping[str, Any],
+        examples: int | Iterable[int],
+        *,
+        resume: bool = False,
+        is_record: Callable[[Record], bool] = lambda record: True,
     ) -> None:
         """
         Args:
@@ -32,6 +38,7 @@ class Predictions:
             settings: what must be the same for predictions to go together; plain JSON.
             examples: how many there are, or their indices.
             resume: go on with what is there, if it has the same settings; otherwise it is replaced.
+            is_record: whether a line that is there holds what it should; if not, it is made again.
 
         Raises:
             InputError: if what is there has other settings, or is of no model known.
@@ -45,7 +52,7 @@ class Predictions:
             raise InputError(f"{path}: is a directory; give a file for predictions")
         wanted = json.loads(json.dumps(dict(settings)))
         if resume:
-            self._recover(path, wanted)
+            self._recover(path, wanted, is_record)
         else:
             for old in (path, partial_of(path)):
                 old.unlink(missing_ok=True)
@@ -79,7 +86,7 @@ class Predictions:
             partial_of(self.path).unlink()
         return records
 
-    def _recover(self, path: Path, wanted: Record) -> None:
+    def _recover(self, path: Path, wanted: Record, is_record: Callable[[Record], bool]) -> None:
         """Read what an earlier run has left."""
         if not path.is_file() and not partial_of(path).is_file():
             return
@@ -92,7 +99,8 @@ class Predictions:
             raise InputError(f"{path}: predictions of something else ({different}); give another file, or remove it")
         for source in (partial_of(path), path):
             if source.is_file():
-                self.done |= {index: record for index, record in _whole_lines(source) if index in set(self.indices)}
+                known = set(self.indices)
+                self.done |= {n: one for n, one in _whole_lines(source) if n in known and is_record(one)}
 
 
 def identity(evaluated: Evaluated, data: str, **settings: Any) -> Record:
@@ -139,8 +147,9 @@ def _whole_lines(path: Path) -> list[tuple[int, Record]]:
     found = []
     for line in path.read_bytes().split(b"\n")[:-1]:
         try:
-            record = json.loads(line)
-            found.append((int(record["index"]), record))
-        except (ValueError, KeyError, TypeError):
+            record = parse_json(line.decode())
+        except ValueError:  # torn, or no text
             continue
+        if isinstance(record, dict) and type(record.get("index")) is int:
+            found.append((record["index"], record))
     return found

@@ -18,6 +18,7 @@ from e2wm_jax.evaluate.answer_scores import Rule, fitting, score_batches
 from e2wm_jax.evaluate.model import Evaluated, load_evaluated, open_evaluated
 from e2wm_jax.evaluate.predictions import Predictions, Record, content_digest, identity
 from e2wm_jax.evaluate.prompting import Prompting
+from e2wm_jax.evaluate.results import is_number
 from e2wm_jax.evaluate.settings import QaSettings
 from e2wm_jax.evaluate.statistics import bootstrap_interval
 from e2wm_jax.evaluate.table import show_scores
@@ -100,7 +101,7 @@ def predict(
         batch_size=batch_size,
         **asdict(prompting),
     )
-    predictions = Predictions(path, made, questions, resume=resume)
+    predictions = Predictions(path, made, questions, resume=resume, is_record=_is_record)
     indices = list(questions)
     done = {place for place, index in enumerate(indices) if index in predictions.done}
     for batch in score_batches(
@@ -150,3 +151,9 @@ def _record(index: int, question: Question, scores: np.ndarray) -> Record:
         "choice": int(np.argmax(scores)),
         "gold": question.gold,
     }
+
+
+def _is_record(record: Record) -> bool:
+    scores = record.get("scores")
+    numbers = isinstance(scores, list) and all(map(is_number, scores))
+    return numbers and type(record.get("choice")) is type(record.get("gold")) is int

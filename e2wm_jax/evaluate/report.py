@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.evaluate.results import headline, majority_of
-from e2wm_jax.files import read_json, read_json_lines
+from e2wm_jax.evaluate.results import headline, is_number, majority_of, read_results
+from e2wm_jax.files import read_json_lines
 from e2wm_jax.report import (
     Point,
     Section,
@@ -62,14 +62,11 @@ def read_evaluation(path: Path, label: str) -> Evaluation:
         raise InputError(
             f"{path}: no {RESULTS_FILE} in it; give the --out of `e2wm eval all`, or a file of predictions"
         )
-    record = read_json(path / RESULTS_FILE)
-    sets = record.get("sets")
-    if not isinstance(sets, dict) or not all(isinstance(one, dict) and "kind" in one for one in sets.values()):
-        raise InputError(f"{path / RESULTS_FILE}: no results by set; evaluate again with `e2wm eval all --out`")
-    adapters = " ".join(map(str, record.get("adapter") or ())) or "no adapter"
+    record = read_results(path / RESULTS_FILE)
+    adapters = " ".join(map(str, record["adapter"])) or "no adapter"
     facts = {label: f"{record.get('model', '?')}, {adapters}"}
     files = {file.name.split(".")[0]: file for file in sorted((path / PREDICTIONS).glob("*.jsonl"))}
-    return Evaluation(label, sets, facts, files, tuple(record.get("settings", {}).get("data", ())))
+    return Evaluation(label, record["sets"], facts, files, tuple(record["settings"].get("data", ())))
 
 
 def sections(evaluations: Sequence[Evaluation], examples: int) -> list[Section]:
@@ -126,7 +123,7 @@ def _bars(evaluations: Sequence[Evaluation]) -> Iterator[str]:
             for name, result in one.sets.items():
                 if result["kind"] == kind and (metric := _headline(result)) is not None:
                     values.setdefault(name, {})[one.label] = result[metric]
-                    errors.setdefault(name, {})[one.label] = _spread(result, metric)
+                    errors.setdefault(name, {})[one.label] = _spread(result, metric, result[metric])
                     baselines[name] = majority_of(result)
         if values:
             yield bar_chart(values, title=title, x_label=unit, baselines=baselines, errors=errors, order=order)
@@ -136,7 +133,7 @@ def _bars(evaluations: Sequence[Evaluation]) -> Iterator[str]:
 def _headline(result: Mapping[str, Any]) -> str | None:
     """The score of a set that is drawn."""
     metrics, *_ = _SCORES.get(result["kind"], ((),))
-    return next((metric for metric in metrics if _is_number(result.get(metric))), None)
+    return next((metric for metric in metrics if is_number(result.get(metric))), None)
 
 
 def _babi(evaluations: Sequence[Evaluation], order: list[str]) -> Iterator[str]:
@@ -149,9 +146,9 @@ def _babi(evaluations: Sequence[Evaluation], order: list[str]) -> Iterator[str]:
                 for task, score in result["accuracy"].items():
                     name = f"task {task}"
                     values.setdefault(name, {})[one.label] = score
-                    ends = result.get("intervals", {}).get(task)
-                    errors.setdefault(name, {})[one.label] = ends and (score - ends[0], ends[1] - score)
-                    baselines[name] = result.get("majority", {}).get(task)
+                    errors.setdefault(name, {})[one.label] = _spread(result, task, score)
+                    majority = result.get("majority")
+                    baselines[name] = majority.get(task) if isinstance(majority, dict) else None
     if values:
         chart = bar_chart(
             values, title="bAbI by task", x_label="accuracy", baselines=baselines, errors=errors, order=order
@@ -159,15 +156,11 @@ def _babi(evaluations: Sequence[Evaluation], order: list[str]) -> Iterator[str]:
         yield details("bAbI by task", chart)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _spread(result: Mapping[str, Any], metric: str) -> tuple[float, float] | None:
+def _spread(result: Mapping[str, Any], metric: str, score: float) -> tuple[float, float] | None:
     ends = (result.get("intervals") or {}).get(metric)
-    if not isinstance(ends, list | tuple) or len(ends) != 2 or not all(map(_is_number, ends)):
+    if not isinstance(ends, list | tuple) or len(ends) != 2 or not all(map(is_number, ends)):
         return None
-    return (result[metric] - ends[0], ends[1] - result[metric])
+    return (score - ends[0], ends[1] - score)
 
 
 def _tables(evaluations: Sequence[Evaluation]) -> Iterator[str]:
@@ -189,7 +182,7 @@ def _tables(evaluations: Sequence[Evaluation]) -> Iterator[str]:
 def _numbers(result: Mapping[str, Any]) -> dict[str, float]:
     """All scores of a set, those of its examples without defects too."""
     clean = {f"{key}, clean": value for key, value in (result.get("clean") or {}).items()}
-    return {key: value for key, value in {**result, **clean}.items() if _is_number(value)}
+    return {key: value for key, value in {**result, **clean}.items() if is_number(value)}
 
 
 def _records(path: Path | None) -> dict[int, dict[str, Any]]:
@@ -209,7 +202,8 @@ def _changed(evaluations: Sequence[Evaluation]) -> Iterator[list[Cell]]:
     if len(evaluations) < 2:
         return
     for name, (first, *_, last) in _pairs(evaluations):
-        common = [n for n in first if n in last and "choice" in first[n] and "choice" in last[n]]
+        asked = [set(n for n, record in one.items() if {"choice", "gold"} <= record.keys()) for one in (first, last)]
+        common = sorted(asked[0] & asked[1])
         right = [tuple(one[n]["choice"] == one[n]["gold"] for one in (first, last)) for n in common]
         if right:
             yield [name, *(right.count(kind) for kind in ((True, True), (False, True), (True, False), (False, False)))]

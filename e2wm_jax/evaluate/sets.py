@@ -5,16 +5,16 @@ import re
 import tarfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 
+from e2wm_jax.choices import SetKind
 from e2wm_jax.data.source import PYDOC_SPLITS, Question, TaskExample, read_documents, read_questions, read_task
 from e2wm_jax.errors import InputError
 from e2wm_jax.evaluate.qa import RULES
+from e2wm_jax.evaluate.results import KINDS
 
-Kind = Literal["qa", "generate", "babi", "perplexity"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 GENERATION = ("plan_gen", "plan_gen_unseen", "plan_gen_confusing", "plan_gen_unseen_confusing", "obj_move_path")
 _BABI = re.compile(r"qa(\d+)_.*_test\.txt")
 _ARCHIVES = (".tar", ".tar.gz", ".tgz")
@@ -27,7 +27,7 @@ class EvalSet(NamedTuple):
     """One file, folder or archive to evaluate on."""
 
     name: str
-    kind: Kind
+    kind: SetKind
     path: Path  # for text also "pydoc:held-out"
 
 
@@ -102,7 +102,7 @@ def babi_tasks(path: Path) -> tuple[int, ...]:
     return tuple(sorted({int(match[1]) for match in matches if match}))
 
 
-def _kind(path: Path) -> Kind | None:
+def _kind(path: Path) -> SetKind | None:
     if path.name.endswith(_ARCHIVES):
         return "babi" if babi_tasks(path) else None
     plain = path.name.removesuffix(".gz")
