@@ -11,7 +11,7 @@ from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError
 from e2wm_jax.export_settings import ExportSettings
 from e2wm_jax.files import read_json
-from e2wm_jax.model_files import CHAT_TEMPLATES, COMPANIONS, CONFIG_FILE, ModelFiles, locate, open_gguf
+from e2wm_jax.model_files import CHAT_TEMPLATES, COMPANIONS, CONFIG_FILE, ModelFiles, locate
 from e2wm_jax.models.saving import check_new, new_folder, parameter_sizes, write_model
 from e2wm_jax.models.weights import config_to_hf, load, open_model
 
@@ -28,7 +28,7 @@ def run(settings: ExportSettings) -> dict[str, Any]:
     if settings.adapter is not None and not settings.adapter.is_dir():
         raise InputError(f"--adapter {settings.adapter}: no such directory; give one that `e2wm train` or PEFT wrote")
     files = locate(settings.model)
-    tokenizer = _gguf_tokenizer(files) if files.format == "gguf" else None
+    tokenizer = load_tokenizer(files) if files.format == "gguf" else None
     config, source = open_model(files)
     adapter = None if settings.adapter is None else read_adapter(settings.adapter, config)
     sizes = parameter_sizes(config)
@@ -64,13 +64,6 @@ def _check_space(out: Path, needed: int) -> None:
             f"--out {out}: the weights take {needed / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free in {above}; "
             "make room, or give another directory or --dtype bfloat16"
         )
-
-
-def _gguf_tokenizer(files: ModelFiles) -> Any:
-    tokenizer = load_tokenizer(files)
-    if (template := open_gguf(files.path).fields.get("tokenizer.chat_template")) is not None:
-        tokenizer.chat_template = template.contents()
-    return tokenizer
 
 
 def _hf_config(files: ModelFiles, config: ModelConfig, tokenizer: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ block sizes and dequantization are `gguf`'s.  Format: https://github.com/ggml-or
 """
 
 import math
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from e2wm_jax.errors import InputError
+from e2wm_jax.files import check_fetched
+
 _MAGIC, _VERSIONS, _ALIGNMENT = b"GGUF", (2, 3), 32
 _SCALARS = "BbHhIif?saQqd"  # struct's letters by type number; s a string, a an array
 _STRING, _ARRAY = _SCALARS.index("s"), _SCALARS.index("a")
 _MAX_DIMS = 4
+_PART = re.compile(r"(?P<name>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")  # as gguf-split names them
 
 
 class GgufField(NamedTuple):
@@ -34,11 +39,12 @@ class GgufTensor(NamedTuple):
     kind: int
     shape: tuple[int, ...]
     offset: int  # in the file
+    path: Path
 
 
 @dataclass(frozen=True)
 class GgufFile:
-    """The header of a file; bytes are mapped when asked for."""
+    """The header of a file, or of the parts of a model; bytes are mapped when asked for."""
 
     path: Path
     fields: dict[str, GgufField]
@@ -47,27 +53,59 @@ class GgufFile:
     def data(self, name: str) -> np.ndarray:
         """The stored bytes of a tensor of a known type, [..., bytes of a row], mapped from the file."""
         tensor = self.tensors[name]
-        return np.memmap(self.path, np.uint8, "r", tensor.offset, _byte_shape(tensor))
+        return np.memmap(tensor.path, np.uint8, "r", tensor.offset, _byte_shape(tensor))
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """Read the header of a GGUF file and check that all it tells of is there.
+    """Read the header of a GGUF file and check that all it tells of is there; of a model in parts, given by the
+    first, all of them.
 
     Raises:
+        InputError: for a part without the others, or a file for other machines.
         ValueError: saying what is wrong with the file.
-        OSError: if it cannot be opened.
+        OSError: if it, or another part, cannot be opened.
     """
+    file = _read_one(path)
+    count = file.fields["split.count"].value if "split.count" in file.fields else 0
+    if not isinstance(count, int) or count < 2:
+        return file
+    match = _PART.fullmatch(path.name)
+    if match is None or int(match["count"]) != count:
+        raise InputError(f"{path}: one of {count} parts; they must be named NAME-00001-of-{count:05d}.gguf and so on")
+    names = [f"{match['name']}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1)]
+    if path.name != names[0]:
+        raise InputError(f"{path}: part {int(match['number'])} of {count}; give the first, {names[0]}")
+    if missing := [name for name in names if not path.with_name(name).is_file()]:
+        raise InputError(f"{path}: the first of {count} parts, and {missing[0]} is not beside it; fetch it too")
+    tensors = dict(file.tensors)
+    for name in names[1:]:
+        check_fetched(path.with_name(name))
+        part = _read_one(path.with_name(name))
+        if twice := sorted(tensors.keys() & part.tensors.keys()):
+            raise InputError(f"{path}: {twice[0]} is in {name} too; fetch the parts again")
+        tensors |= part.tensors
+    expected = file.fields["split.tensors.count"].value if "split.tensors.count" in file.fields else len(tensors)
+    if len(tensors) != expected:
+        raise InputError(f"{path}: its parts hold {len(tensors)} tensors, not {expected}; fetch them again")
+    return GgufFile(path, file.fields, tensors)
+
+
+def _read_one(path: Path) -> GgufFile:
+    if path.stat().st_size < len(_MAGIC):
+        raise ValueError(f"it has {path.stat().st_size} bytes")
     cursor = _Cursor(np.memmap(path, np.uint8, "r"))
     if cursor.take(4) != _MAGIC:
         raise ValueError("it does not begin with GGUF")
     if (version := cursor.number("I")) not in _VERSIONS:
-        raise ValueError(f"version {version}; supported: {', '.join(map(str, _VERSIONS))} (little-endian)")
+        if int.from_bytes(version.to_bytes(4, "little"), "big") in _VERSIONS:
+            raise InputError(f"{path}: a big-endian GGUF file; give a little-endian one, as nearly all are")
+        raise ValueError(f"version {version}; supported: {', '.join(map(str, _VERSIONS))}")
     tensor_count, field_count = cursor.number("Q"), cursor.number("Q")
     fields = {}
     for _ in range(field_count):
         name = cursor.string()
         fields[name] = GgufField(cursor.value(cursor.number("I")))
-    infos = [_tensor_info(cursor) for _ in range(tensor_count)]
+    infos = [_tensor_info(cursor, path) for _ in range(tensor_count)]
     alignment = fields["general.alignment"].value if "general.alignment" in fields else _ALIGNMENT
     if not isinstance(alignment, int) or alignment < 1:
         raise ValueError(f"general.alignment is {alignment!r}")
@@ -129,12 +167,12 @@ class _Cursor:
         return list(struct.unpack(f"<{count}{letter}", self.take(count * struct.calcsize(f"<{letter}"))))
 
 
-def _tensor_info(cursor: _Cursor) -> tuple[str, GgufTensor]:
+def _tensor_info(cursor: _Cursor, path: Path) -> tuple[str, GgufTensor]:
     name = cursor.string()
     if not 1 <= (dims := cursor.number("I")) <= _MAX_DIMS:
         raise ValueError(f"{name} has {dims} dimensions")
     shape = tuple(cursor.number("Q") for _ in range(dims))[::-1]
-    return name, GgufTensor(cursor.number("I"), shape, cursor.number("Q"))
+    return name, GgufTensor(cursor.number("I"), shape, cursor.number("Q"), path)
 
 
 def _byte_shape(tensor: GgufTensor) -> tuple[int, ...]:

@@ -112,7 +112,7 @@ def open_gguf(path: Path) -> GgufFile:
         return read_gguf(path)
     except InputError:  # a ValueError too
         raise
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path}: not a readable GGUF file ({error}); fetch the file again") from error
 
 

@@ -66,9 +66,10 @@ def write_gguf(
     architecture: str | None = None,
     fields: dict[str, Any] | None = None,
     tensors: dict[str, np.ndarray] | None = None,
+    only: Callable[[str], bool] = lambda name: True,
     **changes: Any,
 ) -> None:
-    """`model` as llama.cpp's converter would write it, with other metadata and further tensors."""
+    """`model` as llama.cpp's converter would write it, with other metadata and further tensors, or `only` some."""
     import gguf
 
     c: Any = model.config
@@ -100,7 +101,8 @@ def write_gguf(
         value = np.asarray(flatten(model.params)[name])
         for layer, one in enumerate(value if spec.stacked else value[None]):
             their_name, theirs = converted(spec.hf.format(layer), one, c)
-            writer.add_tensor(their_name, np.array(theirs))
+            if only(their_name):
+                writer.add_tensor(their_name, np.array(theirs))
     for name, value in (tensors or {}).items():
         writer.add_tensor(name, value)
     writer.write_header_to_file()
@@ -182,8 +184,11 @@ def test_linear_rotary_scaling(save_llama: Callable[..., Any], tmp_path: Path) -
     fields = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0}
     write_gguf(tmp_path / "model.gguf", expected, fields=fields)
     assert_same_model(load(str(tmp_path / "model.gguf")), expected)
-    write_gguf(tmp_path / "old.gguf", expected, fields={"llama.rope.scale_linear": 2.0})
-    assert_same_model(load(str(tmp_path / "old.gguf")), expected)
+    for fields in ({"llama.rope.scale_linear": 2.0}, {"llama.rope.scaling.factor": 2.0}):  # linear, as in llama.cpp
+        write_gguf(tmp_path / "old.gguf", expected, fields=fields)
+        assert_same_model(load(str(tmp_path / "old.gguf")), expected)
+    write_gguf(tmp_path / "none.gguf", expected, fields={**fields, "llama.rope.scaling.type": "none"})
+    assert load(str(tmp_path / "none.gguf")).config.rope_scaling is None  # type: ignore[attr-defined]
 
 
 def llama3_divisors(theta: float, head_dim: int, factor: float, low: float, high: float, original: int) -> np.ndarray:
@@ -470,6 +475,11 @@ def test_gguf_of_another_kind_is_refused(tiny_llama: Path, tmp_path: Path) -> No
             r"rotary scaling by the factor 0\.5; it must be",
         ),
         ({"llama.attention.sliding_window": 64}, r"a sliding window is not supported in GGUF"),
+        ({"llama.rope.scaling.attn_factor": 1.5}, r"rope\.scaling\.attn_factor is 1\.5, which is not supported"),
+        ({"llama.attention.causal": 0}, r"attention\.causal is 0, which is not supported"),
+        ({"llama.logit_scale": 0.5}, r"logit_scale is 0\.5, which is not supported"),
+        ({"llama.rope.scaling.factor": "2"}, r"rope\.scaling\.factor is '2'; it must be a finite number"),
+        ({"llama.rope.scaling.factor": float("inf")}, r"rope\.scaling\.factor is inf; it must be a finite number"),
         ({"llama.attention.value_length": 4}, r"heads of 8 dimensions for keys, 4 for values and 8 rotated"),
         ({"llama.attention.key_length": 16}, r"heads of 16 dimensions for keys, 16 for values and 8 rotated"),
     ],
@@ -495,7 +505,6 @@ def test_variants_of_other_architectures_are_refused(random_model: Callable[...,
     [
         (0, b"GGML", "it does not begin with GGUF"),
         (4, struct.pack("<I", 1), "version 1; supported: 2, 3"),
-        (4, struct.pack(">I", 3), "version 50331648; supported: 2, 3"),
         (8, struct.pack("<Q", 2**60), "it ends at byte|dimensions"),
         (16, struct.pack("<Q", 2**60), "it ends at byte|unknown type"),
         (24, struct.pack("<Q", 2**62), "it ends at byte"),
@@ -509,6 +518,68 @@ def test_damaged_headers(at: int, value: bytes, message: str, tiny_llama: Path, 
     path.write_bytes(stored[:at] + value + stored[at + len(value) :])
     with pytest.raises(InputError, match=rf"not a readable GGUF file \(.*({message})"):
         load(str(path))
+
+
+def test_other_byte_order_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF" + struct.pack(">IQQ", 3, 0, 0))
+    with pytest.raises(InputError, match=r"model\.gguf: a big-endian GGUF file; give a little-endian one"):
+        load(str(tmp_path / "model.gguf"))
+
+
+# ----------------------------------------------------------------------------------------------------- several parts
+
+
+def write_parts(folder: Path, model: Model, parts: list[Callable[[str], bool]]) -> Path:
+    """As gguf-split cuts a model: all metadata in the first part, of the tensors each has its own."""
+    counts = {"split.count": len(parts), "split.tensors.count": len(flatten(model.params))}
+    counts["split.tensors.count"] = sum(
+        model.config.num_layers if spec.stacked else 1 for spec in weight_table(model.config).values()
+    )
+    for number, only in enumerate(parts):
+        path = folder / f"model-{number + 1:05d}-of-{len(parts):05d}.gguf"
+        write_gguf(path, model, fields={"split.no": number, **counts}, only=only)
+    return folder / f"model-00001-of-{len(parts):05d}.gguf"
+
+
+def test_a_model_in_parts(tiny_llama: Path, tmp_path: Path) -> None:
+    """The output head is in the last part: the model is not tied."""
+    expected = load(str(tiny_llama))
+    first = write_parts(
+        tmp_path,
+        expected,
+        [
+            lambda name: name.startswith("blk.0.") or name == "token_embd.weight",
+            lambda name: name.startswith("blk.1."),
+            lambda name: name.startswith("output"),
+        ],
+    )
+    assert_same_model(load(str(first)), expected)
+    third = tmp_path / "model-00003-of-00003.gguf"
+    with pytest.raises(InputError, match=r"of-00003\.gguf: part 3 of 3; give the first, model-00001-of-00003\.gguf"):
+        load(str(third))
+    stored = third.read_bytes()
+    third.write_bytes(stored[:-50])
+    with pytest.raises(InputError, match=r"not a readable GGUF file \(output.* ends at byte"):
+        load(str(first))
+    third.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(InputError, match=r"model-00003-of-00003\.gguf: a git-LFS pointer"):
+        load(str(first))
+    third.unlink()
+    with pytest.raises(InputError, match=r"the first of 3 parts, and model-00003-of-00003\.gguf is not beside it"):
+        load(str(first))
+    first.rename(tmp_path / "renamed.gguf")
+    with pytest.raises(InputError, match=r"renamed\.gguf: one of 3 parts; they must be named NAME-00001-of-00003"):
+        load(str(tmp_path / "renamed.gguf"))
+
+
+def test_parts_that_do_not_fit(tiny_llama: Path, tmp_path: Path) -> None:
+    expected = load(str(tiny_llama))
+    first = write_parts(tmp_path, expected, [lambda name: True, lambda name: name.startswith("blk.1.")])
+    with pytest.raises(InputError, match=r"blk\.1\..* is in model-00002-of-00002\.gguf too"):
+        load(str(first))
+    first = write_parts(tmp_path, expected, [lambda name: "blk.0." in name, lambda name: name.startswith("blk.1.")])
+    with pytest.raises(InputError, match=r"its parts hold 18 tensors, not 21; fetch them again"):
+        load(str(first))
 
 
 @pytest.mark.parametrize("size", [0, 3, 20, 200, 5000, -100])

@@ -137,11 +137,11 @@ def test_other_kinds_in_gguf_are_refused(tmp_path: Path) -> None:
     import gguf
 
     writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
-    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_model("t5")
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    with pytest.raises(InputError, match=r"model\.gguf: tokenizer kind 'llama'/'default' is not supported"):
+    with pytest.raises(InputError, match=r"model\.gguf: tokenizer kind 't5'/'default' is not supported"):
         load_tokenizer(locate(str(tmp_path / "model.gguf")))
 
 

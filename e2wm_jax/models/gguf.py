@@ -3,6 +3,7 @@
 Names, the order of rows and what the metadata mean: llama.cpp's convert_hf_to_gguf.py.
 """
 
+import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from e2wm_jax.errors import InputError
 from e2wm_jax.gguf_file import GgufFile
 from e2wm_jax.model_files import open_gguf
 from e2wm_jax.models.decoder import weight_table
+from e2wm_jax.models.hf_config import MOST_LAYERS, Values, head_size
 from e2wm_jax.tensor_files import Index, TensorFiles, TensorHeader
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gptneox")
@@ -30,6 +32,13 @@ _NEOX = {
     "norm": "output_norm",
     "head": "output",
 }
+# Metadata that changes what a model computes, and the values that do not.
+_PLAIN = {
+    "attention.causal": (True,),
+    "rope.scaling.attn_factor": (0, 1),
+    **dict.fromkeys(("attention.scale", "attn_logit_softcapping", "final_logit_softcapping", "logit_scale"), (0,)),
+    **dict.fromkeys(("embedding_scale", "residual_scale", "expert_count"), (0,)),
+}
 _AT_ONCE = 2**17  # values that dequantize gets: its own loop over 16 rows takes twice as long, all at once twice too
 
 
@@ -42,18 +51,20 @@ def open_gguf_model(path: Path) -> tuple[ModelConfig, TensorFiles]:
     import gguf
 
     file = open_gguf(path)
-    config = _config(file)
-    names = {hf: name for hf, name in _names(config).items() if name in file.tensors}
-    known = {*names.values()} | ({_ROPE_FACTORS} if isinstance(config, LlamaConfig) else set())
-    if unknown := sorted(file.tensors.keys() - known):
-        raise InputError(f"{path}: unexpected tensor {unknown[0]}; this variant is not supported")
     kinds = {int(kind): kind.name for kind in gguf.GGMLQuantizationType}
     for name, tensor in file.tensors.items():
         if (kind := kinds.get(tensor.kind, f"number {tensor.kind}")) not in TENSOR_TYPES:
             raise InputError(
-                f"{path}: {name} is of type {kind}; supported: {', '.join(TENSOR_TYPES)}; "
+                f"{tensor.path}: {name} is of type {kind}; supported: {', '.join(TENSOR_TYPES)}; "
                 "give a file of one of these, or the Hugging Face directory"
             )
+    config = _config(file)
+    names = {hf: name for hf, name in _names(config).items() if name in file.tensors}
+    known = {*names.values()} | ({_ROPE_FACTORS} if isinstance(config, LlamaConfig) else set())
+    if unknown := sorted(file.tensors.keys() - known):
+        raise InputError(
+            f"{file.tensors[unknown[0]].path}: unexpected tensor {unknown[0]}; this variant is not supported"
+        )
 
     def read(name: str, index: Index) -> np.ndarray:
         tensor, stored = file.tensors[names[name]], file.data(names[name])
@@ -66,7 +77,9 @@ def open_gguf_model(path: Path) -> tuple[ModelConfig, TensorFiles]:
         return value[:, *index[1:]] if len(index) > 1 else value
 
     headers = {
-        hf: TensorHeader(file.tensors[name].shape, _DTYPES.get(kinds[file.tensors[name].kind], "float32"), path)
+        hf: TensorHeader(
+            file.tensors[name].shape, _DTYPES.get(kinds[file.tensors[name].kind], "float32"), file.tensors[name].path
+        )
         for hf, name in names.items()
     }
     return config, TensorFiles(headers, read)
@@ -119,7 +132,7 @@ def _config(file: GgufFile) -> ModelConfig:
     architecture = fields.get("general.architecture")
     if architecture not in ARCHITECTURES:
         raise InputError(f"{path}: architecture is {architecture!r}; supported: {', '.join(ARCHITECTURES)}")
-    own = {name.removeprefix(f"{architecture}."): value for name, value in fields.items()}
+    own = Values({name.removeprefix(f"{architecture}."): value for name, value in fields.items()}, path)
     try:
         sizes = _sizes(own, file)
         if architecture == "gptneox":
@@ -129,84 +142,98 @@ def _config(file: GgufFile) -> ModelConfig:
         known = error.args[0] in fields or error.args[0].startswith("tokenizer.")
         key = error.args[0] if known else f"{architecture}.{error.args[0]}"
         raise InputError(f"{path}: the metadata key {key!r} is missing") from error
-    except (TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: a size or constant in its metadata is no number ({error})") from error
+    except InputError:  # a ValueError too
+        raise
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{path}: a value in its metadata is of the wrong kind ({error})") from error
 
 
-def _sizes(own: dict[str, Any], file: GgufFile) -> dict[str, Any]:
+def _sizes(own: Values, file: GgufFile) -> dict[str, Any]:
     """What `ModelConfig` holds, and the rotary positions, from the metadata (names without the architecture's)."""
-    hidden, heads = int(own["embedding_length"]), int(own["attention.head_count"])
-    if hidden < 1 or heads < 1:
-        raise InputError(f"{file.path}: embedding_length {hidden} and head_count {heads} must be at least 1")
-    theta = float(own.get("rope.freq_base", 10000.0))
+    if not isinstance(tokens := own.raw["tokenizer.ggml.tokens"], list) or not tokens:
+        raise InputError(f"{file.path}: tokenizer.ggml.tokens is no list of tokens")
+    for key, plain in _PLAIN.items():
+        if (value := own.raw.get(key, plain[0])) not in plain:
+            raise InputError(
+                f"{file.path}: {key} is {value!r}, which is not supported; give the Hugging Face directory"
+            )
+    heads = own.size("attention.head_count")
     return {
-        "vocab_size": len(own["tokenizer.ggml.tokens"]),
-        "hidden_size": hidden,
-        "intermediate_size": int(own["feed_forward_length"]),
-        "num_layers": int(own["block_count"]),
+        "vocab_size": len(tokens),
+        "hidden_size": own.size("embedding_length"),
+        "intermediate_size": own.size("feed_forward_length"),
+        "num_layers": own.size("block_count", most=MOST_LAYERS),
         "num_heads": heads,
-        "num_kv_heads": int(own.get("attention.head_count_kv", heads)),
-        "max_positions": int(own["context_length"]),
+        "num_kv_heads": own.size("attention.head_count_kv", heads),
+        "max_positions": own.size("context_length"),
         "tied": "output.weight" not in file.tensors,
-        "rope_theta": theta,
-        "rope_scaling": _linear_scaling(own, file.path),
+        "rope_theta": own.number("rope.freq_base", 10000.0, least=1.0),
+        "rope_scaling": _linear_scaling(own),
     }
 
 
-def _llama(own: dict[str, Any], sizes: dict[str, Any], file: GgufFile, architecture: str) -> LlamaConfig:
-    rotated = own.get("rope.dimension_count")
-    head_dim = int(own.get("attention.key_length", rotated or sizes["hidden_size"] // sizes["num_heads"]))
-    if int(rotated or head_dim) != head_dim or int(own.get("attention.value_length", head_dim)) != head_dim:
+def _llama(own: Values, sizes: dict[str, Any], file: GgufFile, architecture: str) -> LlamaConfig:
+    rotated = own.size("rope.dimension_count", sizes["hidden_size"] // sizes["num_heads"], least=0)
+    head_dim = own.size("attention.key_length", rotated, least=0)
+    value_dim = own.size("attention.value_length", head_dim)
+    if (rotated if "rope.dimension_count" in own.raw else head_dim) != head_dim or value_dim != head_dim:
         raise InputError(
-            f"{file.path}: heads of {head_dim} dimensions for keys, {own.get('attention.value_length', head_dim)} for "
-            f"values and {rotated or head_dim} rotated; these must be the same"
+            f"{file.path}: heads of {head_dim} dimensions for keys, {value_dim} for "
+            f"values and {rotated} rotated; these must be the same"
         )
-    if head_dim < 2 or head_dim % 2 or sizes["num_kv_heads"] < 1 or sizes["num_heads"] % sizes["num_kv_heads"]:
+    if head_dim < 2 or head_dim % 2 or sizes["num_heads"] % sizes["num_kv_heads"]:
         raise InputError(
             f"{file.path}: {sizes['num_heads']} heads, {sizes['num_kv_heads']} key/value heads of size {head_dim}: "
             "heads must be a multiple of key/value heads, and their size even"
         )
-    if own.get("attention.sliding_window"):
+    if own.raw.get("attention.sliding_window"):
         raise InputError(f"{file.path}: a sliding window is not supported in GGUF; give the Hugging Face directory")
     if _ROPE_FACTORS in file.tensors:
+        if sizes["rope_scaling"] is not None:
+            raise InputError(f"{file.path}: both {_ROPE_FACTORS} and a linear rotary scaling, which is not supported")
         sizes["rope_scaling"] = _llama3_scaling(file, head_dim, sizes["rope_theta"])
     return LlamaConfig(
         **sizes,
         model_type=cast(Any, architecture),
         head_dim=head_dim,
-        norm_eps=float(own["attention.layer_norm_rms_epsilon"]),
+        norm_eps=own.number("attention.layer_norm_rms_epsilon"),
         attention_bias=architecture == "qwen2" or "blk.0.attn_q.bias" in file.tensors,
         mlp_bias=architecture == "llama" and "blk.0.ffn_gate.bias" in file.tensors,
     )
 
 
-def _neox(own: dict[str, Any], sizes: dict[str, Any], file: GgufFile) -> GPTNeoXConfig:
-    head_dim, rotary_dim = sizes["hidden_size"] // sizes["num_heads"], int(own["rope.dimension_count"])
-    if rotary_dim % 2 or not 2 <= rotary_dim <= head_dim:
+def _neox(own: Values, sizes: dict[str, Any], file: GgufFile) -> GPTNeoXConfig:
+    head_dim = head_size(sizes["hidden_size"], sizes["num_heads"], file.path)
+    rotary_dim = own.size("rope.dimension_count")
+    if rotary_dim % 2 or rotary_dim > head_dim:
         raise InputError(
             f"{file.path}: {rotary_dim} of {head_dim} dimensions of a head are rotated; it must be an even number"
         )
+    if sizes["num_kv_heads"] != sizes["num_heads"]:
+        raise InputError(f"{file.path}: {sizes['num_kv_heads']} key/value heads of {sizes['num_heads']} in gptneox")
     return GPTNeoXConfig(
         **sizes,
         head_dim=head_dim,
         rotary_dim=rotary_dim,
-        parallel=bool(own.get("use_parallel_residual", True)),
+        parallel=own.flag("use_parallel_residual", True),
         attention_bias="blk.0.attn_qkv.bias" in file.tensors,
-        norm_eps=float(own["attention.layer_norm_epsilon"]),
+        norm_eps=own.number("attention.layer_norm_epsilon"),
     )
 
 
-def _linear_scaling(own: dict[str, Any], path: Path) -> RopeScaling | None:
-    kind = own.get("rope.scaling.type", "linear" if "rope.scale_linear" in own else "none")  # the latter: old files
+def _linear_scaling(own: Values) -> RopeScaling | None:
+    # As in llama.cpp: linear unless another type is named; the second key is that of old files.
+    key = next((key for key in ("rope.scaling.factor", "rope.scale_linear") if own.raw.get(key)), None)
+    kind = own.raw.get("rope.scaling.type", "linear" if key else "none")
     if kind == "none":
         return None
     if kind != "linear":
-        raise InputError(f"{path}: rotary scaling {kind!r} is not supported in GGUF; supported: 'linear', LLaMA 3's")
-    factor = float(own["rope.scaling.factor"] if "rope.scaling.type" in own else own["rope.scale_linear"])
-    if not factor >= 1:
-        raise InputError(f"{path}: rotary scaling by the factor {factor:g}; it must be at least 1")
+        raise InputError(
+            f"{own.path}: rotary scaling {kind!r} is not supported in GGUF; supported: 'linear', LLaMA 3's"
+        )
+    factor = own.number(key or "rope.scaling.factor", least=-math.inf)
+    if factor < 1:
+        raise InputError(f"{own.path}: rotary scaling by the factor {factor:g}; it must be at least 1")
     return LinearScaling(factor)
 
 

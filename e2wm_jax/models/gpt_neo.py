@@ -74,21 +74,23 @@ def finish(config: GPTNeoConfig, params: Params, x: jax.Array) -> jax.Array:
 
 def from_hf(raw: dict[str, Any], path: Path) -> GPTNeoConfig:
     """Our configuration from a Hugging Face `config.json`."""
-    width, heads, layers = int(raw["hidden_size"]), int(raw["num_heads"]), int(raw["num_layers"])
+    values = hf_config.Values(raw, path)
+    width, heads = values.size("hidden_size"), values.size("num_heads")
+    layers = values.size("num_layers", most=hf_config.MOST_LAYERS)
     return GPTNeoConfig(
-        vocab_size=int(raw["vocab_size"]),
+        vocab_size=values.size("vocab_size"),
         hidden_size=width,
-        intermediate_size=int(raw.get("intermediate_size") or 4 * width),
+        intermediate_size=values.size_or("intermediate_size", 4 * width),
         num_layers=layers,
         num_heads=heads,
         num_kv_heads=heads,
         head_dim=hf_config.head_size(width, heads, path),
-        max_positions=int(raw["max_position_embeddings"]),
-        tied=bool(raw.get("tie_word_embeddings", True)),
+        max_positions=values.size("max_position_embeddings"),
+        tied=values.flag("tie_word_embeddings", True),
         windows=_windows(raw, layers, path),
-        initializer_range=float(raw.get("initializer_range", 0.02)),
+        initializer_range=values.number("initializer_range", 0.02),
         activation=hf_config.activation(raw, "activation_function", "gelu_new", path),
-        norm_eps=float(raw.get("layer_norm_epsilon", 1e-5)),
+        norm_eps=values.number("layer_norm_epsilon", 1e-5),
     )
 
 
@@ -98,12 +100,12 @@ def _windows(raw: dict[str, Any], layers: int, path: Path) -> tuple[int, ...]:
     kinds = raw.get("attention_layers") or [
         kind
         for kinds, times in raw[key]
-        for _ in range(times)
+        for _ in range(min(times, layers + 1))
         for kind in kinds  # [[["global", "local"], 12]]
     ]
     if len(kinds) != layers or set(kinds) - {"global", "local"}:
         raise InputError(f"{path}: {key} is {raw[key]!r}; it must give {layers} layers as 'global' or 'local'")
-    window = int(raw.get("window_size", 256))
+    window = hf_config.Values(raw, path).size("window_size", 256, least=-1)
     if window < 1 and "local" in kinds:
         raise InputError(f"{path}: window_size is {window}; local layers must see at least 1 token")
     return tuple(window if kind == "local" else 0 for kind in kinds)

@@ -78,8 +78,9 @@ def finish(config: GPTNeoXConfig, params: Params, x: jax.Array) -> jax.Array:
 
 def from_hf(raw: dict[str, Any], path: Path) -> GPTNeoXConfig:
     """Our configuration from a Hugging Face `config.json`."""
-    width, heads = int(raw["hidden_size"]), int(raw["num_attention_heads"])
-    head_dim, max_positions = hf_config.head_size(width, heads, path), int(raw.get("max_position_embeddings", 2048))
+    values = hf_config.Values(raw, path)
+    width, heads = values.size("hidden_size"), values.size("num_attention_heads")
+    head_dim, max_positions = hf_config.head_size(width, heads, path), values.size("max_position_embeddings", 2048)
     rotary = rope.from_hf(
         raw, path, max_positions=max_positions, theta_key="rotary_emb_base", share_key="rotary_pct", share=0.25
     )
@@ -91,23 +92,23 @@ def from_hf(raw: dict[str, Any], path: Path) -> GPTNeoXConfig:
             f"it must be an even number from {least} to {head_dim}"
         )
     return GPTNeoXConfig(
-        vocab_size=int(raw["vocab_size"]),
+        vocab_size=values.size("vocab_size"),
         hidden_size=width,
-        intermediate_size=int(raw["intermediate_size"]),
-        num_layers=int(raw["num_hidden_layers"]),
+        intermediate_size=values.size("intermediate_size"),
+        num_layers=values.size("num_hidden_layers", most=hf_config.MOST_LAYERS),
         num_heads=heads,
         num_kv_heads=heads,
         head_dim=head_dim,
         max_positions=max_positions,
-        tied=bool(raw.get("tie_word_embeddings", False)),
-        initializer_range=float(raw.get("initializer_range", 0.02)),
+        tied=values.flag("tie_word_embeddings", False),
+        initializer_range=values.number("initializer_range", 0.02),
         rotary_dim=rotary_dim,
         rope_theta=rotary.theta,
         rope_scaling=rotary.scaling,
-        parallel=bool(raw.get("use_parallel_residual", True)),
-        attention_bias=bool(raw.get("attention_bias", True)),
+        parallel=values.flag("use_parallel_residual", True),
+        attention_bias=values.flag("attention_bias", True),
         activation=hf_config.activation(raw, "hidden_act", "gelu", path),
-        norm_eps=float(raw.get("layer_norm_eps", 1e-5)),
+        norm_eps=values.number("layer_norm_eps", 1e-5),
     )
 
 

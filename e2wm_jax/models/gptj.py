@@ -72,27 +72,28 @@ def finish(config: GPTJConfig, params: Params, x: jax.Array) -> jax.Array:
 
 def from_hf(raw: dict[str, Any], path: Path) -> GPTJConfig:
     """Our configuration from a Hugging Face `config.json`."""
-    width, heads = int(raw["n_embd"]), int(raw["n_head"])
+    values = hf_config.Values(raw, path)
+    width, heads = values.size("n_embd"), values.size("n_head")
     head_dim, rotary_dim = hf_config.head_size(width, heads, path), raw.get("rotary_dim", 64)
     # transformers has no working meaning for null, 0, odd or larger numbers either.
-    if not isinstance(rotary_dim, int) or rotary_dim % 2 or not 0 < rotary_dim <= head_dim:
+    if type(rotary_dim) is not int or rotary_dim % 2 or not 0 < rotary_dim <= head_dim:
         raise InputError(
             f"{path}: rotary_dim is {rotary_dim!r}; it must be an even number from 2 to the size of a head, {head_dim}"
         )
     return GPTJConfig(
-        vocab_size=int(raw["vocab_size"]),
+        vocab_size=values.size("vocab_size"),
         hidden_size=width,
-        intermediate_size=int(raw.get("n_inner") or 4 * width),
-        num_layers=int(raw["n_layer"]),
+        intermediate_size=values.size_or("n_inner", 4 * width),
+        num_layers=values.size("n_layer", most=hf_config.MOST_LAYERS),
         num_heads=heads,
         num_kv_heads=heads,
         head_dim=head_dim,
-        max_positions=int(raw["n_positions"]),
-        tied=bool(raw.get("tie_word_embeddings", False)),
-        initializer_range=float(raw.get("initializer_range", 0.02)),
+        max_positions=values.size("n_positions"),
+        tied=values.flag("tie_word_embeddings", False),
+        initializer_range=values.number("initializer_range", 0.02),
         rotary_dim=rotary_dim,
         activation=hf_config.activation(raw, "activation_function", "gelu_new", path),
-        norm_eps=float(raw.get("layer_norm_epsilon", 1e-5)),
+        norm_eps=values.number("layer_norm_epsilon", 1e-5),
     )
 
 

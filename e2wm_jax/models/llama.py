@@ -11,7 +11,7 @@ import jax
 
 from e2wm_jax.config import DynamicScaling, LlamaConfig
 from e2wm_jax.errors import InputError
-from e2wm_jax.models import rope
+from e2wm_jax.models import hf_config, rope
 from e2wm_jax.models.family import Attend
 from e2wm_jax.models.layers import Params, linear, lookup, rms_norm, swiglu
 from e2wm_jax.models.weight_table import LinearSpec, WeightSpec, WeightTable, linear_weights
@@ -90,37 +90,39 @@ def finish(config: LlamaConfig, params: Params, x: jax.Array) -> jax.Array:
 
 def from_hf(raw: dict[str, Any], path: Path) -> LlamaConfig:
     """Our configuration from a Hugging Face `config.json`; what it leaves out is what transformers takes it for."""
+    values = hf_config.Values(raw, path)
     kind = raw["model_type"]
     if raw.get("hidden_act", "silu") != "silu":
         raise InputError(f"{path}: hidden_act is {raw['hidden_act']!r}; supported: 'silu'")
-    heads, layers = int(raw["num_attention_heads"]), int(raw["num_hidden_layers"])
+    width, heads = values.size("hidden_size"), values.size("num_attention_heads")
+    layers = values.size("num_hidden_layers", most=hf_config.MOST_LAYERS)
     key_heads = {"llama": heads, "mistral": 8, "qwen2": 32, "qwen3": 32}[kind]
-    max_positions = int(
-        raw.get("max_position_embeddings", {"llama": 2048, "mistral": 131072, "qwen2": 32768, "qwen3": 32768}[kind])
+    max_positions = values.size(
+        "max_position_embeddings", {"llama": 2048, "mistral": 131072, "qwen2": 32768, "qwen3": 32768}[kind]
     )
     rotary = rope.from_hf(raw, path, max_positions=max_positions)
     if rotary.share != 1:
         raise InputError(f"{path}: partial_rotary_factor is {rotary.share:g}; supported in {kind}: 1")
     config = LlamaConfig(
         model_type=kind,
-        vocab_size=int(raw["vocab_size"]),
-        hidden_size=int(raw["hidden_size"]),
-        intermediate_size=int(raw["intermediate_size"]),
+        vocab_size=values.size("vocab_size"),
+        hidden_size=width,
+        intermediate_size=values.size("intermediate_size"),
         num_layers=layers,
         num_heads=heads,
-        num_kv_heads=int(raw.get("num_key_value_heads", key_heads) or heads),
-        head_dim=int(raw.get("head_dim", 128 if kind == "qwen3" else 0) or int(raw["hidden_size"]) // max(heads, 1)),
+        num_kv_heads=values.size_or("num_key_value_heads", heads if "num_key_value_heads" in raw else key_heads),
+        head_dim=values.size_or("head_dim", 128 if kind == "qwen3" and "head_dim" not in raw else width // heads),
         max_positions=max_positions,
-        tied=bool(raw.get("tie_word_embeddings", False)),
+        tied=values.flag("tie_word_embeddings", False),
         windows=_windows(raw, path, layers),
-        initializer_range=float(raw.get("initializer_range", 0.02)),
+        initializer_range=values.number("initializer_range", 0.02),
         rope_theta=rotary.theta,
         rope_scaling=rotary.scaling,
-        norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-        attention_bias=kind == "qwen2" or (kind != "mistral" and bool(raw.get("attention_bias", False))),
-        mlp_bias=kind == "llama" and bool(raw.get("mlp_bias", False)),
+        norm_eps=values.number("rms_norm_eps", 1e-6),
+        attention_bias=kind == "qwen2" or (kind != "mistral" and values.flag("attention_bias", False)),
+        mlp_bias=kind == "llama" and values.flag("mlp_bias", False),
     )
-    if min(config.num_heads, config.num_kv_heads) < 1 or config.num_heads % config.num_kv_heads or config.head_dim % 2:
+    if config.num_heads % config.num_kv_heads or config.head_dim % 2 or config.head_dim < 2:
         raise InputError(
             f"{path}: {config.num_heads} heads, {config.num_kv_heads} key/value heads of size {config.head_dim}: heads "
             "must be a multiple of key/value heads, and their size even"
@@ -137,11 +139,13 @@ def _windows(raw: dict[str, Any], path: Path, layers: int) -> tuple[int, ...]:
     window = raw.get("sliding_window", 4096)
     if raw["model_type"] != "mistral" and not raw.get("use_sliding_window", False):
         window = None
-    if window is not None and int(window) < 1:
+    if window is not None and (type(window) is not int or window < 1):
         raise InputError(f"{path}: sliding_window is {window}; it must be at least 1, or null for none")
     kinds = raw.get("layer_types")
     if kinds is None:
-        first = 0 if raw["model_type"] == "mistral" else int(raw.get("max_window_layers", 28))
+        first = (
+            0 if raw["model_type"] == "mistral" else hf_config.Values(raw, path).size("max_window_layers", 28, least=0)
+        )
         kinds = ["sliding_attention" if window and i >= first else "full_attention" for i in range(layers)]
     if len(kinds) != layers or set(kinds) - {"sliding_attention", "full_attention"}:
         raise InputError(
@@ -151,7 +155,7 @@ def _windows(raw: dict[str, Any], path: Path, layers: int) -> tuple[int, ...]:
         raise InputError(f"{path}: layer_types has 'sliding_attention', but there is no sliding_window in use")
     if raw["model_type"] == "mistral" and window and "full_attention" in kinds:
         raise InputError(f"{path}: layer_types has 'full_attention' beside a sliding_window, which Mistral has not")
-    windows = tuple(int(window) if kind == "sliding_attention" else 0 for kind in kinds)
+    windows = tuple(window or 0 if kind == "sliding_attention" else 0 for kind in kinds)
     return windows if any(windows) else ()
 
 

@@ -98,22 +98,23 @@ def finish(config: OPTConfig, params: Params, x: jax.Array) -> jax.Array:
 
 def from_hf(raw: dict[str, Any], path: Path) -> OPTConfig:
     """Our configuration from a Hugging Face `config.json`."""
-    width, heads = int(raw["hidden_size"]), int(raw["num_attention_heads"])
+    values = hf_config.Values(raw, path)
+    width, heads = values.size("hidden_size"), values.size("num_attention_heads")
     return OPTConfig(
-        vocab_size=int(raw["vocab_size"]),
+        vocab_size=values.size("vocab_size"),
         hidden_size=width,
-        intermediate_size=int(raw["ffn_dim"]),
-        num_layers=int(raw["num_hidden_layers"]),
+        intermediate_size=values.size("ffn_dim"),
+        num_layers=values.size("num_hidden_layers", most=hf_config.MOST_LAYERS),
         num_heads=heads,
         num_kv_heads=heads,
         head_dim=hf_config.head_size(width, heads, path),
-        max_positions=int(raw["max_position_embeddings"]),
-        tied=bool(raw.get("tie_word_embeddings", True)),
-        initializer_range=float(raw.get("init_std", 0.02)),
-        embedding_size=int(raw.get("word_embed_proj_dim") or width),
+        max_positions=values.size("max_position_embeddings"),
+        tied=values.flag("tie_word_embeddings", True),
+        initializer_range=values.number("init_std", 0.02),
+        embedding_size=values.size_or("word_embed_proj_dim", width),
         norms=_norms(raw),
-        bias=bool(raw.get("enable_bias", True)),
-        norm_weights=bool(raw.get("layer_norm_elementwise_affine", True)),
+        bias=values.flag("enable_bias", True),
+        norm_weights=values.flag("layer_norm_elementwise_affine", True),
         activation=hf_config.activation(raw, "activation_function", "relu", path),
     )
 

@@ -3,6 +3,7 @@
 Letters as in `layers`; R of a head's K dimensions are rotated.
 """
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 
 from e2wm_jax.config import DynamicScaling, LinearScaling, Llama3Scaling, RopeScaling
 from e2wm_jax.errors import InputError
+from e2wm_jax.models.hf_config import Values
 
 
 def rotary(
@@ -106,10 +108,13 @@ def from_hf(
             f"{path}: rotary parameters {given!r} are not one dictionary of numbers; "
             "different ones for different kinds of layers are not supported"
         )
+    theta = given.get("rope_theta", raw.get(theta_key, 10000.0))
+    share = given.get("partial_rotary_factor", raw.get(share_key, share))
+    values = Values({theta_key: theta, share_key: share}, path)
     return Rope(
-        theta=float(given.get("rope_theta", raw.get(theta_key, 10000.0))),
+        theta=values.number(theta_key, least=1.0),
         scaling=_scaling_from_hf(given, raw, path, max_positions),
-        share=float(given.get("partial_rotary_factor", raw.get(share_key, share))),
+        share=values.number(share_key),
     )
 
 
@@ -119,15 +124,21 @@ def _scaling_from_hf(given: dict[str, Any], raw: dict[str, Any], path: Path, max
         return None
     if kind not in ("linear", "dynamic", "llama3"):
         raise InputError(f"{path}: rotary scaling {kind!r} is not supported; supported: 'linear', 'dynamic', 'llama3'")
-    factor = float(given["factor"])
+    key = "original_max_position_embeddings"
+    values = Values({**given, key: raw.get(key, given.get(key, max_positions))}, path)
+    factor = values.number("factor", least=-math.inf)
     if not factor >= 1:
         raise InputError(f"{path}: rotary scaling by the factor {factor:g}; it must be at least 1")
     if kind == "linear":
         return LinearScaling(factor)
     if kind == "dynamic":
         return DynamicScaling(factor)
-    original = raw.get("original_max_position_embeddings", given.get("original_max_position_embeddings", max_positions))
-    scaling = Llama3Scaling(factor, float(given["low_freq_factor"]), float(given["high_freq_factor"]), int(original))
+    scaling = Llama3Scaling(
+        factor,
+        values.number("low_freq_factor"),
+        values.number("high_freq_factor"),
+        values.size(key),
+    )
     if not scaling.low_cycles < scaling.high_cycles:
         raise InputError(
             f"{path}: low_freq_factor is {scaling.low_cycles:g}; it must be below high_freq_factor, "

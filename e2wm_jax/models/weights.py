@@ -286,7 +286,7 @@ def config_from_hf(raw: dict[str, Any], path: Path) -> ModelConfig:
         InputError: for another architecture or an option that the forward pass does not implement.
     """
     known = {name: family for family in FAMILIES.values() for name in family.MODEL_TYPES}
-    if raw.get("model_type") not in known:
+    if not isinstance(raw.get("model_type"), str) or raw["model_type"] not in known:
         raise InputError(f"{path}: model_type is {raw.get('model_type')!r}; supported: {', '.join(sorted(known))}")
     try:
         return cast(ModelConfig, known[raw["model_type"]].from_hf(raw, path))
@@ -294,8 +294,8 @@ def config_from_hf(raw: dict[str, Any], path: Path) -> ModelConfig:
         raise
     except KeyError as error:
         raise InputError(f"{path}: the key {error.args[0]!r} is missing") from error
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path}: a size or constant is no number ({error})") from error
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise InputError(f"{path}: a value is of the wrong kind ({error})") from error
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
