@@ -1,6 +1,8 @@
 """From a user's file to an adapter, and what is learned of it: texts that end, turns, what is said on the way."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +68,7 @@ def test_a_model_finetuned_on_turns_answers(model: Path, tmp_path: Path, capsys:
     train(model, tmp_path / "run", *data, "--steps", "150", "--batch-size", "2", *LEARN)
     said = capsys.readouterr().err
     assert f"{tmp_path / 'a.csv'}: CSV of instruction, output, 2 examples" in said
-    assert f"{tmp_path / 'b.json'}: JSON list of messages, 1 examples" in said
+    assert f"{tmp_path / 'b.json'}: JSON list of messages, 1 example\n" in said
     prompt = "<|user|>Bye</s><|assistant|>"
     assert generated(model, tmp_path / "run/adapter", prompt, capsys) == "bye"
 
@@ -147,3 +149,21 @@ def test_bad_data_options_are_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(message.format(data=data))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_the_files_and_commands_of_the_page_make_adapters(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[1] / "docs/data.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    for name, content in re.findall(r"^`([\w-]+\.\w+)`:\n\n```\w+\n(.*?)^```$", page, re.DOTALL | re.MULTILINE):
+        Path(name).write_text(content)
+    Path("my-model").symlink_to(model)
+    blocks = re.findall(r"^```sh\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    made = 0
+    for words in map(shlex.split, "".join(blocks).splitlines()):
+        smaller = ["--steps", "1", "--batch-size", "2", "--max-length", "512"] if "train" in words else []
+        assert main([*words[1:], *smaller]) == 0, words
+        made += "train" in words
+    assert len(list(tmp_path.glob("*/adapter/adapter_model.safetensors"))) == made >= 9

@@ -46,6 +46,8 @@ def _json(path: Path) -> Records:
     text = read_text(path)
     start = text.lstrip()[:1]
     if start and start not in "{[":
+        if path.name.lower().removesuffix(".gz").endswith(".txt"):
+            raise InputError(f"{path}: plain text has no rows; give JSON lines, or a table as *.csv")
         line = text.count("\n", 0, len(text) - len(text.lstrip())) + 1
         raise InputError(
             f"{path}:{line}: not valid JSON (starts with {start!r}); name plain text *.txt, tables *.csv or *.tsv"

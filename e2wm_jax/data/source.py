@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from e2wm_jax.data.columns import choose_form, examples, text_of, text_under
 from e2wm_jax.data.example import Document, Example, Question, TaskExample
@@ -149,8 +149,12 @@ def read_examples(path: Path, weight: float = 1.0, *, columns: str = "", chat: b
     if not kept:
         raise InputError(f"{path}: no documents; every text is blank")
     named = f" (--columns {columns})" if renamed else ""
-    _say_once(f"{path}: {found.format} of {form.name}{named}, {len(kept)} examples")
+    _say_once(f"{path}: {found.format} of {form.name}{named}, {_count(kept, 'example')}")
     return kept
+
+
+def _count(things: Sequence[Any], name: str) -> str:
+    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
 
 
 @cache
@@ -211,7 +215,7 @@ def read_texts(path: str, *, columns: str = "") -> list[tuple[str, str]]:
     if not texts:
         raise InputError(f"{path}: no documents; every text is blank")
     if form.columns != ("text",) or found.format != "JSON lines":
-        _say_once(f"{path}: {found.format} of {form.name}, {len(texts)} documents")
+        _say_once(f"{path}: {found.format} of {form.name}, {_count(texts, 'document')}")
     return texts
 
 

@@ -81,12 +81,12 @@ def task_rows(
     return rows, kept
 
 
-def say_cut(rows: Sequence[Row], max_length: int) -> None:
-    """One line for the user if `max_length` has cut rows."""
+def say_cut(rows: Sequence[Row], max_length: int, name: str = "") -> None:
+    """One line for the user if `max_length` has cut rows, after the name of what they are."""
     cut = [row.cut for row in rows if row.cut]
     if cut:
         say(
-            f"--max-length {max_length} cuts {len(cut)} of {len(rows)} examples, "
+            f"{name and name + ': '}--max-length {max_length} cuts {len(cut)} of {len(rows)} examples, "
             f"the longest by {max(cut)} of {max_length + max(cut)} tokens"
         )
 

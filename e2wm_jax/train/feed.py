@@ -110,6 +110,7 @@ def read_text(settings: TrainSettings, tokenizer: Any, config: ModelConfig) -> C
         special_tokens=settings.special_tokens,
         seed=settings.seed,
     )
+    say_cut(corpus.rows, settings.max_length, "--regularizer-data")
     check_positions(config, corpus.rows, partial(where, corpus))
     check_corpus_ids(tokenizer, config, corpus)
     return corpus

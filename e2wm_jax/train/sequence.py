@@ -38,7 +38,7 @@ from e2wm_jax.train.directory import (
     mixture_content,
     resolved,
 )
-from e2wm_jax.train.feed import open_data, read_text
+from e2wm_jax.train.feed import open_data, read_text, say_special_tokens
 from e2wm_jax.train.parts import check_adapter, load_all
 from e2wm_jax.train.positions import check_positions
 from e2wm_jax.train.run import (
@@ -102,6 +102,7 @@ def run(settings: SequenceSettings) -> dict[str, Any]:
     tokenizer, shape = load_tokenizer(files), read_config(files)
     check_adapter(settings, shape)
     # All data first, the last task's too: a mistake there should not show after days.
+    say_special_tokens(settings, tokenizer)
     texts, content = _read_texts(settings, tokenizer, shape)
     for index in range(len(settings.tasks)):
         task = task_settings(settings, index)

@@ -18,7 +18,7 @@ from e2wm_jax.data.loader import sorted_batches
 from e2wm_jax.data.online import OnlineTask
 from e2wm_jax.data.source import parse_mixture, read_mixture
 from e2wm_jax.data.token_ids import check_ids
-from e2wm_jax.data.tokenize import task_rows
+from e2wm_jax.data.tokenize import say_cut, task_rows
 from e2wm_jax.errors import InputError
 from e2wm_jax.lora import Adapters, attach
 from e2wm_jax.models.layers import Params
@@ -79,6 +79,7 @@ def held_out_rows(
         skip_truncated=settings.skip_truncated,
         append_eos=APPEND_EOS[settings.append_eos],
     )
+    say_cut(rows, settings.max_length, flag)
     check_positions(config, rows, lambda number: examples[kept[number]].where)
     check_ids(tokenizer, config.vocab_size, ((examples[n].where, row.ids) for n, row in zip(kept, rows, strict=True)))
     return rows
