@@ -1,9 +1,9 @@
 """`e2wm demo`: the whole flow on the embedded default, on a laptop.
 
-An agent plans and explores in VirtualHome homes; what it lived becomes tasks; SmolLM2-135M's Fisher is computed on
-general text; the model is finetuned twice from the same start, with LoRA alone and with EWC-LoRA; base and both are
-evaluated on embodied tasks and on held-out general text.  Every stage leaves its result in `--out`, so an interrupted
-demo goes on where it was.
+An agent plans and explores in VirtualHome homes; what it lived becomes tasks; the Fisher of SmolLM2-135M-Instruct is
+computed on general text; the model is finetuned twice from the same start, with LoRA alone and with EWC-LoRA; base and
+both are evaluated on embodied tasks and on held-out general text.  Every stage leaves its result in `--out`, so an
+interrupted demo goes on where it was.
 """
 
 import dataclasses

@@ -35,12 +35,12 @@ def write_report(path: Path, folder: Path, results: dict[str, dict[str, Any]], s
         Section("Result", [*_verdict(scores), _table(scores), _trade_off(scores)]),
         Section("Losses", _losses(folder)),
         Section("Fisher by layer", summary_pictures(folder / "fisher")),
-        Section("What the agent lived", list(_trajectories(folder))),
+        Section("What the agent did", list(_trajectories(folder))),
         Section("How it was made", [_times(results), details("Sizes", key_values(sizes))]),
     ]
     lead = (
-        "A language model finetuned on household tasks from VirtualHome, once with LoRA alone and once held by the "
-        "Fisher information of the pretrained model (EWC-LoRA), from the same start with the same data in order."
+        "SmolLM2-135M-Instruct finetuned on household tasks from VirtualHome, once with LoRA alone and once held by "
+        "the Fisher information of the pretrained model (EWC-LoRA), from the same start with the same data in order."
     )
     write(path, page("e2wm demo", sections, lead=lead, footer=f"e2wm_jax {e2wm_jax.__version__}"))
 

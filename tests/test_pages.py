@@ -24,6 +24,7 @@ from e2wm_jax.simulate.jobs import CollectSettings
 from e2wm_jax.simulate.shards import load_trajectories
 from e2wm_jax.simulate.workers import collect
 from e2wm_jax.train.run import run as run_training
+from e2wm_jax.train.sequence_report import write_report as write_sequence
 from e2wm_jax.train.settings import TrainSettings
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -206,10 +207,19 @@ def pages(
 # ------------------------------------------------------------------------------------------------- what a page shows
 
 
-def test_a_run_shows_its_losses_and_what_it_changed(training: Path, before: Path, after: Path, tmp_path: Path):
+def test_a_run_shows_its_losses_and_what_it_changed(
+    tiny_llama: Path, training: Path, before: Path, after: Path, tmp_path: Path
+):
     alone = drawn(training, out=tmp_path / "alone.html")
     rows = [json.loads(line) for line in (training / "metrics.jsonl").read_text().splitlines()]
-    assert escape(number(rows[-1]["loss"], 6)) in alone
+    assert escape(number(rows[-1]["loss"])) in alone
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", alone)
+    assert cells[:3] == ["task loss, nats per answer token", *(number(rows[n]["task_loss"]) for n in (0, -1))]
+    assert cells[3:6] == ["penalty", "0", number(rows[-1]["penalty"])]
+    size = sum(value.size for value in load_file(tiny_llama / "model.safetensors").values())
+    assert f"<dd>{tiny_llama.name}, {size:,} parameters</dd>" in alone
+    assert f"3 steps of LoRA on {tiny_llama.name}, held by l2 of strength 1." in alone
+    assert f"went from {rows[0]['task_loss']:.3g} to {rows[-1]['task_loss']:.3g} nats per answer token." in alone
     assert all(f">{title}</figcaption>" in alone for title in ("Task loss", "Penalty", "Gradient norm"))
     assert "Questions" not in alone
     both = drawn(training, "--before", before, "--after", after, out=tmp_path / "both.html")
@@ -239,6 +249,18 @@ def test_an_evaluation_shows_every_set_and_who_changed_their_answers(before: Pat
         *"1111",
     ]
     assert html.count("hello") < 150, "long texts are cut"
+
+
+def test_a_sequence_shows_what_each_task_changed(tmp_path: Path):
+    """Differences to the row before: b is learned by 2 and makes a worse by 0.5, which is all its forgetting."""
+    record = {"tasks": ["a", "b"], "losses": [[3.0, 4.0], [2.0, 4.0], [2.5, 2.0]], "text": [], "runs": []}
+    settings = {"model": "tiny", "regularizer": "ewc"}
+    write_sequence(tmp_path / "page.html", {**record, "scores": {"forgetting": 0.5}}, settings)
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "2 rows by 2 columns. From \u22122 at after b, b, to 0.5 at after b, a." in html
+    assert "<dt>forgetting, nats</dt><dd>0.5</dd>" in html
+    assert re.findall(r">([^<]*)</text>", html)[-4:] == ["0", "1", "2", "tasks trained"], "no half tasks"
+    write_sequence(tmp_path / "page.html", {**record, "losses": record["losses"][:1], "scores": {}}, settings)
 
 
 def test_a_comparison_shows_what_was_written_and_its_fisher(comparison: Path):

@@ -22,6 +22,7 @@ from e2wm_jax.fisher.summary import (
     summarize,
     together,
 )
+from e2wm_jax.model_files import model_name
 from e2wm_jax.report import (
     Section,
     bar_chart,
@@ -40,6 +41,10 @@ _COLUMNS = ("share", "sum", "mean", "max")
 _LARGEST = 10  # tensors that are named
 _LINES = 6  # modules whose distribution is drawn
 _OCTAVE = 8  # bins of a factor of two
+_SIZES = (
+    "How large the single entries of F are: a curve further to the right is of a module whose parameters matter more "
+    "one by one; a wide curve is of one in which a few matter and most do not."
+)
 _QUANTILES = (
     "Zeros: the share of entries that are. Quantiles are lower ends of bins at most 13 % wide. Top 1 %: which part of "
     "the module's F the largest hundredth of its entries holds."
@@ -78,7 +83,7 @@ def write_report(path: Path, tensors: Mapping[str, Tensor], summary: Summary, re
     made = key_values(_facts(record)) if record else paragraph("There is no fisher.json that would say.")
     sections = [
         Section("Where F is", [*pictures(summary), _shares(tensors), _table("modules", summary)]),
-        Section("By size", [_distribution(tensors), paragraph(_QUANTILES), _quantiles(tensors)]),
+        Section("By size", [paragraph(_SIZES), _distribution(tensors), paragraph(_QUANTILES), _quantiles(tensors)]),
         Section("By layer", [_table("layers", summary)]),
         Section("Tensors", [_largest(summary), details("Every tensor", _table("tensors", summary))]),
         Section("How it was made", [made]),
@@ -87,7 +92,7 @@ def write_report(path: Path, tensors: Mapping[str, Tensor], summary: Summary, re
         "The mean of the squared gradients of single documents, the diagonal of the Fisher information: how much the "
         "model's loss resists a change of each parameter."
     )
-    title = f"e2wm fisher: {record.get('model', path.parent.name)}"
+    title = f"e2wm fisher: {model_name(str(record.get('model', path.parent.name)))}"
     write(path, page(title, sections, lead=lead, footer=f"e2wm_jax {e2wm_jax.__version__}"))
 
 
@@ -189,5 +194,8 @@ def _facts(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _table(kind: str, summary: Summary) -> str:
-    rows: list[list[Cell]] = [[name, *(s[column] for column in _COLUMNS)] for name, s in summary[kind].items()]
+    found = list(summary[kind].items())
+    if kind != "layers":  # these stay in their order
+        found.sort(key=lambda item: -item[1]["share"])
+    rows: list[list[Cell]] = [[name, *(s[column] for column in _COLUMNS)] for name, s in found]
     return table([kind.removesuffix("s"), *_COLUMNS], rows)

@@ -14,7 +14,7 @@ from e2wm_jax.metrics import read_metrics
 from e2wm_jax.report import Section, key_values, page, write
 from e2wm_jax.train.directory import CONFIG_FILE, CONTENT
 from e2wm_jax.train.loop import METRICS_FILE
-from e2wm_jax.train.report import charts, settings_section, title_of
+from e2wm_jax.train.report import charts, lead_of, results, settings_section, start_and_end, title_of, trained
 
 
 def write_page(path: Path, folder: Path, evaluations: Sequence[Evaluation], examples: int) -> None:
@@ -29,14 +29,16 @@ def write_page(path: Path, folder: Path, evaluations: Sequence[Evaluation], exam
     settings = read_json(folder / CONFIG_FILE)
     settings.pop(CONTENT, None)
     sections = [
-        Section("Outcome", [key_values(_outcome(rows))]),
+        Section("Outcome", [start_and_end(rows), results(_outcome(rows))]),
+        Section("What was trained", [key_values(trained(settings))]),
         *evaluation.sections(evaluations, examples),
         Section("Training", charts(folder / METRICS_FILE)),
     ]
     if pictures := _fisher(settings):
         sections.append(Section("Fisher by layer", pictures))
     sections.append(settings_section(settings))
-    write(path, page(title_of(settings), sections, footer=f"e2wm_jax {e2wm_jax.__version__}"))
+    footer = f"e2wm_jax {e2wm_jax.__version__}"
+    write(path, page(title_of(settings), sections, lead=lead_of(rows, settings), footer=footer))
 
 
 def _fisher(settings: Mapping[str, Any]) -> list[str]:

@@ -1,28 +1,110 @@
 """`report.html` of a training run: what was trained, and how the loss fell."""
 
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import e2wm_jax
+from e2wm_jax.errors import InputError
 from e2wm_jax.metrics import read_metrics
-from e2wm_jax.report import Section, details, key_values, line_chart, page, write
+from e2wm_jax.model_files import EMBEDDED_MODEL, locate, model_name
+from e2wm_jax.models.weights import open_model
+from e2wm_jax.report import Section, details, key_values, line_chart, page, table, write
+from e2wm_jax.report.drawing import number
 
 VALIDATION_FILE = "validation.jsonl"
+# What a result is called on the page; the keys of the JSON stay.
+_NAMES = {
+    "step": "steps",
+    "loss": "loss of the last step",
+    "task_loss": "task loss of the last step",
+    "penalty": "penalty of the last step",
+    "waiting": "share of the time waiting for data",
+    "skipped": "steps left out",
+}
+_MEASURES = {"task_loss": "task loss, nats per answer token", "penalty": "penalty", "grad_norm": "gradient norm"}
 
 
 def write_report(path: Path, metrics: Path, summary: dict[str, Any], settings: dict[str, Any]) -> None:
     """Draw a run's metrics, and its validation.jsonl if there is one, with summary and settings into one page."""
+    rows = read_metrics(metrics)
     sections = [
-        Section("Outcome", [key_values(summary)]),
+        Section("Outcome", [start_and_end(rows), results(summary)]),
+        Section("What was trained", [key_values(trained(settings))]),
         Section("Training", charts(metrics)),
         settings_section(settings),
     ]
-    write(path, page(title_of(settings), sections, footer=f"e2wm_jax {e2wm_jax.__version__}"))
+    footer = f"e2wm_jax {e2wm_jax.__version__}"
+    write(path, page(title_of(settings), sections, lead=lead_of(rows, settings), footer=footer))
 
 
-def title_of(settings: dict[str, Any]) -> str:
+def title_of(settings: Mapping[str, Any]) -> str:
     """What was trained, and how it was held."""
-    return f"e2wm train: {settings.get('model')}, regularizer {settings.get('regularizer')}"
+    held = settings.get("regularizer")
+    model = model_name(str(settings.get("model")))
+    return f"e2wm train: {model}, " + ("no regularizer" if held in (None, "none") else f"regularizer {held}")
+
+
+def lead_of(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> str:
+    """What the page shows, in a sentence."""
+    held, strength = settings.get("regularizer"), settings.get("strength")
+    how = "" if held in (None, "none") else f", held by {held} of strength {strength:g}"
+    first, last, count = _ends(rows, "task_loss")
+    moved = "" if first is None or last is None else f" The loss on its tasks went from {first:.3g} to {last:.3g} nats"
+    over = f" per answer token (means of the first and the last {count} steps)." if count > 1 else " per answer token."
+    return f"{len(rows)} steps of LoRA on {model_name(str(settings.get('model')))}{how}.{moved + over if moved else ''}"
+
+
+def start_and_end(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table of what the measures were at first and at last."""
+    found = [(name, *_ends(rows, key)) for key, name in _MEASURES.items() if any(row.get(key) for row in rows)]
+    count = max((steps for *_, steps in found), default=1)
+    caption = f"Means over the first and the last {count} steps" if count > 1 else "First and last step"
+    cells = [[name, *("\u2013" if end is None else number(end) for end in ends)] for name, *ends, _ in found]
+    return table(["", "start", "end"], cells, caption=caption) if cells else ""
+
+
+def _ends(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[float | None, float | None, int]:
+    """The means of the first and of the last tenth of the steps, and how many these are."""
+    values = [row[key] for row in rows if row.get(key) is not None]
+    count = max(len(values) // 10, 1)
+    return (fmean(values[:count]), fmean(values[-count:]), count) if values else (None, None, count)
+
+
+def results(summary: Mapping[str, Any]) -> str:
+    """What a run found, named and rounded for people."""
+    said = {_NAMES.get(key, key.replace("_", " ")): value for key, value in summary.items()}
+    return key_values({name: number(one) if isinstance(one, float) else one for name, one in said.items()})
+
+
+def trained(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Model with its size, data, adapters and Fisher of a run."""
+    model = str(settings.get("model"))
+    size = _parameters(model)
+    adapted = settings.get("lora") or {}
+    return {
+        "model": model_name(model) + (f", {_count(size)} parameters" if size else ""),
+        "data": settings.get("data"),
+        "adapters": ", ".join(f"{key} {adapted[key]}" for key in ("rank", "alpha", "targets") if key in adapted),
+        "Fisher": settings.get("fisher") or "none",
+    }
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e6:,.1f} M" if number >= 1e5 else f"{number:,}"
+
+
+def _parameters(model: str) -> int:
+    """How many a model has, by its headers; 0 where it is not on this machine."""
+    if model != EMBEDDED_MODEL and not Path(model).exists():
+        return 0
+    try:
+        _, tensors = open_model(locate(model))
+    except (InputError, OSError):
+        return 0
+    return sum(math.prod(header.shape) for header in tensors.headers.values())
 
 
 def settings_section(settings: dict[str, Any]) -> Section:
