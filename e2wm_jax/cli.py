@@ -92,10 +92,10 @@ def _dispatch(words: list[str]) -> int:
     as_json, as_config = JSON in rest, PRINT_CONFIG in rest
     rest = [word for word in rest if word not in (JSON, PRINT_CONFIG, NO_CACHE)]
     settings = _parse(name, [*rest, "--help"] if words[0] == "help" else rest)
-    check_paths(settings)
     if as_config:
         print(_config(settings))
         return 0
+    check_paths(settings)
     module, result = _run(name, settings)
     if as_json:
         print(json_text(result))

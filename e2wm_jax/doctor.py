@@ -3,15 +3,18 @@
 import importlib.metadata
 import importlib.util
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import e2wm_jax
+from e2wm_jax import compilation_cache
+from e2wm_jax.environment import device_error
+from e2wm_jax.progress import busy
 
 _CORE = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tokenizers", "safetensors", "gguf",
-    "numpy", "tyro", "tqdm", "rich",
+    "qwix", "numpy", "numba", "rouge-score", "tyro", "tqdm", "rich",
 )  # fmt: skip
 _DATA = {  # distribution: (module to look for, pin, what it gives)
     "virtualhome": ("virtualhome", "virtualhome==2.3.0", "the world's rules"),
@@ -30,27 +33,38 @@ _OPTIONAL = {
 
 @dataclass(frozen=True)
 class DoctorSettings:
-    """Show versions, devices, what is installed, and how to get what is missing."""
+    """Show versions, devices and caches, what is installed and works, and a line for each problem with the way out."""
 
 
 def run(settings: DoctorSettings) -> dict[str, Any]:
-    """Run the command; returns what `--json` prints: versions, devices, and under `missing` what to run."""
+    """Run the command; returns what `--json` prints: versions, devices, caches, checks, and under `problems` a line for
+    each thing that is wrong, with the way out.  What it finds is its result: the exit code is 0 all the same."""
     del settings
     versions = {name: _version(name) for name in (*_CORE, *_DATA, *_OPTIONAL)}
     missing = {name: f"pip install {name}" for name in _CORE if versions[name] is None}
     for name, (module, pin, _) in _DATA.items():
         if importlib.util.find_spec(module) is None:
             missing[name] = f"pip install --no-deps {pin}"
-    checks = {name: _check(check) for name, check in _CHECKS.items()}
+    devices, trouble = _devices() if versions["jax"] else ([], None)
+    checks = {}
+    for name, check in _CHECKS.items():
+        with busy(f"checking whether {name}"):
+            checks[name] = _check(check)
+    problems = [f"{name} is missing: {how}" for name, how in missing.items()]
+    problems += _out_of_bounds(versions)
+    problems += [trouble] if trouble else []
+    problems += [f"{name}: {outcome}; {_WAY_OUT}" for name, outcome in checks.items() if outcome != "ok"]
     return {
         "e2wm_jax": e2wm_jax.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": versions,
-        "devices": _devices() if versions["jax"] else [],
+        "devices": devices,
+        "caches": _caches(),
         "checks": checks,
         "missing": missing,
-        "ok": not missing and all(result == "ok" for result in checks.values()),
+        "problems": problems,
+        "ok": not problems,
     }
 
 
@@ -70,9 +84,13 @@ def show(result: dict[str, Any]) -> None:
     console.print(table)
     for device in result["devices"]:
         console.print(f"device  {device}")
+    for name, cache in result["caches"].items():
+        console.print(f"cache   {name}: {cache['folder'] or 'none: ' + cache['why']} ({cache['bytes'] / 1e6:.1f} MB)")
     for name, outcome in result["checks"].items():
-        console.print(f"check   {name}: {outcome}")
-    console.print("everything the demo needs is here" if result["ok"] else "not complete: run what is listed above")
+        console.print(f"check   {name}: {outcome}", soft_wrap=True)
+    for problem in result["problems"]:
+        console.print(f"problem {problem}", soft_wrap=True)
+    console.print("everything the demo needs is here" if result["ok"] else "not complete: see the problems")
 
 
 def _version(distribution: str) -> str | None:
@@ -82,10 +100,40 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _devices() -> list[str]:
-    import jax
+def _devices() -> tuple[list[str], str | None]:
+    """Those of jax; or none, and what is wrong."""
+    try:
+        import jax
 
-    return [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()]
+        return [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()], None
+    except Exception as error:
+        return [], device_error(error) or f"{type(error).__name__}: {error}"
+
+
+def _caches() -> dict[str, dict[str, Any]]:
+    """Where compiled programs are kept."""
+    folder = compilation_cache.folder_in_use()
+    if folder is None:
+        why = "switched off, or its folder cannot be written; programs are compiled in every run"
+        return {"compiled programs": {"folder": None, "bytes": 0, "why": why}}
+    size = compilation_cache.size(folder) if folder.is_dir() else 0
+    return {"compiled programs": {"folder": str(folder), "bytes": size}}
+
+
+def _out_of_bounds(versions: Mapping[str, str | None]) -> Iterator[str]:
+    """Packages of other versions than this one asks for, as far as its own installation says what it asks for."""
+    from packaging.requirements import Requirement
+
+    try:
+        asked = importlib.metadata.requires("e2wm_jax") or []
+    except importlib.metadata.PackageNotFoundError:
+        return
+    for requirement in map(Requirement, asked):
+        version = versions.get(requirement.name)
+        if version is None or (requirement.marker is not None and "extra" in str(requirement.marker)):
+            continue
+        if not requirement.specifier.contains(version, prereleases=True):
+            yield f"{requirement.name} {version}: must be {requirement.specifier}: pip install '{requirement}'"
 
 
 def _check(check: Callable[[], object]) -> str:
@@ -114,7 +162,33 @@ def _check_model() -> None:
     gguf.GGUFReader(embedded_gguf())
 
 
+def _check_engine() -> None:
+    from e2wm_jax.simulate.engines import compile_engine
+
+    compile_engine()
+
+
+def _check_codes() -> None:
+    import jax.numpy as jnp
+    import qwix
+
+    codes = qwix.quantize(jnp.ones((2, 4)), "int8", channelwise_axes=(0,))
+    if not bool(jnp.all(jnp.isclose(qwix.dequantize(codes), 1.0, atol=0.01))):
+        raise ValueError("int8 codes of ones are not ones")
+
+
+def _check_rouge() -> None:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    if RougeScorer(["rougeL"], use_stemmer=True).score("the cup", "the cups")["rougeL"].fmeasure != 1.0:
+        raise ValueError("the ROUGE of a text with itself is not 1")
+
+
 _CHECKS: dict[str, Callable[[], object]] = {
+    "the world's own engine takes a step (numba)": _check_engine,
     "a RobotHow program runs in the world": _check_world,
     "the embedded model's file is readable": _check_model,
+    "weights are quantized (qwix)": _check_codes,
+    "texts are compared (rouge-score)": _check_rouge,
 }
+_WAY_OUT = "pip install --force-reinstall the packages that it names, or `make setup`"

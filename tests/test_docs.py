@@ -7,6 +7,7 @@ import shlex
 import tomllib
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import pytest
 
 from e2wm_jax import cli
 from e2wm_jax.cli import COMMANDS, main
+from e2wm_jax.option_names import NEAR, SAME
 from e2wm_jax.simulate import scenes, virtualhome
 from e2wm_jax.train.settings import TrainSettings
 
@@ -50,6 +52,7 @@ SMALLER = {
     "sequence": "--steps 1 --batch-size 1 --max-length 32",
     "eval embodied-agent": "--samples 1 --max-new-tokens 2",
 }
+EVERYWHERE = {"--help", "--json", "--config", "--print-config", "--no-compilation-cache"}
 MODEL_NAMES = {"smollm2-135m", "my-model", "M"}
 # Pages whose commands are run; those of the others are for clusters, or for data that we may not ship.
 RUN = ("docs/compare.md", "docs/evaluation.md", "docs/regularizers.md", "docs/world.md")
@@ -262,12 +265,19 @@ def script_options(path: Path) -> set[str]:
     return {word.value for call in added for word in call.args if isinstance(word, ast.Constant)}
 
 
+def test_other_names_are_all_on_their_page():
+    rows = dict(re.findall(r"^\| `--(\S+)` \| (.*) \|$", read("docs/options.md"), re.MULTILINE))
+    assert {name: tuple(re.findall(r"`--(\S+)`", others)) for name, others in rows.items()} == SAME
+
+
 @pytest.mark.parametrize("page", [*PAGES, KERNELS])
 def test_commands_and_options_in_the_text_exist(page):
     if page == "CHANGELOG.md":
         return  # speaks of what was
-    known = {name: option_names(name) | {"--help", "--json"} for name in COMMANDS}
+    known = {name: option_names(name) | EVERYWHERE for name in COMMANDS}
     every = set().union(*known.values()) | {"--version"}
+    if page == "docs/options.md":  # speaks of other names too
+        every |= {f"--{name}" for name in {*NEAR, *chain(*SAME.values())}}
     foreign = {"--no-deps", "--signal"}  # pip's, sbatch's
     for _, code in re.findall(r"(`+)(.+?)\1", prose(page).replace("\n", " ")):
         options = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*", code)) - foreign
