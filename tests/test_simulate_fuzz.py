@@ -1,6 +1,7 @@
 """Whatever is given as a scene or a script is read, or refused in one line that says where."""
 
 import copy
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from e2wm_jax.cli import main
 from e2wm_jax.errors import InputError
-from e2wm_jax.simulate import scenes, virtualhome
+from e2wm_jax.simulate import scenes, shards, virtualhome
 from e2wm_jax.simulate.actions import VERBS, Action, Thing, parse_script
 from e2wm_jax.simulate.engines import open_world
 from e2wm_jax.simulate.graph import RELATIONS, STATES, parse_graph
+from e2wm_jax.simulate.replay import replay_episode
+from e2wm_jax.simulate.trajectory import Trajectory
+from e2wm_jax.tasks.build import Sizes, build
 
 GRAPH: dict[str, Any] = {
     "nodes": [
@@ -43,9 +48,9 @@ def slots(value: Any) -> list[tuple[Any, Any]]:
     return [slot for key in keys for slot in ((value, key), *slots(value[key]))]
 
 
-def changed(changes: list[tuple[int, str, Any]]) -> Any:
+def changed(changes: list[tuple[int, str, Any]], what: Any = GRAPH) -> Any:
     """The graph with something put into one of its places, dropped from it or repeated, several times."""
-    whole = {"graph": copy.deepcopy(GRAPH)}
+    whole = {"graph": copy.deepcopy(what)}
     for place, how, new in changes:
         where = slots(whole)
         holder, key = where[place % len(where)]
@@ -119,6 +124,83 @@ def test_a_script_is_read_or_refused(pieces: list[str]) -> None:
         assert parse_script([str(action) for action in actions], "script") == actions
 
 
+RECORD: dict[str, Any] = {
+    "episode": 0,
+    "id": "mcts-0-000000",
+    "scene": "procedural:5",
+    "dialect": "vh23",
+    "policy": "mcts",
+    "seed": 1,
+    "task": "light up",
+    "goal": ["light || ON", "character || CLOSE || light"],
+    "achieved": ["light || ON"],
+    "items": ["light"],
+    "conditions": ["light || OFF", "light || INSIDE || hall"],
+    "return": 1.5,
+    "search": {"method": "mcts"},
+    "classes": {"1": "hall", "2": "character", "3": "light"},
+    "steps": [
+        {"a": "[Walk] <light> (3)", "ok": 1, "e+": [[2, "CLOSE", 3]]},
+        {"a": "[SwitchOn] <light> (3)", "ok": 1, "by": 1, "s+": [[3, "ON"]], "s-": [[3, "OFF"]], "msg": ["told"]},
+    ],
+}
+
+
+@pytest.mark.parametrize("policy", ["mcts", "random"])
+@settings(EVERY, max_examples=400)
+@given(changes=CHANGES)
+def test_a_changed_episode_is_told_or_refused(policy: str, changes: Any) -> None:
+    record = changed(changes, {**RECORD, "policy": policy})
+    for use in (lambda: [shards.parse(record, "shard:1")], lambda: [replay_episode(WORLD, record, None, "shard:1")]):
+        try:
+            found = use()
+            if isinstance(found[0], Trajectory):
+                build(found, seed=0, sizes=Sizes(2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2), eval_share=0.5)
+        except InputError as error:
+            check_message(error, "")
+
+
+@pytest.mark.parametrize("key", ["seed", "return", "steps", "classes", "goal", "task"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), [[1]], {"x": None}, "\ud800", ["a || b || c || d"]])
+def test_values_of_another_kind_are_refused_with_their_line(key: str, value: Any) -> None:
+    if (key, str(value)) in {("return", "inf"), ("return", "nan")}:
+        return
+    with pytest.raises(InputError, match="shard:1: not a trajectory: "):
+        shards.parse({**RECORD, key: value}, "shard:1")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"\xef\xbb\xbf" + json.dumps(GRAPH).encode(), None),  # a byte order mark
+        (json.dumps(GRAPH).replace(": 3", f": {10**40}").encode(), None),
+        (gzip.compress(json.dumps(GRAPH).encode()), None),  # whatever its name
+        (gzip.compress(json.dumps(GRAPH).encode())[:-9], "damaged gzip archive"),
+        (b"[" * 200_000, "nested too deeply"),
+        (json.dumps(GRAPH).replace(": 3", f": {'9' * 5000}").encode(), "scene.json"),
+        (json.dumps(GRAPH).replace('"cup"', '"\\ud800"').encode(), "surrogate"),
+        (json.dumps(GRAPH).replace('"id": 3', '"id": NaN').encode(), "nodes[2]: id nan is not an integer"),
+        (json.dumps(GRAPH).replace('"id": 3', '"id": -3').encode(), "edges[1]: from_id 3 is not the id of a node"),
+        (
+            json.dumps(GRAPH).replace('["GRABBABLE"]', "null").encode(),
+            "properties must be a list, found None",
+        ),
+        (json.dumps(GRAPH).replace('"cup"', '"character"').encode(), "found 2, 3"),
+        (b"null", "expected a JSON object"),
+        (b"", "not valid JSON"),
+    ],
+)
+def test_files_of_scenes(content: bytes, says: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, script = tmp_path / "scene.json", tmp_path / "script.txt"
+    path.write_bytes(content)
+    script.write_text("[StandUp]")
+    code = main(["replay", "--scene", str(path), "--script", str(script)])
+    said = capsys.readouterr().err.strip().splitlines()
+    assert code == (2 if says else 0)
+    assert not says or (said[-1].startswith(f"error: {path}") and says in said[-1])
+
+
+WORLD = open_world("array", "vh23")
 FOLDER = Path()
 
 

@@ -140,6 +140,31 @@ def test_sets_of_earlier_versions_name_who_asks_for_a_scene(
     assert run("eval", "plans", "--data", path.with_suffix(""), "--scenes", here) == 0
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"dialect": "vh1"}, "dialect 'vh1': unknown"),
+        ({"goal": ["a || b || c || d"]}, "'a || b || c || d' is no fact"),
+        ({"goal": [3]}, "3 is no fact"),
+        ({"scene": "procedural:x"}, "procedural:x: the seed of a household must be a number"),
+        ({"scene": "a" * 5000}, "File name too long"),
+        ({"things": [float("inf")]}, "not the source of an example"),
+    ],
+)
+def test_what_is_wrong_with_a_source_is_said_with_its_line(
+    change: dict[str, Any], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = {"trajectory": "t", "scene": "procedural:1", "dialect": "vh23", "goal": ["light || ON"], "things": []}
+    example = json.dumps({"input": "Q: How to light up? A:", "ref": "Walk to light. Switch on light."}) + "\n"
+    (tmp_path / "plan_gen.json").write_text(example * 2)
+    sources = tmp_path / "plan_gen.json.sources"
+    sources.write_text("".join(json.dumps(record) + "\n" for record in (good, {**good, **change})))
+    assert run("eval", "plans", "--data", tmp_path / "plan_gen.json") == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith(f"error: {sources}:2: ")
+    assert says in said
+
+
 def test_tasks_of_scenes_that_are_gone_are_made_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

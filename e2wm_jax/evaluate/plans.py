@@ -203,11 +203,19 @@ def _carry_out(
     with progress_bar(f"{kind}s", len(worlds), "plan") as bar:
         for index, source in worlds.items():
             scene = _scene_of(source, settings.scenes)
-            world = _world(settings.engine, source.dialect)
+            world = _world_of(source, settings.engine)
             plan = sentences(plans[index].split("\n")[0])
             results.append(carry_out(world, scene, plan, goal=source.goal, things=source.things))
             bar.update()
     return results
+
+
+def _world_of(source: Source, engine: Engine) -> World[Any]:
+    """The world of an example; an error names the line that asks for it."""
+    try:
+        return _world(engine, source.dialect)
+    except InputError as error:
+        raise InputError(f"{source.where}: {error}") from error
 
 
 @lru_cache(maxsize=8)

@@ -9,9 +9,9 @@ from typing import Any
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json_lines
 from e2wm_jax.simulate import scene_files, scenes
-from e2wm_jax.simulate.scenes import CHARACTER, RELATIONS, STATES, Node, Scene
+from e2wm_jax.simulate.scenes import CHARACTER, STATES, Node, Scene
 from e2wm_jax.simulate.trajectory import Edge
-from e2wm_jax.simulate.world import edge_fact, split_fact, state_fact
+from e2wm_jax.simulate.world import edge_fact, is_fact, split_fact, state_fact
 
 
 @dataclass(frozen=True)
@@ -185,8 +185,11 @@ def _parse_goal(record: dict[str, Any], loaded: dict[str, Scene], folder: Path) 
     if not record["goal"]:
         raise InputError('"goal" is empty; name at least one fact such as "light || ON"')
     for key in ("items", "conditions"):
-        if not isinstance(record.get(key, []), list):
+        texts = record.get(key, [])
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise InputError(f'"{key}" must be a list of strings')
+    if wrong := [text for text in record.get("conditions", []) if not is_fact(text)]:
+        raise InputError(f'condition {wrong[0]!r}; expected "class || STATE" or "class || RELATION || class"')
     name = scene_files.located(record["scene"], folder)
     scene = loaded[name] = loaded.get(name) or scenes.load(name)
     facts = tuple(str(fact) for fact in record["goal"])
@@ -200,7 +203,7 @@ def _parse_goal(record: dict[str, Any], loaded: dict[str, Scene], folder: Path) 
 
 def _check_fact(fact: str, scene: Scene) -> None:
     words = split_fact(fact)
-    if not (len(words) == 2 and words[1] in STATES) and not (len(words) == 3 and words[1] in RELATIONS):
+    if not is_fact(fact):
         raise InputError(f'goal {fact!r}; expected "class || STATE" or "class || RELATION || class"')
     unknown = [name for name in words[::2] if name not in scene.by_class and name not in STATES]
     if unknown:

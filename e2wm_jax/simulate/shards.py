@@ -9,16 +9,19 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from reprlib import repr as shortly
 from typing import Any
 
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json, read_json_lines, write_json, write_text
 from e2wm_jax.simulate import scene_files
 from e2wm_jax.simulate.trajectory import Trajectory
+from e2wm_jax.simulate.world import is_fact
 
 MANIFEST = "manifest.json"
 SHARD_SIZE = 64  # episodes
 _PARTIAL = ".partial.jsonl"
+_MALFORMED = (TypeError, ValueError, AttributeError, OverflowError)  # what `Trajectory.from_json` may raise
 
 
 class ShardWriter:
@@ -90,7 +93,7 @@ def _whole_lines(path: Path) -> dict[int, str]:
             record = json.loads(line)
             Trajectory.from_json(record)
             lines[int(record["episode"])] = line.decode()
-        except (ValueError, KeyError, TypeError):
+        except (KeyError, *_MALFORMED):
             continue
     return lines
 
@@ -160,8 +163,23 @@ def parse(record: dict[str, Any], where: str) -> Trajectory:
     """
     try:
         found = Trajectory.from_json(record)
+        _check_types(found)
         return replace(found, scene=scene_files.located(found.scene, Path(where).parent))
     except KeyError as error:
         raise InputError(f"{where}: not a trajectory: no {error}") from error
-    except (TypeError, ValueError, AttributeError) as error:
+    except _MALFORMED as error:
         raise InputError(f"{where}: not a trajectory: {error}") from error
+
+
+def _check_types(found: Trajectory) -> None:
+    """What is to be text is text, and facts are facts. Raises ValueError."""
+    texts = {"id": found.id, "scene": found.scene, "dialect": found.dialect, "policy": found.policy}
+    texts |= {"task": found.task or "", **{f"steps[{n}]": step.action for n, step in enumerate(found.steps)}}
+    texts |= {f"class of node {node}": name for node, name in found.classes.items()}
+    texts |= {f"items[{n}]": item for n, item in enumerate(found.items)}
+    for where, text in texts.items():
+        if not isinstance(text, str) or not (text.isprintable() or text.isspace()):
+            raise ValueError(f"{where} is {shortly(text)}, and no text in one line")
+    for fact in (*found.goal, *found.achieved, *found.conditions):
+        if not isinstance(fact, str) or not is_fact(fact):
+            raise ValueError(f"{shortly(fact)} is no fact such as 'light || ON'")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar
 
 from e2wm_jax.simulate.actions import Action
-from e2wm_jax.simulate.scenes import Scene
+from e2wm_jax.simulate.scenes import RELATIONS, STATES, Scene
 from e2wm_jax.simulate.trajectory import Edge, NodeState, Step
 
 State = TypeVar("State")
@@ -74,6 +74,13 @@ def edge_fact(source: str, relation: str, target: str) -> str:
     if relation == "CLOSE" and target < source:
         source, target = target, source
     return SEPARATOR.join((source, relation, target))
+
+
+def is_fact(text: str) -> bool:
+    """Whether a text says a fact, whatever the classes: ``"class || STATE"`` or ``"class || RELATION || class"``."""
+    first, *rest = split_fact(text)
+    names = [first, *rest[1:]]
+    return len(rest) in (1, 2) and rest[0] in (STATES, RELATIONS)[len(rest) - 1] and all(map(str.strip, names))
 
 
 def split_fact(fact: str) -> tuple[str, ...]:

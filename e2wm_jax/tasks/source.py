@@ -6,6 +6,7 @@ from typing import Any
 from e2wm_jax.errors import InputError
 from e2wm_jax.simulate.actions import parse_action
 from e2wm_jax.simulate.trajectory import Trajectory
+from e2wm_jax.simulate.world import is_fact
 
 # Beside a task file, one line per example. Not "*.jsonl": that would look like general text to read.
 SUFFIX = ".sources"
@@ -60,6 +61,8 @@ def from_json(record: dict[str, Any], where: str) -> Source:
         goal, things = record["goal"], record["things"]
         if not isinstance(goal, list) or not isinstance(things, list):
             raise TypeError("goal and things must be lists")
+        if wrong := [fact for fact in goal if not isinstance(fact, str) or not is_fact(fact)]:
+            raise ValueError(f"{wrong[0]!r} is no fact such as 'light || ON'")
         return Source(
             trajectory=str(record["trajectory"]),
             scene=str(record["scene"]),
@@ -68,5 +71,5 @@ def from_json(record: dict[str, Any], where: str) -> Source:
             things=tuple(map(int, things)),
             where=where,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{where}: not the source of an example ({error}); make the file with e2wm tasks") from error
