@@ -75,6 +75,19 @@ def test_batches_as_they_come(kind):
     assert done == [4, 14, 20, 21]
 
 
+def test_one_compilation_for_batches_of_about_one_size():
+    traced = []
+
+    def loss(params, example):
+        traced.append(1)
+        return squared_error(params, example)
+
+    for options in ({"batch_size": 8, "microbatch": 4}, {"batch_size": 20}, {"batch_size": 8, "method": "scan"}):
+        traced.clear()
+        assert_equal(fisher_diagonal(loss, LINEAR, (X, Y), **options), by_hand())
+        assert len(traced) <= 2, options  # by value_and_grad, and once more by scan
+
+
 def test_batches_of_torch(torch_oracle):
     """As its data loaders give them."""
     batches = torch_oracle.utils.data.DataLoader(list(zip(X, Y, strict=True)), batch_size=8)
@@ -294,6 +307,9 @@ def test_data_that_are_no_examples_are_refused(data, message):
 def test_other_mistakes_are_named():
     with pytest.raises(InputError, match=r"of 2 is selected; there are, e\.g\., bias, weight"):
         fisher_diagonal(squared_error, LINEAR, (X, Y), select=lambda path: path == "layers.q")
+    for wrong in ({"method": "fused"}, {"microbatch": 0}, {"batch_size": -1}):
+        with pytest.raises(InputError, match="method is vmap or scan, the numbers are 1 or more"):
+            fisher_diagonal(squared_error, LINEAR, (X, Y), **wrong)
     with pytest.raises(InputError, match="weight of example 2 is -1"):
         fisher_diagonal(squared_error, LINEAR, (X, Y), weight=lambda example: jnp.where(example[1] == Y[2], -1, 1))
     with pytest.raises(InputError, match=r"shape \(5,\) for an example"):

@@ -1,5 +1,8 @@
 """What others build on: the names that the package exports, the penalty of any pytree, and the pages about both."""
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +37,11 @@ def test_natural_guesses():
     assert e2wm_jax.ewc_penalty is ewc_penalty
     assert e2wm_jax.train_step is train_step
     assert REGULARIZERS["ewc"] is EWC
+
+
+def test_every_public_name_is_on_the_page():
+    table = (Path(__file__).parents[1] / "docs/library.md").read_text(encoding="utf-8").split("\n## ")[0]
+    assert set(e2wm_jax.__all__) <= set(re.findall(r"`(\w+)`", table))
 
 
 def test_every_public_name_has_a_docstring():

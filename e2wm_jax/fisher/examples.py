@@ -79,9 +79,12 @@ def fisher_diagonal(
         microbatches, method and devices, up to rounding.  Unit: that of the loss squared, by the parameters' squared.
 
     Raises:
-        InputError: if no leaf is selected, there are no examples, or they have no common leading axis.
+        InputError: if no leaf is selected, there are no examples, they have no common leading axis, or a weight is
+            negative.
         NonFiniteError: naming the examples whose loss or gradient is no finite number.
     """
+    if method not in ("vmap", "scan") or min(microbatch, batch_size) < 1:
+        raise InputError(f"{method=}, {microbatch=}, {batch_size=}: method is vmap or scan, the numbers are 1 or more")
     tree = _Tree.of(params, select)
     totals = {at: _zeros(leaf, sharding) for at, leaf in tree.chosen.items()}
     step = _step(loss, weight, tree, method, totals, sharding)
@@ -222,8 +225,9 @@ def _padded(batches: Iterable[Any], microbatch: int, sharding: NamedSharding | N
         count = _count(examples)
         # What is no array of jax, such as a tensor of torch, becomes one of numpy.
         examples = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf), examples)
-        together = _round_up(min(microbatch, count), parts)
-        size = _round_up(max(count, size), together)
+        size = max(count, size)
+        together = _round_up(min(microbatch, size), parts)
+        size = _round_up(size, together)
         at = np.minimum(np.arange(size), count - 1)
         padded = examples if count == size else jax.tree.map(lambda leaf, at=at: leaf[at], examples)
         yield _Batch(padded, np.arange(done, done + size, dtype=np.int32), np.arange(size) < count, together)
