@@ -101,6 +101,16 @@ def everywhere(tree: Any, mesh: Mesh | None) -> Any:
     return jax.tree.map(lambda x: jax.device_put(np.asarray(x), NamedSharding(mesh, PartitionSpec())), tree)
 
 
+def row_parts(mesh: Mesh, process: int | None = None) -> tuple[int, ...]:
+    """Which of the data x fsdp parts of a batch's rows lie on the devices of a process (default: of this one).
+
+    Processes whose devices differ in their place along tensor only have the same parts.
+    """
+    own = jax.process_index() if process is None else process
+    parts = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
+    return tuple(part for part, row in enumerate(parts) if any(device.process_index == own for device in row))
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Where a batch lives, [B, ...]: its rows are split over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))

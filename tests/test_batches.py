@@ -249,8 +249,7 @@ def test_packed_tokens_are_as_likely_as_unpacked_ones(tiny_llama: Any) -> None:
 def test_shards_of_all_hosts_side_by_side_are_the_batch_of_one(hosts: int, accumulate: int) -> None:
     whole = list(loader(23, accumulate=accumulate).batches(1, 12))
     shards = [
-        list(loader(23, accumulate=accumulate, process_index=host, process_count=hosts).batches(1, 12))
-        for host in range(hosts)
+        list(loader(23, accumulate=accumulate, mine=(host,), parts=hosts).batches(1, 12)) for host in range(hosts)
     ]
     for step, *parts in zip(whole, *shards, strict=True):
         for leaf, *pieces in zip(step.batch, *(part.batch for part in parts), strict=True):
@@ -261,14 +260,22 @@ def test_shards_of_all_hosts_side_by_side_are_the_batch_of_one(hosts: int, accum
 
 def test_hosts_share_packed_batches() -> None:
     whole = list(loader(23, pack=True).batches(1, 12))
-    shards = [list(loader(23, pack=True, process_index=host, process_count=2).batches(1, 12)) for host in (0, 1)]
+    shards = [list(loader(23, pack=True, mine=(host,), parts=2).batches(1, 12)) for host in (0, 1)]
     for step, *parts in zip(whole, *shards, strict=True):
         assert sorted(document for part in parts for document in documents(part)) == documents(step)
         assert len({tuple(leaf.shape for leaf in part.batch) for part in parts}) == 1
 
 
-def test_hosts_that_cannot_share_are_refused() -> None:
+def test_hosts_may_share_rows_or_read_scattered_ones() -> None:
+    """As where a mesh's tensor axis spans hosts."""
+    whole = list(loader(23, accumulate=2).batches(1, 6))
+    for mine in ((0, 1, 2, 3), (0, 3), (1,)):
+        own = list(loader(23, accumulate=2, parts=4, mine=mine, apart=True).batches(1, 6))
+        for step, part in zip(whole, own, strict=True):
+            for leaf, piece in zip(step.batch, part.batch, strict=True):
+                np.testing.assert_array_equal(piece, leaf[:, list(mine)])
+
+
+def test_rows_that_devices_cannot_share_are_refused() -> None:
     with pytest.raises(ValueError, match="must divide"):
-        loader(process_count=3)
-    with pytest.raises(ValueError, match="number from 0"):
-        loader(process_count=2, process_index=2)
+        loader(parts=3)

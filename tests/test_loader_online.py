@@ -228,9 +228,7 @@ def test_shards_of_two_hosts_together_are_the_batch_of_one(tiny_tokenizer: Any) 
     rows = file_rows(300)
     whole = steps_of(tiny_tokenizer, "online:obj_move", rows=rows, last=4, accumulate=2)
     shards = [
-        steps_of(
-            tiny_tokenizer, "online:obj_move", rows=rows, last=4, accumulate=2, process_index=host, process_count=2
-        )
+        steps_of(tiny_tokenizer, "online:obj_move", rows=rows, last=4, accumulate=2, mine=(host,), parts=2, apart=True)
         for host in range(2)
     ]
     for step, *parts in zip(whole, *shards, strict=True):
@@ -242,7 +240,7 @@ def test_shards_of_two_hosts_together_are_the_batch_of_one(tiny_tokenizer: Any) 
             np.testing.assert_array_equal(pieces[..., :length], getattr(step.batch, field))
             assert set(np.unique(pieces[..., length:]).tolist()) == {0 if field == "ids" else -1}
     with pytest.raises(ValueError, match="packing online rows"):
-        steps_of(tiny_tokenizer, "online:obj_move", pack=True, process_count=2)
+        steps_of(tiny_tokenizer, "online:obj_move", pack=True, parts=2, mine=(0,), apart=True)
 
 
 @pytest.mark.slow

@@ -363,6 +363,34 @@ def test_two_hosts_of_four_devices_train_as_one(tiny_llama: Path, tmp_path: Path
     assert_same(again, expected)
 
 
+@pytest.mark.slow
+def test_hosts_that_share_rows_train_as_one(tiny_llama: Path, tmp_path: Path) -> None:
+    """The tensor axis spans both hosts: each has all rows, and half of every weight."""
+    rows = [{"input": f"Count {'x' * n}.", "ref": str(n)} for n in (3, 9, 14, 5)]
+    (tmp_path / "a.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [
+        "train",
+        "--model",
+        str(tiny_llama),
+        "--data",
+        str(tmp_path / "a.json"),
+        "--batch-size",
+        "4",
+        "--steps",
+        "2",
+    ]
+    words += ["--max-length", "48", "--lr", "0.003", "--validation", str(tmp_path / "a.json")]
+    from e2wm_jax.cli import main
+
+    assert main([*words, "--out", str(tmp_path / "one")]) == 0
+    mesh = ["--distributed", "--mesh", "tensor=8", "--json"]
+    hosts = on_two_hosts([*words, "--out", str(tmp_path / "two"), *mesh])
+    assert [code for code, _, _ in hosts] == [0, 0], hosts
+    assert_same(*(read_metrics(tmp_path / name / "metrics.jsonl") for name in ("two", "one")))
+    found, expected = (read_metrics(tmp_path / name / "validation.jsonl") for name in ("two", "one"))
+    np.testing.assert_allclose([row["nats"] for row in found], [row["nats"] for row in expected], rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

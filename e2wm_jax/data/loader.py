@@ -42,9 +42,9 @@ class Loader:
     seed: int
     online: Sequence[OnlineRows] = ()
     pack: bool = False  # several examples per row: fewer rows, the same loss
-    process_index: int = 0  # of the hosts that share each batch, this one ...
-    process_count: int = 1  # ... and their number; each reads its columns of every pass
-    parts: int | None = None  # devices that share the rows of each pass; None: one on each host
+    parts: int = 1  # into which devices split the rows of each pass ...
+    mine: Sequence[int] | None = None  # ... and those that this host reads, ascending; None: all
+    apart: bool = False  # whether some host does not read all of them
     steps: int = 1000  # of the run: the longer it is, the more lengths of rows are worth a compilation ...
     most_lengths: int = MOST  # ... but never more
 
@@ -53,13 +53,9 @@ class Loader:
         Raises:
             ValueError: if hosts cannot share the batches.
         """
-        if self.batch_size % self.process_count or not 0 <= self.process_index < self.process_count:
-            raise ValueError(
-                f"{self.process_count=} hosts must divide {self.batch_size=}, and number from 0: {self.process_index=}"
-            )
-        if self.batch_size % self._parts or self._parts % self.process_count:
-            raise ValueError(f"{self._parts} devices must divide {self.batch_size=}, and {self.process_count=} them")
-        if self.pack and self.online and self.process_count > 1:
+        if self.batch_size % self.parts:
+            raise ValueError(f"{self.parts=} must divide {self.batch_size=}")
+        if self.pack and self.online and self.apart:
             raise ValueError("packing online rows needs their lengths on every host; leave pack out")
 
     @property
@@ -95,7 +91,7 @@ class Loader:
         """The batch of one step, counted from 1."""
         drawn = self._drawn(step)
         bins = [[place] for place in range(len(drawn))]
-        if self.online and self.process_count > 1:
+        if self.online and self.apart:
             # What the other hosts read is not known here, and shapes must be equal: those that fit anything.
             length = num_targets = self.max_length
         else:
@@ -104,21 +100,16 @@ class Loader:
                 bins = first_fit([len(row.ids) for row in rows], self.max_length)
             length, num_targets = self._shape([[rows[place] for place in places] for places in bins])
         width = self._rows_per_pass(len(bins))
-        share = width // self.process_count
-        columns = range(self.process_index * share, (self.process_index + 1) * share)
-        mine = [places for index, places in enumerate(bins) if index % width in columns]
+        share, own = width // self.parts, range(self.parts) if self.mine is None else self.mine
+        mine = [places for index, places in enumerate(bins) if index % width // share in own]
         here = [[self._row(*drawn[place]) for place in places] for places in mine]
-        shape = (self.accumulate, share)
+        shape = (self.accumulate, share * len(own))
         flat = self._collate(here, length=length, num_targets=num_targets, batch_size=math.prod(shape))
         return StepBatch(
             Batch(*(np.reshape(leaf, (*shape, *leaf.shape[1:])) for leaf in flat)),
             [self._name(*source) for source in drawn],
             sum(len(row.ids) for rows in here for row in rows),
         )
-
-    @property
-    def _parts(self) -> int:
-        return self.parts or self.process_count
 
     @property
     def _examples_per_step(self) -> int:
@@ -179,7 +170,7 @@ class Loader:
         if not self.pack:
             return self.batch_size
         fewest = padded_length(math.ceil(bins / self.accumulate), self.batch_size, least=1)
-        return math.ceil(fewest / self._parts) * self._parts
+        return math.ceil(fewest / self.parts) * self.parts
 
     def _collate(self, bins: Sequence[Sequence[Row]], *, length: int, num_targets: int, batch_size: int) -> Batch:
         if self.pack:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from e2wm_jax.errors import InputError
 from e2wm_jax.fisher.documents import DocumentBatch, document_batches
 from e2wm_jax.lora import Adapters, merge
 from e2wm_jax.models.decoder import weight_table
@@ -52,12 +53,21 @@ def row_parts(scope: Scope) -> int:
 
 
 def documents(material: Material) -> Iterator[DocumentBatch]:
-    """All rows, if any, as documents, each in a row of its own; on a mesh this host's parts of each batch."""
+    """All rows, if any, as documents, each in a row of its own; on a mesh this host's parts of each batch.
+
+    Raises:
+        InputError: for a mesh on which hosts would share parts.
+    """
     if not material.rows:
         return iter(())
     parts, options = row_parts(material.scope), material.options
     size = -(-options.batch_size // parts) * parts
     hosts = (jax.process_index(), jax.process_count())
+    if parts % hosts[1]:
+        raise InputError(
+            f"--mesh: data x fsdp = {parts} must be a multiple of the {hosts[1]} hosts for a regularizer that measures "
+            "documents; give tensor fewer devices"
+        )
     return document_batches(material.rows, size, options.max_length, parts=parts, process=hosts)
 
 

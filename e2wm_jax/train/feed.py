@@ -23,6 +23,7 @@ from e2wm_jax.files import read_json
 from e2wm_jax.fisher.corpus import Corpus, check_corpus_ids, read_corpus, where
 from e2wm_jax.fisher.files import METADATA_FILE
 from e2wm_jax.progress import say
+from e2wm_jax.sharding import row_parts
 from e2wm_jax.train.positions import check_online_positions, check_positions
 from e2wm_jax.train.settings import APPEND_EOS, TASK_ROWS, TrainSettings
 
@@ -135,11 +136,22 @@ def on_devices(steps: Iterable[StepBatch], mesh: Mesh | None = None, *, ahead: i
 
 
 def put(batch: Batch, mesh: Mesh | None) -> Batch:
-    """This host's rows [K, B] -> the batch on the device, or split over the mesh."""
+    """Rows [K, B] -> the batch on the device, or split over the mesh; of several hosts each gives its `row_parts`."""
     if mesh is None:
         return jax.device_put(batch)
-    sharding = NamedSharding(mesh, _ROWS)
-    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch)
+    sharding, mine = NamedSharding(mesh, _ROWS), row_parts(mesh)
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+
+    def placed(leaf: Any) -> jax.Array:
+        share = leaf.shape[1] // len(mine)
+
+        def rows(index: Any) -> Any:
+            first = mine.index((index[1].start or 0) // share) * share
+            return leaf[:, first : first + share]
+
+        return jax.make_array_from_callback((leaf.shape[0], share * parts, *leaf.shape[2:]), sharding, rows)
+
+    return jax.tree.map(placed, batch)
 
 
 def _shared(loader: Loader, mesh: Mesh | None) -> Loader:
@@ -147,6 +159,5 @@ def _shared(loader: Loader, mesh: Mesh | None) -> Loader:
     if mesh is None:
         return loader
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    return dataclasses.replace(
-        loader, process_index=jax.process_index(), process_count=jax.process_count(), parts=parts
-    )
+    apart = any(len(row_parts(mesh, host)) < parts for host in range(jax.process_count()))
+    return dataclasses.replace(loader, parts=parts, mine=row_parts(mesh), apart=apart)

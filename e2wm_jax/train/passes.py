@@ -92,7 +92,8 @@ def summed_over_devices(
     Args:
         batch: leaves with leading axes [K, B].
     """
-    if scope.mesh is None:
+    # Over axes of one device there is nothing to sum, and XLA does not compile such a sum beside a split over tensor.
+    if scope.mesh is None or scope.mesh.shape["data"] * scope.mesh.shape["fsdp"] == 1:
         return function(adapters, params, batch, 0)
     mesh, spread = scope.mesh, splits(scope.config, params, scope.mesh)
 

@@ -23,6 +23,7 @@ from e2wm_jax.errors import InputError
 from e2wm_jax.lora import Adapters, attach
 from e2wm_jax.models.layers import Params
 from e2wm_jax.regularizers.regularizer import Scope
+from e2wm_jax.sharding import row_parts
 from e2wm_jax.train.feed import put
 from e2wm_jax.train.passes import summed_over_devices, task_nll
 from e2wm_jax.train.positions import check_positions
@@ -39,10 +40,11 @@ def validation_loss(
         batch_size: rows per forward pass; on a mesh rounded up to what its devices can share.
     """
     parts = 1 if scope.mesh is None else scope.mesh.shape["data"] * scope.mesh.shape["fsdp"]
-    share = -(-batch_size // parts) * parts // jax.process_count()
-    mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+    share = -(-batch_size // parts)
+    here = (0,) if scope.mesh is None else row_parts(scope.mesh)
+    mine = [row for part in here for row in range(part * share, (part + 1) * share)]
     total, count = 0.0, 0
-    for batch, _ in sorted_batches(rows, share * jax.process_count(), max_length):
+    for batch, _ in sorted_batches(rows, share * parts, max_length):
         on_devices = put(Batch(*(leaf[None, mine] for leaf in batch)), scope.mesh)
         total += float(_weighted_sum(scope, params, adapters, on_devices))
         count += int(np.count_nonzero(batch.weights > 0))
