@@ -61,20 +61,21 @@ def _without_material(empty: Sequence[str], material: Material) -> Iterator[str]
 def _too_little(empty: Sequence[str], material: Material, eval_share: float) -> Iterator[str]:
     """Sides of the split that have too little for some of their files; not those that were to have nothing."""
     sides: dict[str, tuple[Side, float, str]] = {
-        "train": (material.train, 1 - eval_share, "lower --eval-share"),
-        "eval": (material.held_out, eval_share, "raise --eval-share, 1 for evaluation files alone"),
+        "train": (material.train, 1 - eval_share, "or lower --eval-share"),
+        "eval": (material.held_out, eval_share, "or raise --eval-share, 1 for evaluation files alone"),
     }
     for side, (made, share, way_out) in sides.items():
+        way_out = "" if share == 1 else f", {way_out}"
         names = [name.rpartition("/")[2].removesuffix(".json") for name in empty if name.startswith(f"{side}/")]
         plans = [name for name in names if _kind(name) == "plans"]
         counts = [name for name in names if _kind(name) == "counting"]
         if share and plans and material.plans:
             there = f"{len(made.plans)} plans of {len({one.task for one in made.plans})} activities"
-            need = "where a prompt shows plans of two others"
-            yield f"{side}: too little for {', '.join(plans)}: {there}, {need}; collect more goals, or {way_out}"
+            need = "where prompts show plans of two others and wrong answers come from others"
+            yield f"{side}: too little for {', '.join(plans)}: {there}, {need}; collect more goals{way_out}"
         if share and counts and (material.train.questions or material.held_out.questions):
             there = f"{len(made.questions)} questions"
-            yield f"{side}: too little for {', '.join(counts)}: {there}; collect more, or {way_out}"
+            yield f"{side}: too little for {', '.join(counts)}: {there}; collect more{way_out}"
 
 
 def _smaller(files: Mapping[str, Sequence[Example]], wanted: Mapping[str, int], empty: Sequence[str]) -> Iterator[str]:
