@@ -305,3 +305,43 @@ def test_json_has_no_nan() -> None:
         '{"a": [null, 1.0, [null, "b"]], "c": {"d": null}}'
     )
     assert json_text({"é": 1}, ensure_ascii=False) == '{"é": 1}'
+
+
+# --------------------------------------------------------------------------------------------------------- compilations
+
+
+def test_questions_and_prompts_of_many_lengths_compile_few_programs(tiny: Evaluated, monkeypatch: Any) -> None:
+    from e2wm_jax.data.source import TaskExample
+    from e2wm_jax.evaluate import answer_scores as scoring
+    from e2wm_jax.evaluate import continuations
+
+    shapes, lengths = set(), set()
+    monkeypatch.setattr(
+        scoring, "row_nll", lambda _, batch: shapes.add((batch.ids.shape, batch.targets.shape)) or batch.weights * 1.0
+    )
+
+    def counted(config: Any, params: Any, prompts: Any, *args: Any, **options: Any) -> list[list[int]]:
+        longest = max(map(len, prompts))
+        lengths.add(next(length for length in options["padded_lengths"] if length >= longest))
+        return [[0]] * len(prompts)
+
+    monkeypatch.setattr(continuations, "generate", counted)
+    texts = ["Mary walks. " * number for number in range(1, 40)]
+    questions = [Question(text, ("kitchen", "the table " * (1 + i % 7)), 0, "here") for i, text in enumerate(texts)]
+    answer_scores(tiny, questions, "normalized", batch_size=2)
+    assert len(shapes) <= 3
+    examples = {i: TaskExample(text, "x", 1.0, "here") for i, text in enumerate(texts)}
+    generation.predict(tiny, examples, Decoding(4), batch_size=2)
+    assert len(lengths) <= 3
+
+
+def test_documents_are_measured_as_they_are_trained(tiny: Evaluated, write: Any) -> None:
+    """The tokens of plain text in training, less the end that is learned, are those whose nats are counted."""
+    from e2wm_jax.data.source import parse_mixture, read_documents, read_mixture
+    from e2wm_jax.data.tokenize import document_rows, task_rows
+
+    path = write("news.txt", "Mary walks.\n\n  The quick brown fox\njumps.  \n\nHow many cafés?\n")
+    trained, _ = task_rows(tiny.tokenizer, read_mixture(parse_mixture((str(path),))), max_length=800, append_eos=False)
+    measured, _ = document_rows(tiny.tokenizer, read_documents(str(path)), max_length=800, special_tokens=False)
+    assert [row.ids.tolist() for row in trained] == [row.ids.tolist() for row in measured]
+    assert [row.first_target for row in trained] == [row.first_target for row in measured]

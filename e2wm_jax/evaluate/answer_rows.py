@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from e2wm_jax.data.batch import Batch, padded_length
+from e2wm_jax.data.batch import Batch, Row
 from e2wm_jax.data.chat import as_messages, chat_prompt
+from e2wm_jax.data.loader import sorted_shapes
 from e2wm_jax.data.source import Question
 from e2wm_jax.data.tokenize import encode, encode_prompts
 from e2wm_jax.errors import InputError
@@ -68,11 +69,16 @@ def pack(
     return Packed(ids, positions, segments, targets, owners)
 
 
-def collate(rows: Sequence[Packed], batch_size: int) -> Batch:
-    """Rows padded to a common length and number of targets, and to ``batch_size`` rows."""
+def shapes_of(rows: Sequence[Packed], batch_size: int) -> tuple[tuple[int, int], ...]:
+    """(tokens, answer tokens) to pad to, few of them, where rows go by length, ``batch_size`` at a time."""
+    measured = [Row(np.asarray(row.ids, np.int32), len(row.ids) - len(row.targets)) for row in rows]
+    return sorted_shapes(measured, batch_size, max((len(row.ids) for row in rows), default=1))
+
+
+def collate(rows: Sequence[Packed], batch_size: int, shapes: Sequence[tuple[int, int]]) -> Batch:
+    """Rows padded to the first of the shapes (`shapes_of`) that holds them, and to ``batch_size`` rows."""
     longest = max(len(row.ids) for row in rows)
-    length = padded_length(longest, limit=2 * longest)
-    num_targets = padded_length(max(len(row.targets) for row in rows), limit=length)
+    length, num_targets = next(shape for shape in shapes if shape[0] >= longest)
     ids = np.zeros((batch_size, length), np.int32)
     positions, segments = np.zeros_like(ids), np.full_like(ids, -1)
     targets = np.ones((batch_size, num_targets), np.int32)

@@ -10,7 +10,7 @@ import numpy as np
 
 from e2wm_jax.data.source import Question
 from e2wm_jax.data.token_ids import check_ids
-from e2wm_jax.evaluate.answer_rows import Packed, collate, log_likelihoods, pack
+from e2wm_jax.evaluate.answer_rows import Packed, collate, log_likelihoods, pack, shapes_of
 from e2wm_jax.evaluate.model import Evaluated, Opened, check_finite, check_positions, row_nll, rows_per_pass
 from e2wm_jax.evaluate.prompting import Fitted, Need, Prompting, fit
 from e2wm_jax.progress import progress_bar
@@ -130,11 +130,12 @@ def _log_likelihoods(
         check_positions(evaluated, max(row.positions) + 1, question.where)
     order = sorted(range(len(packed)), key=lambda place: len(packed[place].ids))
     rows = rows_per_pass(evaluated, passes.batch_size)
+    shapes = shapes_of(packed, rows)
     with progress_bar(name, len(packed), "question") as bar:
         for start in range(0, len(order), rows):
             chosen = order[start : start + rows]
             if not all(place in done for place in chosen):
-                losses = row_nll(evaluated, collate([packed[place] for place in chosen], rows))
+                losses = row_nll(evaluated, collate([packed[place] for place in chosen], rows, shapes))
                 found = [(place, *log_likelihoods(packed[place], losses[row])) for row, place in enumerate(chosen)]
                 for place, sums, _ in found:
                     check_finite(sums, questions[place].where)

@@ -1,9 +1,11 @@
 """`e2wm generate`: what a model says next, and the texts behind prompts that other commands ask for."""
 
+from collections import Counter
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from e2wm_jax.data.lengths import few_lengths
 from e2wm_jax.errors import InputError
 from e2wm_jax.evaluate.generation_config import TOP_K, GenerationConfig
 from e2wm_jax.evaluate.model import (
@@ -196,6 +198,8 @@ def first_lines(
     tokenizer = evaluated.tokenizer
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     rows = min(batch_size, 1 << (len(prompts) - 1).bit_length())
+    longest = Counter(len(prompts[order[start : start + batch_size][-1]]) for start in range(0, len(order), batch_size))
+    lengths = few_lengths(longest, evaluated.config.max_positions)
     params = decoder.unstack(evaluated.params)
     ends, cuts = ending_tokens(evaluated, chat=chat), tokens_with(tokenizer, "\n")
     with progress_bar("generate", len(prompts), "prompt") as bar:
@@ -215,6 +219,7 @@ def first_lines(
                 cuts=cuts,
                 batch_size=batch_size,
                 names=[names[place] for place in filled],
+                padded_lengths=lengths,
                 mesh=evaluated.mesh,
             )
             lines = tokenizer.batch_decode(found[: len(chosen)], skip_special_tokens=True)

@@ -26,7 +26,7 @@ from e2wm_jax.config import ModelConfig
 from e2wm_jax.data.batch import Batch
 from e2wm_jax.data.tokenize import encode
 from e2wm_jax.errors import InputError
-from e2wm_jax.evaluate.answer_rows import Packed, collate, log_likelihoods
+from e2wm_jax.evaluate.answer_rows import Packed, collate, log_likelihoods, shapes_of
 from e2wm_jax.evaluate.continuations import tokens_with
 from e2wm_jax.evaluate.model import Evaluated, check_finite, ending_tokens, prompt_ids
 from e2wm_jax.models import decoder
@@ -170,11 +170,12 @@ def token_loglikelihoods(
     ]
     packed = [(indices, _pack(context, [pairs[i][1] for i in indices])) for indices, context in rows]
     packed.sort(key=lambda row: len(row[1].ids))
+    shapes = shapes_of([row for _, row in packed], how.batch_size)
     results: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
     with progress_bar(name, len(pairs), "request") as bar:
         for start in range(0, len(packed), how.batch_size):
             chunk = packed[start : start + how.batch_size]
-            batch = collate([row for _, row in chunk], how.batch_size)
+            batch = collate([row for _, row in chunk], how.batch_size, shapes)
             # The last of limit + 1 tokens is not read, so its position does not matter; tables have none for it.
             batch = batch._replace(positions=np.minimum(batch.positions, evaluated.config.max_positions - 1))
             losses, likeliest = map(np.asarray, _target_scores(evaluated.config, evaluated.params, batch))

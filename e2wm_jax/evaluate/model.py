@@ -26,6 +26,7 @@ from e2wm_jax.models.layers import Params
 from e2wm_jax.models.likelihood import target_nll
 from e2wm_jax.models.quantized import compute_dtype, quantizer
 from e2wm_jax.models.weights import load, open_model
+from e2wm_jax.progress import busy
 from e2wm_jax.sharding import batch_sharding, everywhere
 
 # (config, params, batch) -> [B, M]; one cache for all models and data of a process.
@@ -80,7 +81,8 @@ def load_evaluated(
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"--adapter {folder}: no such directory; give one that `e2wm train` or PEFT wrote")
-    loaded = load(opened.files, compute_dtype(dtype), mesh=mesh, transform=quantizer(dtype))
+    with busy("loading the model"):
+        loaded = load(opened.files, compute_dtype(dtype), mesh=mesh, transform=quantizer(dtype))
     params, digest = loaded.params, hashlib.sha256(f"{loaded.fingerprint} {dtype}".encode())
     if mesh is not None:
         params = spread.place(loaded.config, params, mesh)

@@ -64,6 +64,7 @@ def generate(
     cuts: Iterable[int] = (),
     batch_size: int = 8,
     names: Sequence[str] | None = None,
+    padded_lengths: Sequence[int] = (),
     on_batch: Callable[[int], None] = lambda number: None,
     mesh: Mesh | None = None,
 ) -> list[list[int]]:
@@ -78,6 +79,7 @@ def generate(
             is not changed by them, but it stops once all its hypotheses agree up to one.
         batch_size: prompts at a time.
         names: of the prompts, for messages.
+        padded_lengths: what prompts are padded to, ascending; by default `padded_length` of each batch.
         on_batch: told after each batch how many prompts it held.
         mesh: where the parameters lie; rows are split over its data and fsdp.
 
@@ -98,7 +100,9 @@ def generate(
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         own = [prompts[i] for i in chosen]
-        tokens, lengths, finite = _continue(config, params, own, chosen, rows, decoding, ending, cutting, mesh)
+        tokens, lengths, finite = _continue(
+            config, params, own, chosen, rows, decoding, ending, cutting, mesh, padded_lengths
+        )
         for row, index in enumerate(chosen):
             if not finite[row]:
                 raise NonFiniteError(names[index])
@@ -149,9 +153,11 @@ def _continue(
     ends: np.ndarray,
     cuts: np.ndarray,
     mesh: Mesh | None,
+    padded_lengths: Sequence[int],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One batch: tokens [rows, N], how many of them count [rows], and whether their scores were finite [rows]."""
-    length = padded_length(max(map(len, prompts)), config.max_positions)
+    longest = max(map(len, prompts))
+    length = next((known for known in padded_lengths if known >= longest), padded_length(longest, config.max_positions))
     ids = np.zeros((rows, length), np.int32)
     positions, segments = np.zeros_like(ids), np.full_like(ids, -1)
     for row, prompt in enumerate(prompts):
