@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from e2wm_jax.data.source import read_questions, read_task
 from e2wm_jax.errors import InputError
 from e2wm_jax.evaluate import babi, generation, perplexity, qa
+from e2wm_jax.evaluate.evaluations import read_evaluation
 from e2wm_jax.evaluate.plans import read_predictions
 from e2wm_jax.evaluate.predictions import Predictions, partial_of
-from e2wm_jax.evaluate.report import read_evaluation, sections
+from e2wm_jax.evaluate.report import sections
 from e2wm_jax.evaluate.results import read_results
 
 VALUES = st.recursive(
@@ -183,3 +184,30 @@ def test_what_is_wrong_with_results_is_named(tmp_path: Path) -> None:
         path.write_text(text_of(record))
         with pytest.raises(InputError, match=rf"results\.json: (settings: )?{message}"):
             read_results(path)
+
+
+def test_pages_mark_right_and_wrong_and_say_why_steps_failed(tmp_path: Path) -> None:
+    question = {"input": "Where is Mary?", "answer": "hall", "answer_list": ["bed", "hall"]}
+    (tmp_path / "obj_move.json").write_text(text_of(question) + "\n")
+    (tmp_path / "predictions").mkdir()
+    record = {"index": 0, "scores": [-1.0, -2.0], "choice": 0, "gold": 1}
+    (tmp_path / "predictions/obj_move.jsonl").write_text(text_of(record) + "\n")
+    results = copy.deepcopy(RESULTS)
+    results["settings"]["data"] = [str(tmp_path / "obj_move.json")]
+    (tmp_path / "results.json").write_text(text_of(results))
+    page = "".join(part for one in sections([read_evaluation(tmp_path, "tuned")], 3) for part in one.blocks)
+    assert "Where is Mary?" in page
+    assert "bed  ✗ wrong" in page
+    (tmp_path / "predictions/obj_move.jsonl").write_text(text_of({**record, "choice": 1}) + "\n")
+    page = "".join(part for one in sections([read_evaluation(tmp_path, "tuned")], 3) for part in one.blocks)
+    assert "hall  ✓ right" in page
+    steps = [
+        {"sentence": "Walk to hall.", "action": "[Walk] <hall> (1)", "trouble": None, "message": ""},
+        {"sentence": "Grab cup.", "action": None, "trouble": "no such object", "message": "there is no cup"},
+    ]
+    plan = {"index": 0, "goal": ["a", "b"], "prediction": {"steps": steps, "reached": ["a"]}}
+    (tmp_path / "plans.jsonl").write_text(text_of(plan) + "\n")
+    page = "".join(
+        part for one in sections([read_evaluation(tmp_path / "plans.jsonl", "tuned")], 3) for part in one.blocks
+    )
+    assert "✓ Walk to hall.\n✗ Grab cup. (no such object: there is no cup)\ngoal facts reached: 1 of 2" in page

@@ -364,3 +364,9 @@ def test_requests_equal_the_harness_own_model(tiny_llama, tiny, torch_oracle):
     options = {"until": ["e", "\n"], "max_gen_toks": 12}
     found, expected = ask("generate_until", [(text, options) for text in TEXTS if text])
     assert found == expected
+
+
+def test_standard_errors_that_are_no_numbers_are_left_out():
+    found = {"results": {"t": {"acc,none": 1, "acc_stderr,none": float("nan"), "f1,none": "N/A"}}, "n-samples": {}}
+    found["n-samples"] = {"t": {"effective": 1}}
+    assert scores(found)["tasks"] == {"t": {"acc": 1.0}}

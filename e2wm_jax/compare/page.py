@@ -8,7 +8,8 @@ import e2wm_jax
 from e2wm_jax.compare.plan import fisher_name
 from e2wm_jax.compare.record import read_record
 from e2wm_jax.compare.verdict import error_bars, for_readers, verdict
-from e2wm_jax.evaluate.report import Evaluation, written
+from e2wm_jax.evaluate.evaluations import Evaluation
+from e2wm_jax.evaluate.report_examples import written
 from e2wm_jax.evaluate.results import headline, majority_of
 from e2wm_jax.fisher.report import summary_pictures
 from e2wm_jax.metrics import read_metrics

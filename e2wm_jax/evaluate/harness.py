@@ -22,7 +22,6 @@ Chat templates are not applied.  From Python, `lm_eval.simple_evaluate(model=har
 
 import difflib
 import importlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -31,7 +30,8 @@ from e2wm_jax.errors import InputError, check_at_least
 from e2wm_jax.evaluate.benchmark_settings import HarnessSettings
 from e2wm_jax.evaluate.harness_requests import Answering, generate_until, loglikelihoods, rolling
 from e2wm_jax.evaluate.model import Evaluated, load_evaluated
-from e2wm_jax.files import write_text
+from e2wm_jax.evaluate.results import is_number
+from e2wm_jax.files import json_text, write_text
 from e2wm_jax.model_files import locate
 
 
@@ -75,9 +75,14 @@ def run(settings: HarnessSettings) -> dict[str, Any]:
             f"--tasks {','.join(names)}: their data cannot be loaded ({reason}); the Hugging Face hub must be in "
             "reach, or the tasks below --include-path name local files"
         ) from error
+    except OverflowError as error:  # of the harness' own e^nats
+        raise InputError(
+            f"--tasks {','.join(names)}: a perplexity is beyond float64 (more than 709 nats per word or byte); "
+            "`e2wm eval perplexity` gives the nats of such a model"
+        ) from error
     if settings.out is not None:
         convert = _lm_eval("lm_eval.utils").handle_non_serializable
-        write_text(settings.out, json.dumps(found, indent=2, ensure_ascii=False, default=convert) + "\n")
+        write_text(settings.out, json_text(found, indent=2, ensure_ascii=False, default=convert) + "\n")
     return {**scores(found), "lm_eval": harness.__version__}
 
 
@@ -139,10 +144,10 @@ def show(result: dict[str, Any]) -> None:
 
 
 def _metrics(values: Mapping[str, Any]) -> dict[str, float]:
-    """ "acc,none": 0.5 as "acc": 0.5; what is no number is left out, such as a standard error "N/A"."""
+    """ "acc,none": 0.5 as "acc": 0.5; what is no number is left out, such as a standard error "N/A" or NaN."""
     kept = {}
     for key, value in values.items():
-        if "," in key and isinstance(value, int | float):
+        if "," in key and is_number(value):
             kept[key.removesuffix(",none")] = float(value)
     return kept
 

@@ -1,29 +1,22 @@
 """Evaluations as pictures: every set's score with its interval and baseline, before and after; what was written."""
 
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from e2wm_jax.errors import InputError
-from e2wm_jax.evaluate.results import headline, is_number, majority_of, read_results
-from e2wm_jax.files import read_json_lines
+from e2wm_jax.evaluate.evaluations import Evaluation, asked, pairs
+from e2wm_jax.evaluate.report_examples import answered, written
+from e2wm_jax.evaluate.results import headline, is_number, majority_of
 from e2wm_jax.report import (
     Point,
     Section,
     bar_chart,
     details,
     key_values,
-    paragraph,
     scatter_chart,
     table,
-    texts,
 )
 from e2wm_jax.report.blocks import Cell
 
-RESULTS_FILE, PREDICTIONS = "results.json", "predictions"
-_LONGEST = 700  # characters of a text that is shown
 # Of each kind the score that is drawn, the first that is there; title of its chart and whether a majority is known.
 _SCORES = {
     "qa": (("accuracy",), "Questions", "accuracy"),
@@ -32,41 +25,6 @@ _SCORES = {
     "perplexity": (("nats",), "General text", "nats per token (lower is better)"),
 }
 Scores = dict[str, dict[str, float | None]]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What `eval all --out` has left in a directory, or a single file of predictions."""
-
-    label: str
-    sets: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # name -> {"kind", metrics, "intervals", ...}
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    predictions: Mapping[str, Path] = field(default_factory=dict)  # set -> JSON lines
-    data: tuple[str, ...] = ()  # where the sets lay
-
-
-def is_evaluation(path: Path) -> bool:
-    """Whether something like an evaluation lies there."""
-    return (path / RESULTS_FILE).is_file() or (path.is_file() and path.name.endswith((".jsonl", ".jsonl.gz")))
-
-
-def read_evaluation(path: Path, label: str) -> Evaluation:
-    """The evaluation in a directory of `eval all --out`, or with the predictions in one file.
-
-    Raises:
-        InputError: if there is none, or it is not of the form that the command writes.
-    """
-    if path.is_file():
-        return Evaluation(label, predictions={path.name.split(".")[0]: path}, facts={label: str(path)})
-    if not (path / RESULTS_FILE).is_file():
-        raise InputError(
-            f"{path}: no {RESULTS_FILE} in it; give the --out of `e2wm eval all`, or a file of predictions"
-        )
-    record = read_results(path / RESULTS_FILE)
-    adapters = " ".join(map(str, record["adapter"])) or "no adapter"
-    facts = {label: f"{record.get('model', '?')}, {adapters}"}
-    files = {file.name.split(".")[0]: file for file in sorted((path / PREDICTIONS).glob("*.jsonl"))}
-    return Evaluation(label, record["sets"], facts, files, tuple(record["settings"].get("data", ())))
 
 
 def sections(evaluations: Sequence[Evaluation], examples: int) -> list[Section]:
@@ -80,6 +38,8 @@ def sections(evaluations: Sequence[Evaluation], examples: int) -> list[Section]:
     if changes:
         headers = ["set", "right both times", "gained", "lost", "wrong both times"]
         found.append(Section("Questions gained and lost", [table(headers, changes)]))
+    if answers := list(answered(evaluations, examples)):
+        found.append(Section("What was answered", answers))
     if answers := list(written(evaluations, examples)):
         found.append(Section("What was written", answers))
     return found
@@ -185,68 +145,12 @@ def _numbers(result: Mapping[str, Any]) -> dict[str, float]:
     return {key: value for key, value in {**result, **clean}.items() if is_number(value)}
 
 
-def _records(path: Path | None) -> dict[int, dict[str, Any]]:
-    """The lines of a file of predictions that are about examples, by index."""
-    lines = (record for _, record in read_json_lines(path)) if path else ()
-    return {record["index"]: record for record in lines if isinstance(record.get("index"), int)}
-
-
-def _pairs(evaluations: Sequence[Evaluation]) -> Iterator[tuple[str, list[dict[int, dict[str, Any]]]]]:
-    """Of every set the predictions of each evaluation."""
-    for name in dict.fromkeys(name for one in evaluations for name in one.predictions):
-        yield name, [_records(one.predictions.get(name)) for one in evaluations]
-
-
 def _changed(evaluations: Sequence[Evaluation]) -> Iterator[list[Cell]]:
     """Of every set of questions: how many were answered right by the first and by the last."""
     if len(evaluations) < 2:
         return
-    for name, (first, *_, last) in _pairs(evaluations):
-        asked = [set(n for n, record in one.items() if {"choice", "gold"} <= record.keys()) for one in (first, last)]
-        common = sorted(asked[0] & asked[1])
+    for name, (first, *_, last) in pairs(evaluations):
+        common = sorted(asked(first) & asked(last))
         right = [tuple(one[n]["choice"] == one[n]["gold"] for one in (first, last)) for n in common]
         if right:
             yield [name, *(right.count(kind) for kind in ((True, True), (False, True), (True, False), (False, False)))]
-
-
-def written(evaluations: Sequence[Evaluation], examples: int) -> Iterator[str]:
-    """Examples of each generation set, evenly spaced: prompt, reference, and what each model wrote."""
-    for name, kept in _pairs(evaluations):
-        known = [n for n in sorted(set.union(*map(set, kept))) if any("prediction" in one.get(n, {}) for one in kept)]
-        shown = known[:: max(len(known) // examples, 1)][:examples] if examples else []
-        prompts = _prompts(evaluations, name) if shown else {}
-        blocks = [
-            texts(
-                {**({"prompt": _cut(prompts[n])} if n in prompts else {}), **_parts(evaluations, kept, n)},
-                title=f"{name}, example {n}",
-            )
-            for n in shown
-        ]
-        if blocks:
-            yield paragraph(f"{name}: {len(blocks)} of {len(known)} examples, evenly spaced.")
-            yield from blocks
-
-
-def _prompts(evaluations: Sequence[Evaluation], name: str) -> dict[int, str]:
-    """The prompts of a generation set, where its file still lies where it lay."""
-    from e2wm_jax.data.source import read_task
-    from e2wm_jax.evaluate.sets import find_sets  # it brings what evaluates
-
-    for source in dict.fromkeys(source for one in evaluations for source in one.data):
-        with contextlib.suppress(InputError):
-            for found in find_sets(source):
-                if (found.name, found.kind) == (name, "generate"):
-                    return {n: example.input for n, example in enumerate(read_task(found.path))}
-    return {}
-
-
-def _parts(evaluations: Sequence[Evaluation], kept: list[dict[int, dict[str, Any]]], n: int) -> dict[str, str]:
-    found = [one.get(n, {}) for one in kept]
-    said = {key: next((str(one[key]) for one in found if key in one), None) for key in ("reference", "answer")}
-    parts = {key: _cut(text) for key, text in said.items() if text is not None}
-    wrote = zip(evaluations, found, strict=True)
-    return parts | {one.label: _cut(str(record["prediction"])) for one, record in wrote if "prediction" in record}
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 150]} […] {text[-150:]}"

@@ -9,7 +9,8 @@ import e2wm_jax
 from e2wm_jax import demo
 from e2wm_jax.bench.redraw import draw as draw_benchmark
 from e2wm_jax.errors import InputError, check_at_least, first_line
-from e2wm_jax.evaluate.report import Evaluation, is_evaluation, read_evaluation, sections
+from e2wm_jax.evaluate.evaluations import Evaluation, is_evaluation, read_evaluation
+from e2wm_jax.evaluate.report import sections
 from e2wm_jax.files import read_json
 from e2wm_jax.fisher.report import draw as draw_fisher
 from e2wm_jax.pages import experiences, training

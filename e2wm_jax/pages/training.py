@@ -7,7 +7,7 @@ from typing import Any
 import e2wm_jax
 from e2wm_jax.errors import InputError
 from e2wm_jax.evaluate import report as evaluation
-from e2wm_jax.evaluate.report import Evaluation
+from e2wm_jax.evaluate.evaluations import RESULTS_FILE, Evaluation
 from e2wm_jax.files import read_json
 from e2wm_jax.fisher.report import summary_pictures
 from e2wm_jax.metrics import read_metrics
@@ -49,7 +49,7 @@ def _fisher(settings: Mapping[str, Any]) -> list[str]:
 def evaluation_beside(folder: Path) -> Path | None:
     """Where the evaluation of a run lies: in its directory or in one below."""
     places = [folder, *sorted(part for part in folder.iterdir() if part.is_dir())]
-    return next((place for place in places if (place / evaluation.RESULTS_FILE).is_file()), None)
+    return next((place for place in places if (place / RESULTS_FILE).is_file()), None)
 
 
 def _outcome(rows: list[dict[str, Any]]) -> dict[str, Any]:
