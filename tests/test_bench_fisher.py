@@ -316,7 +316,7 @@ def test_ratios_are_medians_of_rounds(tmp_path, monkeypatch, capsys):
     assert "examples/s" in shown
     (of_opacus,) = (line.split() for line in shown.splitlines() if line.startswith("opacus"))
     # A ratio to the official loop would be of two measurements; what it is set against stands below.
-    expected = "opacus 8 [8, 8] 0.38 4.00 [4.00, 4.00] 8.00 [8.00, 8.00] 2.00 9.0e-01; WRONG in 1 of 2 tensors, e.g. w"
+    expected = "opacus 8 [8, 8] 0.38 4.00 [4.00, 4.00] 8.00 2.00 9.0e-01; WRONG in 1 of 2 tensors, e.g. w"
     assert of_opacus == expected.split()
     assert re.search(r"textbook, beside opacus +2 \[2, 2\]\n", shown)
     html = (tmp_path / "a/report.html").read_text()

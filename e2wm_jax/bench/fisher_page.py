@@ -114,7 +114,7 @@ def _cell(row: Report, key: str) -> str | float | None:
         return None  # the latter goes through `textbook`, so two measurements are in it
     if key == "seconds":
         return _spread(row)
-    low_high = row.get(f"{key}_range")
+    low_high = row.get(f"{key}_range") if key == "over_textbook" else None  # of the others in the JSON: a desk's width
     return f"{row[key]:.2f} [{low_high[0]:.2f}, {low_high[1]:.2f}]" if low_high else f"{row[key]:.2f}"
 
 
