@@ -30,16 +30,32 @@ _NO_TEXT = {
 }
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is such a file or folder.
+
+    Raises:
+        InputError: for a name that none can have, or one that may not be looked at.
+    """
+    try:
+        return path.exists()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{str(path)[:80]!r}: no file ({reason})") from error
+
+
 def read_bytes(path: Path) -> bytes:
     """The content of a file, decompressed if it is gzipped.
 
     Raises:
         InputError: if there is no such file, a git-LFS pointer in its place, or a damaged gzip archive.
     """
-    if not path.is_file():
+    if not is_there(path) or not path.is_file():
         raise InputError(f"{path}: is a directory; give a file" if path.is_dir() else f"{path}: no such file")
     check_fetched(path)
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     if path.suffix != ".gz" and not content.startswith(_GZIP):
         return content
     try:

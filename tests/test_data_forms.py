@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from e2wm_jax.data.example import Completion, Conversation, Document, TaskExample
-from e2wm_jax.data.source import read_documents, read_examples, read_questions, read_task, read_texts
+from e2wm_jax.data.source import parse_mixture, read_documents, read_examples, read_questions, read_task, read_texts
 from e2wm_jax.errors import InputError
 
 ROWS = [{"prompt": "2 + 2 is", "completion": " 4, of course"}, {"prompt": 'say "a,\tb"', "completion": "\na\n\nb\n"}]
@@ -67,6 +67,8 @@ def test_parquet_and_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     made.save_to_disk(tmp_path / "saved")
     datasets.DatasetDict(train=made, test=made.select([0])).save_to_disk(tmp_path / "parts")
     asked = []
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(hub.HfApi, "dataset_info", lambda self, name, **options: None)
     monkeypatch.setattr(datasets, "load_dataset", lambda path, **options: asked.append((path, options)) or made)
     expected = [tuple(row.values()) for row in ROWS]
     for path in (tmp_path / "a.parquet", tmp_path / "saved", tmp_path / "parts", Path("org/name?name=main")):
@@ -85,7 +87,9 @@ def test_parquet_and_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(datasets, "load_dataset", lambda path, **options: 1 / 0)
     (tmp_path / "bad.parquet").write_bytes(b"PAR1" + b"x" * 99)
     (tmp_path / "none.parquet").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
     for name, message in {
+        "other/typo": "^other/typo: no such file$",
         str(tmp_path / "other"): "has the parts validation, test and no train; save the one",
         str(tmp_path): "is a directory; give a file, or a folder that save_to_disk",
         "org/name": "no such file, and no data set of the hub",
@@ -291,6 +295,14 @@ def test_tables_that_cannot_be_read(content: str, message: str, tmp_path: Path) 
     (tmp_path / "a.csv").write_text(content)
     with pytest.raises(InputError, match=message):
         read_examples(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x/" * 3000 + "a.json"])
+def test_names_that_no_file_can_have(name: str) -> None:
+    for read in (parse_mixture, lambda name: read_examples(Path(name)), read_texts, lambda name: read_task(Path(name))):
+        with pytest.raises(InputError, match="no file ") as caught:
+            read(name)
+        assert len(str(caught.value)) < 200
 
 
 def test_a_long_cell_and_a_long_line(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.files import parse_json, read_json_lines, read_text, why_not_json
+from e2wm_jax.files import is_there, parse_json, read_json_lines, read_text, why_not_json
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(\?\w+=[^&]+(&\w+=[^&]+)*)?")  # org/name?split=train&name=subset
 _SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".tsv", ".tab", ".txt")
@@ -31,9 +31,9 @@ def read_records(path: Path) -> Records:
         InputError: naming file and line of what is malformed, or the file where it is of no format that is known.
     """
     suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
-    if path.is_dir():
+    if is_there(path) and path.is_dir():
         return Records("datasets folder", _numbered(path, _saved_data_set(path)))
-    if not path.exists() and suffix not in _SUFFIXES and _HUB_ID.fullmatch(str(path)):
+    if _HUB_ID.fullmatch(str(path)) and suffix not in _SUFFIXES and not (is_there(path) or path.parent.exists()):
         return Records("data set of the hub", _numbered(path, _hub_data_set(str(path))))
     if suffix == ".parquet":
         return Records("Parquet", _numbered(path, _parquet(path)))
@@ -150,7 +150,11 @@ def _hub_data_set(name: str) -> Iterable[Mapping[str, Any]]:
     if unknown := options.keys() - {"name", "revision"}:
         raise InputError(f"{name}: no option {min(unknown)}; options of data sets: split, name, revision")
     datasets = _datasets(Path(name))
+    import huggingface_hub  # comes with it
+
     try:
+        if not huggingface_hub.constants.HF_HUB_OFFLINE:  # a name that is none shows here at once, there after retries
+            huggingface_hub.HfApi().dataset_info(repository, timeout=10)
         found = datasets.load_dataset(repository, **options)
     except Exception as error:  # of any library below it, or of the network
         raise InputError(f"{name}: no such file, and no data set of the hub ({_first_line(error)})") from error

@@ -13,7 +13,7 @@ from e2wm_jax.data.example import Document, Example, Question, TaskExample
 from e2wm_jax.data.online import PREFIX, OnlineTask, parse_online
 from e2wm_jax.data.records import read_records
 from e2wm_jax.errors import InputError
-from e2wm_jax.files import read_text
+from e2wm_jax.files import is_there, read_text
 from e2wm_jax.progress import say
 
 PYDOC_SPLITS = ("pydoc:fisher", "pydoc:held-out")
@@ -65,6 +65,9 @@ def _parse_words(text: str, flag: str) -> list[tuple[float, Path | OnlineTask]]:
             raise InputError(f"{flag} {text!r}: {name!r} has two weights, {before} and {own}; give it one")
         weight = _checked(own or before, f"{flag} {text!r}")
         sources = parse_online(name) if name.startswith(PREFIX) else [Path(name)]
+        for source in sources:
+            if isinstance(source, Path):
+                is_there(source)  # refuses what no file can be called
         mixture += [(weight, source) for source in sources]
         before = None
     if before is not None:
