@@ -18,6 +18,9 @@ class InputError(ValueError):
     The command line prints it as ``error: <message>`` and exits with code 2, without a traceback.
     """
 
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))  # names in files may hold ends of lines
+
 
 def first_line(error: BaseException) -> str:
     """What an exception of a library says, as a part of a message of one line."""
