@@ -101,6 +101,9 @@ class _Wanted:
 _Patterns = list[tuple[str, float]]
 
 
+_MOST_RANK = 1 << 17  # more than any matrix has rows or columns
+
+
 def check(lora: LoraConfig) -> tuple[list[_Wanted], _Patterns, _Patterns]:
     """What can be judged without a model; returns targets, rank and alpha patterns.
 
@@ -109,6 +112,10 @@ def check(lora: LoraConfig) -> tuple[list[_Wanted], _Patterns, _Patterns]:
     """
     if lora.rank < 1:
         raise InputError(f"--lora.rank {lora.rank}: must be at least 1")
+    if lora.rank > _MOST_RANK:
+        raise InputError(f"--lora.rank {lora.rank}: must be at most {_MOST_RANK}")
+    if not math.isfinite(lora.alpha):
+        raise InputError(f"--lora.alpha {lora.alpha}: must be a finite number")
     ranks = _patterns("--lora.rank-pattern", lora.rank_pattern, "RANK", int, least=1)
     alphas = _patterns("--lora.alpha-pattern", lora.alpha_pattern, "ALPHA", float, least=-math.inf)
     if lora.targets == "all-linear":

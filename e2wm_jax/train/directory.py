@@ -18,7 +18,7 @@ from e2wm_jax.files import read_json, sha256
 from e2wm_jax.fisher.corpus import Corpus
 from e2wm_jax.fisher.storage import Fisher
 from e2wm_jax.progress import say
-from e2wm_jax.train.settings import TASK_ROWS, TrainSettings
+from e2wm_jax.train.settings import MOST_STEPS, TASK_ROWS, TrainSettings
 
 CONFIG_FILE = "config.json"
 CONTENT = "content"  # in it: digests of all that was read, by the setting that names it
@@ -119,6 +119,7 @@ def check_out(settings: TrainSettings, *, longer: bool = True) -> None:
         if _holds_something(out):
             raise InputError(f"--out {out}: already holds a run; continue it with --resume, or give a new directory")
         return
+    _check_kinds(out)
     earlier = _earlier(settings)
     if earlier is None:
         if _holds_something(out):
@@ -165,6 +166,8 @@ def check_length(settings: TrainSettings, steps_per_epoch: int) -> list[int]:
             f"--warmup-steps {settings.warmup_steps}: must be fewer than the {steps} steps of the run"
             + ("" if settings.steps else f", {settings.epochs} epochs of {steps_per_epoch}")
         )
+    if steps > MOST_STEPS:
+        raise InputError(f"--steps: {steps} are more than the {MOST_STEPS} that a run may have")
     earlier = _earlier(settings)
     if earlier is None:
         return [steps]
@@ -184,6 +187,16 @@ def check_length(settings: TrainSettings, steps_per_epoch: int) -> list[int]:
     return [*lengths, steps]
 
 
+def _check_kinds(out: Path) -> None:
+    """That what a run writes again is still of its kind."""
+    for name in ("checkpoints", "adapter"):
+        if (out / name).exists() and not (out / name).is_dir():
+            raise InputError(f"{out / name}: is not a directory; move it away, a run keeps its {name} there")
+    for name in ("metrics.jsonl", "validation.jsonl", "report.html"):
+        if (out / name).exists() and not (out / name).is_file():
+            raise InputError(f"{out / name}: is not a file; move it away, a run writes there")
+
+
 def _earlier(settings: TrainSettings) -> dict[str, Any] | None:
     """With --resume the record of the run, if it has begun; texts of versions in which these were one are lists."""
     path = settings.out / CONFIG_FILE
@@ -193,7 +206,27 @@ def _earlier(settings: TrainSettings) -> dict[str, Any] | None:
     for key in ("data", "validation"):
         if isinstance(record.get(key), str):
             record[key] = [record[key]] if record[key] else []
+    if not _is_a_record(record):
+        raise InputError(f"{path}: is not as `e2wm train` wrote it; restore it, or give a new --out")
     return record
+
+
+def _is_a_record(record: dict[str, Any]) -> bool:
+    """Whether what is read of config.json is of its type."""
+    content = record.setdefault(CONTENT, {})
+    if not isinstance(content, dict):
+        return False
+    texts = [record.get(key) or [] for key in ("data", "validation", "regularizer_data")]
+    numbers = [number for key in _LENGTH if (number := record.get(key)) is not None]
+    lengths = content.get(LENGTHS, [1])
+    mixtures = [value for name, value in content.items() if isinstance(value, list) and name != LENGTHS]
+    return (
+        all(isinstance(text, list) and all(isinstance(part, str) for part in text) for text in texts)
+        and isinstance(lengths, list)
+        and bool(lengths)
+        and all(type(number) is int and number > 0 for number in [*numbers, *lengths])
+        and all(isinstance(part, list) and len(part) == 3 for mixture in mixtures for part in mixture)
+    )
 
 
 def _with_defaults(earlier: dict[str, Any], key: str, settings: TrainSettings) -> Any:
@@ -208,9 +241,7 @@ def _with_defaults(earlier: dict[str, Any], key: str, settings: TrainSettings) -
 
 def _content_of_record(record: dict[str, Any]) -> dict[str, Any]:
     """The digests of a run; of earlier versions, which had them by the names of the files, in the form of today."""
-    content = record.get(CONTENT)
-    if not isinstance(content, dict):
-        return {}
+    content: dict[str, Any] = record[CONTENT]
     if not record.get("data") or "data" in content:
         return content
     parts = []

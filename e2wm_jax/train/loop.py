@@ -27,6 +27,7 @@ from e2wm_jax.train.step import Controls, StepConfig, TrainState, train_step
 from e2wm_jax.train.stopping import Clock, Validated, exhausted, lowest
 from e2wm_jax.train.throughput import Pace
 
+_KEYS = ("loss", "task_loss", "penalty", "grad_norm", "lr", "strength")  # of a row of metrics.jsonl
 METRICS_FILE, PROFILE = "metrics.jsonl", "profile"
 
 
@@ -99,9 +100,9 @@ def run_loop(job: Job, state: TrainState, saves: Checkpoints) -> tuple[TrainStat
     first, mesh = int(state.step) + 1, job.config.scope.mesh
     started = time.monotonic()
     totals = Totals(replace(job.pace, done=first - 1), started)
-    names = (METRICS_FILE,) if job.validate is None else (METRICS_FILE, VALIDATION_FILE)
+    logs = {METRICS_FILE: _KEYS} | ({} if job.validate is None else {VALIDATION_FILE: ("nats",)})
     with (
-        records(job.settings.out, names, first - 1) as record,
+        records(job.settings.out, logs, first - 1) as record,
         progress_bar("train", job.steps, "step") as bar,
         stop_requests() as stop,
         profile(job.settings.out / PROFILE, job.settings.profile_steps) as profiled,
@@ -241,7 +242,8 @@ def _begin(job: Job, sinks: _Sinks, state: TrainState, totals: Totals) -> Totals
         return totals
     path, rows = job.settings.out / VALIDATION_FILE, []
     if int(state.step):
-        rows = [row for row in read_metrics(path) if 0 < row["step"] <= int(state.step)] if path.is_file() else []
+        rows = read_metrics(path) if path.is_file() else []
+        rows = [row for row in rows if 0 < row["step"] <= int(state.step)]
     else:
         _validated(job, sinks, 0, state)
     return replace(totals, validated=tuple(Validated(row["step"], row["nats"]) for row in rows), clock=time.monotonic())

@@ -1,6 +1,6 @@
 """What a run leaves beside its result while it works: rows of logs, and a profile."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,13 @@ _WARM = 2  # steps before a profile begins: those that compile
 
 
 @contextmanager
-def records(out: Path, names: Sequence[str], last_step: int) -> Iterator[Callable[[str, dict[str, Any]], None]]:
+def records(
+    out: Path, logs: Mapping[str, Sequence[str]], last_step: int
+) -> Iterator[Callable[[str, dict[str, Any]], None]]:
     """record(name, row) appends to a log of the run, whose rows after `last_step` are dropped; only one host does.
+
+    Args:
+        logs: their names, and what their rows have besides a step.
 
     Raises:
         InputError: for a log with a line that is no row of one.
@@ -24,8 +29,10 @@ def records(out: Path, names: Sequence[str], last_step: int) -> Iterator[Callabl
         return
     with ExitStack() as opened:
         # A run that begins measures its start (step 0) anew.
-        logs = (metrics_log(out / name, last_step=last_step or -1) for name in names)
-        files = dict(zip(names, map(opened.enter_context, logs), strict=True))
+        files = {
+            name: opened.enter_context(metrics_log(out / name, last_step=last_step or -1, keys=keys))
+            for name, keys in logs.items()
+        }
         yield lambda name, row: append(files[name], row)
 
 

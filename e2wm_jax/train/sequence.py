@@ -19,6 +19,7 @@ from e2wm_jax.config import ModelConfig
 from e2wm_jax.data.batch import Row
 from e2wm_jax.data.loader import Loader
 from e2wm_jax.data.tokenizer import load_tokenizer
+from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json, write_json
 from e2wm_jax.fisher.corpus import Corpus, check_corpus_ids, read_corpus, where
 from e2wm_jax.fisher.storage import Fisher
@@ -205,7 +206,10 @@ def _open_record(settings: SequenceSettings, content: dict[str, Any]) -> dict[st
     """The record so far; settings and digests are written beside it."""
     path = settings.out / RECORD_FILE
     if settings.resume and path.is_file():
-        return read_json(path)
+        record = read_json(path)
+        if not all(isinstance(record.get(key), list) for key in ("tasks", "losses", "text", "runs")):
+            raise InputError(f"{path}: is not as `e2wm sequence` wrote it; restore it, or give a new --out")
+        return record
     if jax.process_index() == 0:
         settings.out.mkdir(parents=True, exist_ok=True)
         write_json(settings.out / CONFIG_FILE, resolved(settings) | {CONTENT: content})

@@ -10,6 +10,9 @@ from e2wm_jax.data.source import online_tasks, parse_mixture
 from e2wm_jax.errors import InputError, check_at_least
 
 APPEND_EOS = {"auto": None, "yes": True, "no": False}
+MOST_STEPS = 100_000_000  # a learning rate for each is kept
+_INFINITE = 2.0**128  # of float32
+_MOST_ROWS = 1_000_000  # of a step
 TASK_ROWS = "task"  # in place of general text: the rows of the task itself
 
 
@@ -154,20 +157,28 @@ def check(settings: TrainSettings) -> None:
         ("--regularizer-batch-size", settings.regularizer_batch_size, 1),
         ("--profile-steps", settings.profile_steps, 0),
     )
+    for flag, value, most in (
+        ("--steps", settings.steps or 0, MOST_STEPS),
+        ("--batch-size x --accumulate", settings.batch_size * settings.accumulate, _MOST_ROWS),
+        ("--regularizer-batch-size", settings.regularizer_batch_size, _MOST_ROWS),
+        ("--seed", settings.seed, 2**32 - 1),
+    ):
+        if not 0 <= value <= most:
+            raise InputError(f"{flag} {value}: must be from 0 to {most}")
     for flag, number in (
         ("--lr", settings.lr),
         ("--strength", settings.strength),
         ("--weight-decay", settings.weight_decay),
         ("--decay", settings.decay),
     ):
-        if not 0 <= number < float("inf"):
+        if not 0 <= number < _INFINITE:
             raise InputError(f"{flag} {number}: must be a finite number, 0 or more")
     for flag, positive in (
         ("--damping", settings.damping),
         ("--clip", settings.clip),
         ("--max-minutes", settings.max_minutes),
     ):
-        if positive is not None and not 0 < positive < float("inf"):
+        if positive is not None and not 0 < positive < _INFINITE:
             raise InputError(f"{flag} {positive}: must be a finite number above 0")
     if settings.steps is not None and settings.warmup_steps >= settings.steps:
         raise InputError(f"--warmup-steps {settings.warmup_steps}: must be fewer than --steps {settings.steps}")
