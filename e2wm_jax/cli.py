@@ -204,10 +204,11 @@ def _shown(option: Option) -> str:
 
 
 def _config(settings: Any) -> str:
-    """The resolved settings as TOML."""
-    from e2wm_jax.settings_files import as_toml
+    """The resolved settings as TOML; a command whose files hold more than settings says what."""
+    from e2wm_jax.settings_files import as_toml, plain, toml
 
-    return as_toml(settings)
+    resolved = getattr(sys.modules[type(settings).__module__], "resolved", None)
+    return as_toml(settings) if resolved is None else toml(plain(resolved(settings)))
 
 
 def _complaint(settings: type, words: list[str], boxed: str) -> str:

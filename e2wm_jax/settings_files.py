@@ -50,7 +50,7 @@ def read_settings(kind: type, path: Path, missing: Any) -> Any:
     if isinstance(record.get(_CONTENT), Mapping):
         del record[_CONTENT]
     for field in fields(kind):  # what a command sets itself, as its config.json has it
-        if field.name not in shown(kind) and record.get(field.name, ...) == _plain(field.default):
+        if field.name not in shown(kind) and record.get(field.name, ...) == plain(field.default):
             del record[field.name]
     unset = {option.field.name: missing for option in options_of(kind) if option.required and "." not in option.name}
     return kind(**{**unset, **values_of(kind, record, str(path), known=shown(kind))})
@@ -65,7 +65,7 @@ def shown(kind: type) -> list[str]:
 def as_toml(settings: Any) -> str:
     """Settings as a TOML file that `--config` reads; what is not set stands as a comment."""
     record = dataclasses.asdict(settings)
-    return toml({name: _plain(record[name]) for name in shown(type(settings))})
+    return toml({name: plain(record[name]) for name in shown(type(settings))})
 
 
 def toml(table: Mapping[str, Any], prefix: str = "") -> str:
@@ -90,11 +90,12 @@ def _is_table(value: Any) -> bool:
     )
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Settings as JSON and TOML have them: paths as text, tuples as lists."""
     if isinstance(value, dict):
-        return {name: _plain(one) for name, one in value.items()}
+        return {name: plain(one) for name, one in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(one) for one in value]
+        return [plain(one) for one in value]
     return str(value) if isinstance(value, Path) else value
 
 

@@ -164,6 +164,20 @@ def test_the_config_of_a_run_is_a_config_file(here):
     assert (settings.steps, settings.lora.rank, settings.out) == (4, 2, Path("p"))
 
 
+def test_the_file_of_a_comparison_is_written_whole(here, capsys):
+    (here / "c.toml").write_text(
+        'model = "m"\nstrengths = [1.0, 10.0]\n[train]\nlora = {rank = 4}\n[[arm]]\nname = "far"\nstrength = 2.0\n'
+    )
+    assert main(["compare", "--out", "o", "--config", "c.toml", "--steps", "3", "--print-config"]) == 0
+    (here / "d.toml").write_text(capsys.readouterr().out)
+    assert main(["compare", "--out", "o", "--config", "d.toml", "--print-config"]) == 0
+    written = tomllib.loads(capsys.readouterr().out)
+    assert written == tomllib.loads((here / "d.toml").read_text())
+    assert (written["model"], written["steps"], written["strengths"]) == ("m", 3, ["1.0", "10.0"])
+    assert written["train"] == {"lora": {"rank": 4}}
+    assert written["arm"] == [{"name": "far", "strength": 2.0}]
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

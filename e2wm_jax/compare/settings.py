@@ -1,7 +1,7 @@
 """The settings of `e2wm compare`: flags, a TOML file with the same names, or both."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from e2wm_jax.errors import InputError
 from e2wm_jax.settings_files import read_table
 from e2wm_jax.settings_values import build, check_name
 
+_OWN = ("out", "config", "resume")  # of one call, not of a file
 TABLES = ("train", "fisher", "arm")  # of the file, besides the names of flags
 
 
@@ -93,13 +94,23 @@ def read_config(settings: CompareSettings) -> tuple[CompareSettings, dict[str, A
     record = {name.replace("-", "_"): value for name, value in read_table(settings.config).items()}
     tables = {name: record.pop(name) for name in TABLES if name in record}
     _check_tables(tables, where)
-    names = [field.name for field in fields(CompareSettings) if field.name not in ("out", "config", "resume")]
+    names = [field.name for field in fields(CompareSettings) if field.name not in _OWN]
     for name in record:
         check_name(name, [*names, *TABLES], where)
     listed = {name: _listed(name, value) for name, value in record.items()}
     said = build(CompareSettings, listed | {"out": str(settings.out)}, where)
     unsaid = [name for name in record if getattr(settings, name) == _default(name)]
     return replace(settings, **{name: getattr(said, name) for name in unsaid}), tables
+
+
+def resolved(settings: CompareSettings) -> dict[str, Any]:
+    """What a --config file has to say for these settings, but for `out`, which each comparison has of its own.
+
+    Raises:
+        InputError: as `read_config`.
+    """
+    said, tables = read_config(settings)
+    return {name: value for name, value in asdict(said).items() if name not in _OWN} | tables
 
 
 def _default(name: str) -> Any:
