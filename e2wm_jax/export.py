@@ -14,6 +14,7 @@ from e2wm_jax.files import read_json
 from e2wm_jax.model_files import CHAT_TEMPLATES, COMPANIONS, CONFIG_FILE, ModelFiles, locate
 from e2wm_jax.models.saving import check_new, new_folder, parameter_sizes, write_model
 from e2wm_jax.models.weights import config_to_hf, load, open_model
+from e2wm_jax.progress import busy
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -39,10 +40,11 @@ def run(settings: ExportSettings) -> dict[str, Any]:
     }
     _check_space(settings.out, sum(size * _BYTES[dtypes[name]] for name, size in sizes.items()))
 
-    params = load(files, _exact({*stored.values(), *dtypes.values()})).params
+    with busy("loading the model"):
+        params = load(files, _exact({*stored.values(), *dtypes.values()})).params
     if adapter is not None:
         params = lora.merge(params, *adapter)
-    with new_folder(settings.out) as folder:
+    with busy("writing the model"), new_folder(settings.out) as folder:
         total = write_model(folder, config, params, dtypes=dtypes, hf_config=_hf_config(files, config, tokenizer))
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)

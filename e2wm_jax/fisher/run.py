@@ -22,7 +22,7 @@ from e2wm_jax.fisher.streaming import Pass, begin, keep, stream
 from e2wm_jax.fisher.summary import as_text, summarize, tensors_of
 from e2wm_jax.models.quantized import compute_dtype, quantizer
 from e2wm_jax.models.weights import Model, load
-from e2wm_jax.progress import progress_bar, say
+from e2wm_jax.progress import busy, progress_bar, say
 
 REPORT_FILE = "report.html"
 
@@ -89,7 +89,9 @@ def show(result: dict[str, Any]) -> None:
 def _load(settings: FisherSettings, plan: Plan) -> Model:
     """The model, on the mesh if there is one, and what only its weights can tell checked."""
     mesh = plan.computation.mesh
-    model = load(plan.files, compute_dtype(settings.base_dtype), mesh=mesh, transform=quantizer(settings.base_dtype))
+    dtype = settings.base_dtype
+    with busy("loading the model"):
+        model = load(plan.files, compute_dtype(dtype), mesh=mesh, transform=quantizer(dtype))
     if saved := resume.find(settings.out):
         resume.check_same(saved, {"fingerprint": model.fingerprint})
     if settings.previous is not None and plan.previous is not None:
