@@ -194,6 +194,19 @@ def test_collate_packed_by_hand() -> None:
     assert [leaf.dtype for leaf in batch] == [np.int32] * 4 + [np.float32]
 
 
+def test_rows_with_targets_here_and_there_by_hand() -> None:
+    """As of conversations: of the first row the tokens 1 and 3 are predicted."""
+    first = Row(np.array([1, 2, 3, 4], np.int32), 1, 0.5, np.array([1, 3], np.int32))
+    second = Row(np.array([5, 6], np.int32), 1)
+    assert (first.num_targets, second.num_targets) == (2, 1)
+    batch = collate([first, second], length=4, num_targets=3, batch_size=2)
+    assert batch.targets.tolist() == [[1, 3, 1], [1, 1, 1]]
+    assert batch.weights.tolist() == [[0.5, 0.5, 0], [1, 0, 0]]
+    packed = collate_packed([[second, first]], length=6, num_targets=3, batch_size=1)
+    assert packed.targets.tolist() == [[1, 3, 5]]
+    assert packed.weights.tolist() == [[1, 0.5, 0.5]]
+
+
 def documents(step: StepBatch) -> list[tuple[Any, ...]]:
     """Read back from the arrays, whatever row they are in: (tokens, positions, predicted tokens and weights)."""
     batch = Batch(*(leaf.reshape(-1, leaf.shape[-1]) for leaf in step.batch))

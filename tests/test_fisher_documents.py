@@ -160,6 +160,12 @@ def test_only_targets_are_predicted() -> None:
     assert predicted == [3, 4, 5, 103]
 
 
+def test_targets_here_and_there_are_predicted() -> None:
+    row = Row(np.arange(5, dtype=np.int32), 1, chosen=np.array([1, 4], np.int32))
+    batch = collate_documents([[(0, row)]], length=8, rows=1, documents=1, window=8)
+    assert batch.predicted.tolist() == [[1, 0, 0, 1, 0, 0, 0, 0]]
+
+
 @pytest.mark.parametrize("layout", ["rows", "packed"])
 def test_hosts_have_the_parts_of_one_batch(layout: Any) -> None:
     rows = rows_of(LENGTHS)

@@ -140,8 +140,10 @@ def test_a_fisher_of_other_special_tokens_is_said(
     ],
 )
 def test_bad_data_options_are_one_line(
-    options: list[str], message: str, tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+    options: list[str], message: str, tmp_path: Path, model: Path, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert main(["train", "--model", str(tiny_llama), "--data", "x", "--chat", "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: --chat: the model's tokenizer has no chat templ")
     data = tmp_path / "a.jsonl"
     data.write_text('{"text": "one two"}\n')
     words = ["--model", str(model), "--data", str(data), "--steps", "1", "--out", str(tmp_path / "run")]

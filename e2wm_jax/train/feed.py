@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from e2wm_jax.config import ModelConfig
 from e2wm_jax.data.batch import Batch
+from e2wm_jax.data.chat import check_template
 from e2wm_jax.data.loader import Loader, StepBatch
 from e2wm_jax.data.online_rows import RowMaker, online_rows
 from e2wm_jax.data.source import online_tasks, parse_mixture, read_mixture
@@ -39,6 +40,8 @@ def open_data(
     Raises:
         InputError: for data that cannot be read or made, or that the model cannot read, before the context is entered.
     """
+    if settings.chat:
+        check_template(tokenizer)
     mixture = parse_mixture(settings.data)
     examples = read_mixture(mixture, columns=settings.columns, chat=settings.chat)
     rows, kept = task_rows(
