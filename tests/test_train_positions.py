@@ -4,14 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers import ids_of
 
 from e2wm_jax.config import MODELS, LoraConfig
+from e2wm_jax.data.batch import Row
 from e2wm_jax.data.loader import sorted_batches
 from e2wm_jax.errors import InputError
 from e2wm_jax.evaluate.model import load_evaluated, row_nll
-from e2wm_jax.evaluate.perplexity import document_tokens
 from e2wm_jax.fisher.run import run as run_fisher
 from e2wm_jax.fisher.settings import FisherSettings
 from e2wm_jax.metrics import read_metrics
@@ -76,8 +77,8 @@ def test_padding_changes_nothing_in_evaluation_and_fisher(scaled, example, tiny_
     text = f"{example['input']} {example['ref']}"
     expected = nats(model, tiny_tokenizer, "", text)
     evaluated = load_evaluated(str(folder))
-    rows, _ = document_tokens(evaluated, {0: text}, max_length=512)
-    ((batch, _),) = sorted_batches(list(rows.values()), 2, 512)
+    rows = [Row(np.asarray(ids_of(tiny_tokenizer, text), np.int32), 1)]
+    ((batch, _),) = sorted_batches(rows, 2, 512)
     assert batch.ids.shape[1] > POSITIONS, "padded beyond the positions"
     found = row_nll(evaluated, batch)[batch.weights > 0].mean()
     assert found == pytest.approx(expected, rel=1e-5)
@@ -147,3 +148,17 @@ def test_a_rotation_that_goes_on_is_said_and_computed_as_transformers_does(
     assert step["task_loss"] == pytest.approx(expected, rel=1e-5)
     assert "a.json:1: " in (said := capsys.readouterr().err)
     assert f"beyond the {POSITIONS} positions that the model was trained for" in said
+
+
+def test_a_comparison_finds_rows_beyond_before_anything_is_trained(scaled, example, tmp_path, monkeypatch):
+    from e2wm_jax.compare.plan import make_plan
+    from e2wm_jax.compare.settings import CompareSettings
+
+    monkeypatch.chdir(tmp_path)
+    Path("long.json").write_text(f"{json.dumps(example)}\n{json.dumps(LONG)}\n")
+    question = {"input": "Which?", "answer": "a", "answer_list": ["a", "b"]}
+    Path("act_recog.json").write_text(json.dumps(question) + "\n")
+    given = {"model": str(scaled[0]), "data": ("long.json",), "eval": ("act_recog.json",), "out": tmp_path / "out"}
+    with pytest.raises(InputError, match=r"long\.json:2: \d+ tokens, but beyond"):
+        make_plan(CompareSettings(**given, regularizers=("none",), steps=1))
+    assert not (tmp_path / "out").exists()

@@ -13,6 +13,7 @@ from e2wm_jax.compare.sets import Evaluation, check_sets, embodied_sets, text_se
 from e2wm_jax.compare.settings import CompareSettings, read_config
 from e2wm_jax.config import BaseDType
 from e2wm_jax.data.source import parse_mixture, read_documents, read_mixture
+from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError, check_at_least
 from e2wm_jax.evaluate.model import open_evaluated
 from e2wm_jax.evaluate.sets import EvalSet
@@ -25,9 +26,14 @@ from e2wm_jax.regularizers.catalogue import regularizer
 from e2wm_jax.settings_values import build, check_values, merged
 from e2wm_jax.train.settings import TASK_ROWS, TrainSettings
 from e2wm_jax.train.settings import check as check_train
+from e2wm_jax.train.validation import check_rows
 
 _OF_A_RUN = ("model", "out", "seed", "resume", "distributed")  # the comparison's to set
 _OF_A_FISHER = ("model", "out", "resume", "distributed", "previous", "decay")
+_OF_THE_ROWS = (  # settings of training by which its rows differ
+    *("data", "validation", "regularizer_data", "regularizer_samples", "columns", "chat", "append_eos", "max_length"),
+    *("special_tokens", "skip_truncated"),
+)
 _TRAIN_FLAGS = ("steps", "epochs", "lr", "batch_size", "max_length")
 _BLOCKS, _BLOCK = 64, 1 << 16  # of a model's file, and bytes of each, by which it is known
 GENERAL_TEXT, RETENTION_TEXT = "pydoc:fisher", "pydoc:held-out"
@@ -251,7 +257,9 @@ def _said(**values: Any) -> dict[str, Any]:
 
 def _check_arms(plan: Plan) -> None:
     """That every run and every Fisher can start: settings, files, targets."""
-    config, _ = open_model(locate(plan.model))
+    files = locate(plan.model)
+    config, _ = open_model(files)
+    runs: dict[tuple[Any, ...], TrainSettings] = {}  # those that differ in what they read
     for arm in plan.arms:
         where = f"arm {arm.name}"
         check_values(TrainSettings, arm.train, where, reserved=_OF_A_RUN)
@@ -263,6 +271,7 @@ def _check_arms(plan: Plan) -> None:
             lora.adapter_spec(config, settings.lora)
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
+        runs[tuple(getattr(settings, name) for name in _OF_THE_ROWS)] = settings
         if arm.fisher is not None:
             check_values(FisherSettings, arm.fisher, f"{where}: fisher", reserved=_OF_A_FISHER)
             check_fisher(plan.fisher_settings(arm.fisher))
@@ -275,6 +284,9 @@ def _check_arms(plan: Plan) -> None:
         read_mixture([(1.0, source)], columns=columns, chat=chat)
     for text in sorted(_general_texts(plan)):
         read_documents(text)
+    tokenizer = load_tokenizer(files)
+    for settings in runs.values():
+        check_rows(settings, tokenizer, config)
 
 
 def _general_texts(plan: Plan) -> set[str]:

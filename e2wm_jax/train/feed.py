@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from e2wm_jax.config import ModelConfig
-from e2wm_jax.data.batch import Batch
+from e2wm_jax.data.batch import Batch, Row
 from e2wm_jax.data.chat import check_template
 from e2wm_jax.data.loader import Loader, StepBatch
 from e2wm_jax.data.online_rows import RowMaker, online_rows
@@ -31,19 +31,15 @@ from e2wm_jax.train.settings import APPEND_EOS, TASK_ROWS, TrainSettings
 _ROWS = PartitionSpec(None, ("data", "fsdp"))  # of the [K, B] of a step's batch
 
 
-@contextmanager
-def open_data(
-    settings: TrainSettings, tokenizer: Any, config: ModelConfig, mesh: Mesh | None = None
-) -> Iterator[tuple[Loader, list[int]]]:
-    """The loader, and for each row of the files the number of its example in them.
+def file_rows(settings: TrainSettings, tokenizer: Any, config: ModelConfig) -> tuple[list[Row], list[int]]:
+    """The rows of the files of --data, and for each the number of its example in them.
 
     Raises:
-        InputError: for data that cannot be read or made, or that the model cannot read, before the context is entered.
+        InputError: for data that cannot be read, or that the model cannot read.
     """
     if settings.chat:
         check_template(tokenizer)
-    mixture = parse_mixture(settings.data)
-    examples = read_mixture(mixture, columns=settings.columns, chat=settings.chat)
+    examples = read_mixture(parse_mixture(settings.data), columns=settings.columns, chat=settings.chat)
     rows, kept = task_rows(
         tokenizer,
         examples,
@@ -54,9 +50,23 @@ def open_data(
     )
     if len(kept) < len(examples):
         say(f"skipped {len(examples) - len(kept)} of {len(examples)} rows: no answer token within --max-length")
-    say_cut(rows, settings.max_length)
     check_positions(config, rows, lambda number: examples[kept[number]].where)
     check_ids(tokenizer, config.vocab_size, ((examples[n].where, row.ids) for n, row in zip(kept, rows, strict=True)))
+    return rows, kept
+
+
+@contextmanager
+def open_data(
+    settings: TrainSettings, tokenizer: Any, config: ModelConfig, mesh: Mesh | None = None
+) -> Iterator[tuple[Loader, list[int]]]:
+    """The loader, and for each row of the files the number of its example in them.
+
+    Raises:
+        InputError: for data that cannot be read or made, or that the model cannot read, before the context is entered.
+    """
+    mixture = parse_mixture(settings.data)
+    rows, kept = file_rows(settings, tokenizer, config)
+    say_cut(rows, settings.max_length)
     for _, task in online_tasks(mixture):
         check_online_positions(config, settings.max_length, f"--data: {task.name}")
     maker = RowMaker(

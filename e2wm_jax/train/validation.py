@@ -24,7 +24,7 @@ from e2wm_jax.lora import Adapters, attach
 from e2wm_jax.models.layers import Params
 from e2wm_jax.regularizers.regularizer import Scope
 from e2wm_jax.sharding import row_parts
-from e2wm_jax.train.feed import put
+from e2wm_jax.train.feed import file_rows, put, read_text
 from e2wm_jax.train.passes import summed_over_devices, task_nll
 from e2wm_jax.train.positions import check_positions
 from e2wm_jax.train.settings import APPEND_EOS, TrainSettings
@@ -85,6 +85,18 @@ def held_out_rows(
     check_positions(config, rows, lambda number: examples[kept[number]].where)
     check_ids(tokenizer, config.vocab_size, ((examples[n].where, row.ids) for n, row in zip(kept, rows, strict=True)))
     return rows
+
+
+def check_rows(settings: TrainSettings, tokenizer: Any, config: ModelConfig) -> None:
+    """That the model can read all files of a run: of --data, --validation and --regularizer-data.
+
+    Raises:
+        InputError: naming file and row.
+    """
+    file_rows(settings, tokenizer, config)
+    read_text(settings, tokenizer, config)
+    if settings.validation:
+        held_out_rows(settings, tokenizer, config, settings.validation, "--validation")
 
 
 def validator(
