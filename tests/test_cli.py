@@ -95,10 +95,9 @@ def fails(capsys, work) -> Callable[..., str]:
         captured = capsys.readouterr()
         assert captured.out == ""
         assert "Traceback" not in captured.err
-        progress = re.compile(r"%\||\.\.\.( \d+ s)?$")
-        lines = [line for line in re.split(r"[\r\n]+", captured.err) if line and not progress.search(line)]
+        lines = [line for line in re.split(r"[\r\n]+", captured.err) if line.startswith("error: ")]
         assert len(lines) == 1, captured.err
-        assert lines[0].startswith("error: ")
+        assert captured.err.endswith(f"{lines[0]}\n")  # before it, what was read and what took long
         assert re.search(says, lines[0]), lines[0]
         assert contents(work) == before
         return lines[0]
