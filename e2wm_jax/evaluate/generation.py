@@ -16,7 +16,7 @@ from e2wm_jax.errors import InputError, check_at_least
 from e2wm_jax.evaluate.continuations import first_lines
 from e2wm_jax.evaluate.model import Evaluated, Opened, load_evaluated, open_evaluated, prompt_ids
 from e2wm_jax.evaluate.predictions import Predictions, Record, content_digest, identity
-from e2wm_jax.evaluate.prompting import Fitted, Need, Prompting, fit
+from e2wm_jax.evaluate.prompting import WAYS_OUT, Fitted, Need, Prompting, fit
 from e2wm_jax.evaluate.settings import GenerationSettings
 from e2wm_jax.evaluate.statistics import bootstrap_interval
 from e2wm_jax.evaluate.table import show_scores
@@ -103,7 +103,11 @@ def predict(
 
 
 def fitting(
-    model: Opened | Evaluated, examples: Mapping[int, TaskExample], decoding: Decoding, prompting: Prompting
+    model: Opened | Evaluated,
+    examples: Mapping[int, TaskExample],
+    decoding: Decoding,
+    prompting: Prompting,
+    way_out: str = WAYS_OUT,
 ) -> Fitted:
     """The examples for whose prompts and new tokens the model has room, or is given it, without a forward pass.
 
@@ -117,7 +121,7 @@ def fitting(
         if not ids:
             raise InputError(f"{example.where}: 'input' has no tokens; a prompt must have one or more")
         needs[index] = Need(f"{example.where}: {len(ids)} tokens and --max-new-tokens {new}", len(ids) + new)
-    return fit(examples, needs, model.config.max_positions, prompting.too_long)
+    return fit(examples, needs, model.config.max_positions, prompting.too_long, way_out)
 
 
 def _room(model: Opened | Evaluated, decoding: Decoding) -> int:

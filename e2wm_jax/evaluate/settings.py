@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from e2wm_jax.choices import TooLong
 from e2wm_jax.config import BaseDType
@@ -135,6 +136,8 @@ class PlansSettings:
     """Width of the model's beam search."""
     max_new_tokens: int = 256
     """The longest plan of the model."""
+    too_long: Literal["refuse", "truncate"] = "refuse"
+    """Prompts that leave too few of the model's positions: refuse them, or truncate from the left."""
     chat: bool = False
     """Put each prompt into the tokenizer's chat template, as what a user says; the assistant's turn is the plan."""
     resume: bool = False
