@@ -230,8 +230,12 @@ def _unboxed(text: str) -> str:
 
 
 def _take_any_text() -> None:
-    """Output that an ASCII stream has not is written as escapes: nobody loses a result to a locale."""
-    for stream in (sys.stdout, sys.stderr):
+    """Output that an ASCII stream has not is written as escapes: nobody loses a result to a locale.  What is written to
+    a stream that is closed goes nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
