@@ -135,6 +135,8 @@ def models(
     """A small model for each that the documentation names."""
     folder = tmp_path_factory.mktemp("models") / "small"
     save_llama(folder, max_position_embeddings=16384)
+    turns = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ eos_token }}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(turns + "{% if add_generation_prompt %}assistant: {% endif %}")
     return dict.fromkeys(MODEL_NAMES, str(folder))
 
 
@@ -151,6 +153,8 @@ def readme(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
         pytest.skip("virtualhome and virtualhome-eval are not installed: run make setup")
     folder = tmp_path_factory.mktemp("readme")
     (folder / "my-text.txt").write_text(TEXT)
+    turns = [{"role": "user", "content": "Where is the cup?"}, {"role": "assistant", "content": "Here."}]
+    (folder / "chat.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
     names: dict[str, Any] = {"__name__": "readme"}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
