@@ -81,7 +81,7 @@ def read_text(path: Path) -> str:
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise InputError(f"{path}:{line}: holds a NUL byte, so it is no text; save it as UTF-8")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return text.replace("\r\n", "\n").replace("\r", "\n").replace("\n\ufeff", "\n")  # of files that were joined
 
 
 def parse_json(text: str, *, unique_keys: bool = False) -> Any:

@@ -439,7 +439,9 @@ def test_a_tokenizer_without_an_end() -> None:
     tokenizer.eos_token = None
     (row,), _ = task_rows(tokenizer, [Document("ab", 1.0, "c")], max_length=99)
     assert tokenizer.decode(row.ids) == "ab"
-    with pytest.raises(InputError, match="--append-eos: the model's tokenizer has no end-of-text token; pass --no-app"):
+    with pytest.raises(
+        InputError, match="--append-eos: the model's tokenizer has no end-of-text token; pass --append-eos"
+    ):
         task_rows(tokenizer, [Document("ab", 1.0, "c")], max_length=99, append_eos=True)
 
 
@@ -467,6 +469,16 @@ def test_rows_without_answer_are_an_error_or_skipped(tiny_tokenizer: Any) -> Non
     assert [row.num_targets for row in rows][1] == 1
     with pytest.raises(InputError, match=r"--max-length 1 leaves no answer token .*; raise --max-length$"):
         task_rows(tiny_tokenizer, examples, max_length=1, skip_truncated=True)
+
+
+def test_rows_with_nothing_to_learn_are_not_blamed_on_the_limit(tiny_tokenizer: Any) -> None:
+    examples = [Completion("a b", "c", 1.0, "f:1"), Completion("a b", "", 1.0, "f:2")]
+    rows, kept = task_rows(tiny_tokenizer, examples, max_length=9, append_eos=False, skip_truncated=True)
+    assert (len(rows), kept) == (1, [0])
+    with pytest.raises(InputError, match=r"^f:2: nothing to learn, .*\(1 of 2 rows, .*; give answers, or pass --s"):
+        task_rows(tiny_tokenizer, examples, max_length=9, append_eos=False)
+    with pytest.raises(InputError, match=r"^f:2: nothing to learn, .*; give answers$"):
+        task_rows(tiny_tokenizer, examples[1:], max_length=9, append_eos=False, skip_truncated=True)
 
 
 @pytest.mark.parametrize("max_length", [400, 7, 2])

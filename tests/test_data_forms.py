@@ -38,7 +38,11 @@ FORMATS = {
     "list.json": json.dumps(ROWS),
     "indented.json": json.dumps(ROWS, indent=2),
     "data.json": json.dumps({"version": "1", "data": ROWS}, indent=1),
+    "data-in-a-line.json": json.dumps({"version": "1", "data": ROWS}),
     "a.csv": table(ROWS),
+    "tabs.csv": table(ROWS, "\t"),
+    "bars.csv": table(ROWS, "|"),
+    "index.csv": table([{"": str(number), **row} for number, row in enumerate(ROWS)]),
     "semicolon.csv": table(ROWS, ";"),
     "a.tsv": table(ROWS, "\t"),
 }
@@ -245,6 +249,12 @@ LONG = '{"text": "' + "x" * 3_000_000 + '"}\n'
         ('{"messages": [{"role": "assistant", "content": "a"}], "tools": 3}', r"'tools' must be a list of objects"),
         ('{"instruction": "a", "output": 1}', r"a\.json:1: the key 'output' is int"),
         (LONG + "{", r"a\.json:2: not valid JSON"),
+        (
+            json.dumps({"messages": [{"role": "assistant", "content": [{"type": "image"}]}]}),
+            r"a\.json:1: turn 1 of 'messages', of role 'assistant': 'content' holds a part of type 'image'; only text",
+        ),
+        ('{"messages": [{"role": "assistant", "content": [3]}]}', r"'content' holds a part of type 'int'"),
+        ('{"messages": [{"role": "assistant", "content": []}]}', r"no text under 'content'"),
     ],
     ids=lambda value: None,
 )
@@ -284,7 +294,7 @@ def test_files_that_are_no_text_are_named_for_what_they_are(
     [
         ("text\n\n", "no rows"),
         ("text,text\na,b\n", r"a\.csv:1: the first line must name every column, each otherwise; found text, text"),
-        ("text,\na,b\n", r"a\.csv:1: the first line must name every column"),
+        ("text,,\na,b,c\n", r"a\.csv:1: the first line must name every column"),
         ("text,id\na,b,c\n", r"a\.csv:2: 3 columns, the first line names 2"),
         ('text,id\n"a\nb",1\nc\n', r"a\.csv:4: 1 columns, the first line names 2"),
         ('text\n"a\n', r"a\.csv:2: not valid CSV \(unexpected end of data\)"),
@@ -376,3 +386,29 @@ def test_any_rows_are_examples_or_one_line(folder: Path, seed: int) -> None:
             assert read()
         except InputError as error:
             assert "\n" not in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_object_that_is_a_row_is_no_list_of_rows(indent: int | None, tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    for row in ({"messages": turns}, {"text": "a", "marks": [{"from": 0}]}):
+        (tmp_path / "a.json").write_text(json.dumps(row, indent=indent))
+        (example,) = read_examples(tmp_path / "a.json")
+        assert getattr(example, "messages", None) == row.get("messages")
+
+
+def test_text_in_parts_is_that_text(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "b "}, {"type": "text", "text": "c"}]
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": parts}]
+    (tmp_path / "a.json").write_text(json.dumps({"messages": talk}))
+    (example,) = read_examples(tmp_path / "a.json")
+    assert isinstance(example, Conversation)
+    assert example.messages == [talk[0], {"role": "assistant", "content": "b c"}]
+    assert read_documents(str(tmp_path / "a.json")) == ["a\n\nb c"]
+
+
+def test_marks_of_joined_files_are_dropped(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(MARK + b"a\r\n\r\n" + MARK + b"b")
+    (tmp_path / "a.jsonl").write_bytes((MARK + b'{"text": "a"}\n') * 2)
+    assert read_documents(str(tmp_path / "a.txt")) == ["a", "b"]
+    assert read_documents(str(tmp_path / "a.jsonl")) == ["a", "a"]

@@ -203,9 +203,21 @@ def _message(turn: Any, where: str) -> Message:
     own: dict[str, Any] = {names.get(name, str(name)): value for name, value in turn.items() if value is not None}
     role = own["role"] = _ROLES.get(text_under(own, "role", where), own["role"])
     content = own.get("content", "" if own.get("tool_calls") else None)
-    if not isinstance(content, str | list):
-        raise InputError(f"{where}, of role {role!r}: no text under 'content'")
+    own["content"] = _content(content, f"{where}, of role {role!r}")
     return own
+
+
+def _content(content: Any, where: str) -> str:
+    """The text of a turn, also where it comes in parts, {"type": "text", "text": ...}: many templates print those."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list) or not content:
+        raise InputError(f"{where}: no text under 'content'")
+    for part in content:
+        if not isinstance(part, Mapping) or part.get("type", "text") != "text":
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            raise InputError(f"{where}: 'content' holds a part of type {kind!r}; only text can be learned")
+    return "".join(text_under(part, "text", where) for part in content)
 
 
 def _tools(row: Row, where: str) -> list[Mapping[str, Any]] | None:

@@ -14,6 +14,7 @@ from e2wm_jax.files import is_there, parse_json, read_json_lines, read_text, why
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(\?\w+=[^&]+(&\w+=[^&]+)*)?")  # org/name?split=train&name=subset
 _SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".tsv", ".tab", ".txt")
+_COLUMNS = {"input", "prompt", "messages", "conversations", "instruction", "question", "text"}  # `columns.FORMS`
 _EXTRA = "pip install 'e2wm_jax[datasets]'"
 
 
@@ -54,7 +55,10 @@ def _json(path: Path) -> Records:
         )
     if start == "[" or _is_one_object(text):
         return Records("JSON list", list(_listed(path, text)))
-    return Records("JSON lines", [(f"{path}:{number}", record) for number, record in read_json_lines(path)])
+    rows = [(f"{path}:{number}", record) for number, record in read_json_lines(path)]
+    if len(rows) == 1 and (inner := _only_list(rows[0][1])) is not None:  # {"data": [...]} in one line
+        return Records("JSON list", [(f"{path}: row {number}", row) for number, row in enumerate(inner, start=1)])
+    return Records("JSON lines", rows)
 
 
 def _is_one_object(text: str) -> bool:
@@ -81,12 +85,19 @@ def _listed(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({why_not_json(error)})") from error
     if isinstance(value, dict):
-        lists = [part for part in value.values() if isinstance(part, list)]
-        value = lists[0] if len(lists) == 1 else [value]
+        inner = _only_list(value)
+        value = [value] if inner is None else inner
     for number, record in enumerate(value, start=1):
         if not isinstance(record, dict):
             raise InputError(f"{path}: row {number}: expected a JSON object, found {type(record).__name__}")
         yield f"{path}: row {number}", record
+
+
+def _only_list(value: Mapping[str, Any]) -> list[Any] | None:
+    """The rows in an object whose only list they are, as in {"data": [...]}; None if it is a row itself."""
+    lists = [part for part in value.values() if isinstance(part, list)]
+    is_row = len(lists) != 1 or not all(isinstance(row, dict) for row in lists[0]) or bool(_COLUMNS & value.keys())
+    return None if is_row else lists[0]
 
 
 def _table(path: Path, suffix: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -94,7 +105,7 @@ def _table(path: Path, suffix: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     text = read_text(path)
     csv.field_size_limit(sys.maxsize)  # of the whole process: csv has no other way
     header = text.split("\n", 1)[0]
-    delimiter = "\t" if suffix != ".csv" else ";" if ";" in header and "," not in header else ","
+    delimiter = next((mark for mark in ",;\t|" if mark in header), ",") if suffix == ".csv" else "\t"
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     names: list[str] = []
     line = 1
@@ -112,8 +123,8 @@ def _table(path: Path, suffix: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _header(cells: list[str], where: str) -> list[str]:
-    names = [cell.strip() for cell in cells]
-    if len(set(names)) < len(names) or not all(names):
+    names = [cell.strip() for cell in cells]  # one may have none: the index that pandas writes
+    if len(set(names)) < len(names) or not any(names):
         raise InputError(f"{where}: the first line must name every column, each otherwise; found {', '.join(names)}")
     return names
 

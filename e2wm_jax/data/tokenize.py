@@ -57,7 +57,7 @@ def task_rows(
             `append_eos` and there is no such token; for a conversation as `conversation_tokens`.
     """
     if append_eos and tokenizer.eos_token_id is None:
-        raise InputError("--append-eos: the model's tokenizer has no end-of-text token; pass --no-append-eos")
+        raise InputError("--append-eos: the model's tokenizer has no end-of-text token; pass --append-eos no")
     found = _tokens(tokenizer, examples, special_tokens=special_tokens, append_eos=append_eos)
     rows, kept, lost = [], [], []
     for index, (example, (ids, targets)) in enumerate(zip(examples, found, strict=True)):
@@ -72,6 +72,11 @@ def task_rows(
         rows.append(Row(row, first, example.weight, chosen, cut))
         kept.append(index)
     if lost and (not skip_truncated or not rows):
+        if empty := [index for index in lost if len(found[index][0]) <= max_length]:
+            raise InputError(
+                f"{examples[empty[0]].where}: nothing to learn, no token to predict ({len(empty)} of {len(examples)} "
+                f"rows, at any --max-length); give answers{', or pass --skip-truncated' if rows else ''}"
+            )
         longest = max(_before(*found[index]) for index in lost)
         rule = "--max-length or pass --skip-truncated" if rows else "--max-length"
         raise InputError(
