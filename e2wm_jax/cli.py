@@ -10,6 +10,7 @@ import io
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -35,6 +36,7 @@ def program() -> int:
     text, and programs kept that were compiled."""
     keep_freed_memory()
     _take_any_text()
+    warnings.formatwarning = _warning
     keep_compiled(NO_CACHE not in sys.argv)
     trust_own_precision()
     return main()
@@ -238,6 +240,14 @@ def _take_any_text() -> None:
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning of ours is a line for people, that of a library names its place."""
+    ours = Path(filename).is_relative_to(Path(__file__).parent)
+    return f"warning: {message}\n" if ours else f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def _show(result: dict[str, Any]) -> None:

@@ -10,11 +10,6 @@ from typing import Any
 from e2wm_jax.errors import InputError
 from e2wm_jax.options import options_of
 
-# Text that may name files, besides the options whose type is a path.
-_NAMES_OF_FILES = {
-    *("model", "data", "validation", "tasks", "tests", "eval", "text", "general_text", "regularizer_data"),
-    *("scene", "goals"),
-}
 _WRITTEN = {"out", "predictions", "records"}
 
 
@@ -71,7 +66,7 @@ def check_paths(settings: Any) -> None:
         value = reduce(getattr, [part.replace("-", "_") for part in option.name.split(".")], settings)
         flag = option.name.upper() if option.positional else f"--{option.name}"
         for one in value if isinstance(value, tuple) else (value,):
-            if isinstance(one, Path) or (isinstance(one, str) and option.field.name in _NAMES_OF_FILES):
+            if isinstance(one, Path) or (isinstance(one, str) and option.names_files):
                 _check_local(flag, one)
             if isinstance(one, Path) and option.field.name in _WRITTEN:
                 _check_writable(flag, one)

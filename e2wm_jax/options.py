@@ -12,11 +12,18 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from functools import cache
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from e2wm_jax.errors import InputError
 from e2wm_jax.option_names import NEAR, SAME
+
+# Text that may name files, besides the options whose type is a path.
+_NAMES_OF_FILES = {
+    *("model", "data", "validation", "tasks", "tests", "eval", "text", "general_text", "regularizer_data"),
+    *("scene", "goals"),
+}
 
 
 class Option(NamedTuple):
@@ -29,6 +36,7 @@ class Option(NamedTuple):
     several: bool  # takes several values, and may be repeated
     switch: bool  # takes none; `opposite` is its other name
     positional: bool
+    names_files: bool  # a path, or text that may be one
 
     @property
     def opposite(self) -> str:
@@ -69,7 +77,8 @@ def options_of(settings: type, prefix: str = "") -> tuple[Option, ...]:
             continue
         several = tuple in (get_origin(hint), *map(get_origin, get_args(hint)))
         meaning = meanings.get(field.name, "")
-        found.append(Option(name, field, meaning, _expects(hint), several, hint is bool, "Positional" in marks))
+        files = Path in (hint, *get_args(hint)) or field.name in _NAMES_OF_FILES
+        found.append(Option(name, field, meaning, _expects(hint), several, hint is bool, "Positional" in marks, files))
     return tuple(found)
 
 
@@ -166,6 +175,10 @@ def _check_counts(given: Any, loose: Sequence[str], positional: bool) -> None:
             )
         if not one.option.switch and not one.values and not one.option.several:
             raise InputError(f"{one.typed} needs a value: {first_sentence(one.option)}")
+        if one.option.names_files and any(not value.strip() for value in one.values):
+            raise InputError(
+                f"{one.typed} '': is empty, as a shell variable that is not set; give a name, or leave it out"
+            )
         if not one.option.several and len(one.values) > 1:
             raise InputError(
                 f"{one.typed} {' '.join(one.values)}: takes one value, {one.values[1]!r} is one too many; "

@@ -89,6 +89,11 @@ def test_a_value_that_is_a_file_is_that_file(name: str, tmp_path: Path, monkeypa
         ("-1 a.json", "weight -1 must be positive"),
         ("nan a.json", "weight nan must be positive"),
         ("inf a.json", "weight inf must be positive"),
+        (
+            "My Drive/a.json",
+            r"^--data 'My Drive/a.json': no such file; in a mixture, 'My' is none; quote names with bl",
+        ),
+        ("1 /x/My Drive/a.json:2", r"in a mixture, '/x/My' is none; quote names with blanks: '/x/My Drive/a.json:2'"),
     ],
 )
 def test_bad_mixtures_say_what_is_wrong(text: str | list[str], message: str) -> None:

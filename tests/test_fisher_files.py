@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from e2wm_jax.errors import InputError
 from e2wm_jax.fisher.diagonal import Estimator, FisherResult
-from e2wm_jax.fisher.files import read_fisher, write_fisher
+from e2wm_jax.fisher.files import check_fisher, read_fisher, write_fisher
 from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.weights import Model, flatten, load
 
@@ -105,6 +105,12 @@ def test_official_form_is_read_with_a_warning_and_checked_by_names_and_shapes(wr
         read_fisher(folder, load(str(tmp_path / "wide")), needed)
 
     save_llama(tmp_path / "deep", num_hidden_layers=3)
+    for name, message in (("wide", "has shape"), ("deep", "has no model.layers.2")):
+        with pytest.raises(InputError, match=message):
+            check_fisher(folder, load(str(tmp_path / name)).config, needed)
+    check_fisher(folder, tiny.config, needed)
+    with pytest.raises(InputError, match="no weights in it"):
+        check_fisher(tmp_path, tiny.config, needed)
     with (
         pytest.warns(UserWarning, match="names and shapes only"),
         pytest.raises(InputError, match=r"has no model\.layers\.2\.self_attn\.q_proj\.weight"),

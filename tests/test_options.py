@@ -118,6 +118,8 @@ def test_a_name_that_is_none_is_answered_in_one_line(word, says):
         (["stray"], "'stray': belongs to no option"),
         (["--lr", "1", "2"], "--lr 1 2: takes one value, '2' is one too many"),
         (["--lr"], "--lr needs a value: Peak learning rate"),
+        (["--fisher", ""], "--fisher '': is empty, as a shell variable that is not set; give a name, or leave it out"),
+        (["--data", "a", ""], "--data '': is empty"),
         (["--resume=yes"], "--resume yes: takes no value; --resume or --no-resume"),
         (["--lora.rank", "x"], "--lora.rank x: must be a whole number"),
     ],

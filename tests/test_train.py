@@ -591,6 +591,11 @@ def test_output_directory_of_another_run_is_refused(held_run, options, fisher):
     with pytest.raises(InputError, match=r"--out .* already holds a run; continue it with --resume"):
         run(TrainSettings(out=held_run[0], **held_options(options, fisher)))
     assert contents(held_run[0]) == before
+    file, model = held_run[0] / "config.json", Path(options["model"])
+    with pytest.raises(InputError, match=r"--out .*config\.json: is a file, and a run is a directory"):
+        run(TrainSettings(out=file, **held_options(options, fisher)))
+    with pytest.raises(InputError, match=r"--resume: .*config\.json is of something else than a run"):
+        run(TrainSettings(out=model, resume=True, **held_options(options, fisher)))
 
 
 @pytest.mark.parametrize(

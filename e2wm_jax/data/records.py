@@ -55,7 +55,7 @@ def _json(path: Path) -> Records:
         )
     if start == "[" or _is_one_object(text):
         return Records("JSON list", list(_listed(path, text)))
-    rows = [(f"{path}:{number}", record) for number, record in read_json_lines(path)]
+    rows: list[tuple[str, Mapping[str, Any]]] = [(f"{path}:{number}", row) for number, row in read_json_lines(path)]
     if len(rows) == 1 and (inner := _only_list(rows[0][1])) is not None:  # {"data": [...]} in one line
         return Records("JSON list", [(f"{path}: row {number}", row) for number, row in enumerate(inner, start=1)])
     return Records("JSON lines", rows)

@@ -5,6 +5,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +50,7 @@ def _parse_words(text: str, flag: str) -> list[tuple[float, Path | OnlineTask]]:
         words = shlex.split(text)
     except ValueError as error:
         raise InputError(f"{flag} {text!r}: {str(error).lower()}; quote names that hold blanks or quotes") from error
+    _check_blanks(text, words, flag)
     mixture: list[tuple[float, Path | OnlineTask]] = []
     before: str | None = None  # a weight that waits for its name
     for word in words:
@@ -73,6 +75,18 @@ def _parse_words(text: str, flag: str) -> list[tuple[float, Path | OnlineTask]]:
     if before is not None:
         raise InputError(f"{flag} {text!r}: the last weight has no file behind it; write 'weight file weight file'")
     return mixture
+
+
+def _check_blanks(text: str, words: Sequence[str], flag: str) -> None:
+    """A name that was cut at its blanks shows by a first part without an ending, which is no file."""
+    for word, after in pairwise(words):
+        is_name = not (_is_number(word) or _is_number(after) or word.startswith(PREFIX) or Path(word).suffix)
+        on_the_hub = word.count("/") == 1 and not _is_there(str(Path(word).parent))
+        if is_name and not on_the_hub and not _is_there(word):
+            raise InputError(
+                f"{flag} {text!r}: no such file; in a mixture, {word!r} is none; quote names with blanks: "
+                f"'{word} {after}'"
+            )
 
 
 def _weighted(text: str) -> tuple[str, str | None]:

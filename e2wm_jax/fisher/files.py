@@ -28,6 +28,7 @@ from e2wm_jax.files import read_json, write_json
 from e2wm_jax.fisher.diagonal import Estimator, FisherResult
 from e2wm_jax.fisher.storage import BLOCK, Bfloat16Bits, FisherDType, SquareRootCodes, StoredFisher, decode, encode
 from e2wm_jax.models.decoder import weight_table
+from e2wm_jax.models.weight_table import WeightSpec
 from e2wm_jax.models.weights import Model, config_to_hf
 from e2wm_jax.tensor_files import MAX_SHARD_BYTES, TensorFiles, open_tensors, write_shards
 
@@ -79,6 +80,24 @@ def write_fisher(
     )
 
 
+def check_fisher(folder: Path, config: ModelConfig, needed: Sequence[str]) -> None:
+    """What can be said of a Fisher by the headers of its files, before a model's weights are read.
+
+    Raises:
+        InputError: if files are missing or damaged, or parameters of the model among `needed` missing or misshapen.
+    """
+    if not folder.is_dir():
+        raise InputError(f"--fisher {folder}: no such directory; compute one with `e2wm fisher`")
+    tensors, table = open_tensors(folder), weight_table(config)
+    for path in needed:
+        for name in _hf_names(table[path], config):
+            _check_tensor(tensors, name, table[path].shape, ("U8", *_FLOATS), folder)
+
+
+def _hf_names(spec: WeightSpec, config: ModelConfig) -> list[str]:
+    return [spec.hf.format(layer) for layer in range(config.num_layers)] if spec.stacked else [spec.hf]
+
+
 def read_fisher(folder: Path, model: Model, needed: Sequence[str]) -> dict[str, StoredFisher]:
     """F of the parameters `needed` (paths such as "layers.q.weight"), stacked over layers.
 
@@ -96,8 +115,7 @@ def read_fisher(folder: Path, model: Model, needed: Sequence[str]) -> dict[str, 
     values: dict[str, StoredFisher] = {}
     for path in needed:
         spec = table[path]
-        names = [spec.hf.format(layer) for layer in range(model.config.num_layers)] if spec.stacked else [spec.hf]
-        layers = [_read(tensors, name, spec.shape, dtype, folder) for name in names]
+        layers = [_read(tensors, name, spec.shape, dtype, folder) for name in _hf_names(spec, model.config)]
         values[path] = jax.tree.map(
             lambda *parts, stacked=spec.stacked: jnp.asarray(np.stack(parts) if stacked else parts[0]), *layers
         )
@@ -182,6 +200,13 @@ def _read(tensors: TensorFiles, name: str, shape: tuple[int, ...], dtype: Fisher
 def _tensor(
     tensors: TensorFiles, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...], folder: Path
 ) -> np.ndarray:
+    _check_tensor(tensors, name, shape, dtypes, folder)
+    return tensors.read(name)
+
+
+def _check_tensor(
+    tensors: TensorFiles, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...], folder: Path
+) -> None:
     if name not in tensors.names:
         raise InputError(
             f"--fisher {folder}: has no {name}; compute it with `e2wm fisher --params all` or a pattern that matches it"
@@ -197,7 +222,6 @@ def _tensor(
             f"--fisher {folder}: {name} has shape {list(header.shape)}, this model's is {list(shape)}; "
             "give the Fisher of this model"
         )
-    return tensors.read(name)
 
 
 def _check_not_negative(value: np.ndarray, name: str, folder: Path) -> None:

@@ -116,6 +116,8 @@ def check_out(settings: TrainSettings, *, longer: bool = True) -> None:
     """
     out = settings.out
     if not settings.resume:
+        if out.is_file():
+            raise InputError(f"--out {out}: is a file, and a run is a directory; give another name")
         if _holds_something(out):
             raise InputError(f"--out {out}: already holds a run; continue it with --resume, or give a new directory")
         return
@@ -203,6 +205,8 @@ def _earlier(settings: TrainSettings) -> dict[str, Any] | None:
     if not settings.resume or not path.is_file():
         return None
     record = read_json(path)
+    if "model" not in record:  # a model's own, for one
+        raise InputError(f"--resume: {path} is of something else than a run; give the directory of a run")
     for key in ("data", "validation"):
         if isinstance(record.get(key), str):
             record[key] = [record[key]] if record[key] else []

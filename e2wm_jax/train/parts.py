@@ -10,7 +10,7 @@ from e2wm_jax import lora
 from e2wm_jax.adapter_files import read_adapter
 from e2wm_jax.config import LoraConfig, ModelConfig
 from e2wm_jax.errors import InputError
-from e2wm_jax.fisher.files import read_fisher
+from e2wm_jax.fisher import files as fisher_files
 from e2wm_jax.fisher.storage import Fisher
 from e2wm_jax.lora import Adapters
 from e2wm_jax.model_files import ModelFiles
@@ -41,6 +41,19 @@ def check_adapter(settings: TrainSettings, config: ModelConfig) -> None:
             f"--lora.{said[0].replace('_', '-')} {getattr(settings.lora, said[0])}: --adapter {settings.adapter} is of "
             "another rank, alpha or choice of targets, and goes on with it; leave --lora.* out, but for the dropout"
         )
+
+
+def check_fisher(settings: TrainSettings, config: ModelConfig) -> None:
+    """That --fisher has what the adapters need of it.
+
+    Raises:
+        InputError: naming what is missing.
+    """
+    if settings.fisher is None:
+        return
+    adapter = settings.adapter
+    spec = lora.adapter_spec(config, settings.lora) if adapter is None else read_adapter(adapter, config)[1]
+    fisher_files.check_fisher(settings.fisher, config, [f"{target.path}.weight" for target in spec])
 
 
 def load_all(
@@ -85,7 +98,7 @@ def load_fisher(settings: TrainSettings, model: Model, spec: lora.AdapterSpec) -
     if settings.fisher is None:
         return None
     with busy("reading the Fisher"):
-        values = read_fisher(settings.fisher, model, [f"{target.path}.weight" for target in spec])
+        values = fisher_files.read_fisher(settings.fisher, model, [f"{target.path}.weight" for target in spec])
     if settings.fisher_scale == "rowmax127":
         return {path: rowmax127(value) for path, value in values.items()}
     return values

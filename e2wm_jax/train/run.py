@@ -38,7 +38,7 @@ from e2wm_jax.train.directory import (
 )
 from e2wm_jax.train.feed import open_data, read_text, say_special_tokens, text_loader
 from e2wm_jax.train.loop import METRICS_FILE, Job, run_loop
-from e2wm_jax.train.parts import check_adapter, load_all
+from e2wm_jax.train.parts import check_adapter, check_fisher, load_all
 from e2wm_jax.train.report import write_report
 from e2wm_jax.train.schedules import learning_rates, strengths
 from e2wm_jax.train.settings import TrainSettings, check, check_mesh
@@ -79,6 +79,7 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     text = settings.validation
     held_out = held_out_rows(settings, tokenizer, shape, text, "--validation") if text else []
     check_adapter(settings, shape)
+    check_fisher(settings, shape)
     content = content_of(settings, corpus)
     check_same(settings, content)
     with open_data(settings, tokenizer, shape, mesh) as (loader, kept):

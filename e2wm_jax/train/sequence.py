@@ -40,7 +40,7 @@ from e2wm_jax.train.directory import (
     resolved,
 )
 from e2wm_jax.train.feed import open_data, read_text, say_special_tokens
-from e2wm_jax.train.parts import check_adapter, load_all
+from e2wm_jax.train.parts import check_adapter, check_fisher, load_all
 from e2wm_jax.train.positions import check_positions
 from e2wm_jax.train.run import (
     ADAPTER,
@@ -102,6 +102,7 @@ def run(settings: SequenceSettings) -> dict[str, Any]:
     files = locate(settings.model)
     tokenizer, shape = load_tokenizer(files), read_config(files)
     check_adapter(settings, shape)
+    check_fisher(settings, shape)
     # All data first, the last task's too: a mistake there should not show after days.
     say_special_tokens(settings, tokenizer)
     texts, content = _read_texts(settings, tokenizer, shape)
