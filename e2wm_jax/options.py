@@ -109,7 +109,7 @@ def one_form(settings: type, words: Sequence[str]) -> list[str]:
         InputError: for an option that there is not, with the nearest; one of a single value that is given twice; a
             value too many or too few.
     """
-    known = _names(options_of(settings))
+    known = names_of(settings)
     positional = any(option.positional for option in options_of(settings))
     loose: list[str] = []
     given: dict[str, _Given] = {}
@@ -191,8 +191,9 @@ def first_sentence(option: Option) -> str:
     return re.split(r"(?<=[.;:])\s", option.meaning or "see --help", maxsplit=1)[0].rstrip(".;:")
 
 
-def _names(options: Sequence[Option]) -> Mapping[str, tuple[Option, bool]]:
+def names_of(settings: type) -> Mapping[str, tuple[Option, bool]]:
     """Every name that is accepted: the option, and whether the name is its opposite."""
+    options = options_of(settings)
     own = {option.name: (option, False) for option in options if not option.positional}
     own |= {option.opposite: (option, True) for option in options if option.switch}
     others = {other: (option, False) for option in options for other in SAME.get(option.name, ()) if other not in own}

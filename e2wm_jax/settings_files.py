@@ -3,14 +3,15 @@
 import dataclasses
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.files import read_text
-from e2wm_jax.options import options_of
+from e2wm_jax.files import parse_json, read_text, why_not_json
+from e2wm_jax.option_names import NEAR
+from e2wm_jax.options import names_of, options_of
 from e2wm_jax.settings_values import values_of
 
 _CONTENT = "content"  # of a run's config.json: digests of what it read, no settings
@@ -25,16 +26,16 @@ def read_table(path: Path) -> dict[str, Any]:
     text = read_text(path)
     if text.lstrip()[:1] == "{" or path.suffix == ".json":
         try:
-            record = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}: not valid JSON ({error})") from error
+            record = parse_json(text, unique_keys=True)
+        except ValueError as error:
+            raise InputError(f"{path}: not valid JSON ({why_not_json(error)})") from error
         if not isinstance(record, dict):
             raise InputError(f"{path}: must be one JSON object of settings")
         return record
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid TOML ({error})") from error
+        raise InputError(f"{path}: not valid TOML ({error}); options come in TOML or JSON") from error
 
 
 def read_settings(kind: type, path: Path, missing: Any) -> Any:
@@ -46,7 +47,7 @@ def read_settings(kind: type, path: Path, missing: Any) -> Any:
     Raises:
         InputError: for a name that is none of its options, with the nearest, or a value of another type.
     """
-    record = {name.replace("-", "_"): value for name, value in read_table(path).items()}
+    record = _under_own_names(kind, read_table(path), path)
     if isinstance(record.get(_CONTENT), Mapping):
         del record[_CONTENT]
     for field in fields(kind):  # what a command sets itself, as its config.json has it
@@ -54,6 +55,40 @@ def read_settings(kind: type, path: Path, missing: Any) -> Any:
             del record[field.name]
     unset = {option.field.name: missing for option in options_of(kind) if option.required and "." not in option.name}
     return kind(**{**unset, **values_of(kind, record, str(path), known=shown(kind))})
+
+
+def _under_own_names(kind: type, table: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """A table whose options may stand under any of their names, under their own; what is no option as it is.
+
+    Raises:
+        InputError: for an option that is given twice, and a name that means almost the same as one here.
+    """
+    known, tables = names_of(kind), {option.name.rpartition(".")[0] for option in options_of(kind)}
+    typed: dict[str, str] = {}
+    record: dict[str, Any] = {}
+    for name, value in _flat(table, tables):
+        spelled = name.replace("_", "-")
+        option, negative = known.get(spelled, (None, False))
+        own = spelled if option is None or negative else option.name
+        if option is None and spelled in NEAR:
+            raise InputError(f"{path}: {name} {NEAR[spelled]}")
+        if own in typed:
+            raise InputError(f"{path}: {typed[own]} and {name} are the same option; leave one of them out")
+        typed[own] = name
+        inner, dot, last = own.replace("-", "_").rpartition(".")
+        if dot and inner in tables:
+            record.setdefault(inner, {})[last] = value
+        else:
+            record[f"{inner}{dot}{last}"] = value
+    return record
+
+
+def _flat(table: Mapping[str, Any], tables: Collection[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in table.items():
+        if isinstance(value, Mapping) and name in tables and not prefix:
+            yield from _flat(value, tables, f"{name}.")
+        else:
+            yield prefix + name, value
 
 
 def shown(kind: type) -> list[str]:

@@ -86,9 +86,9 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
             raise InputError(f"{where} = {value!r}: choose one of {', '.join(map(str, arguments))}")
         return value
     if origin is tuple:
-        if isinstance(value, str) and arguments[0] is str:
-            return (value,)
-        if isinstance(value, str) or not isinstance(value, Sequence):
+        if isinstance(value, str):
+            return (_converted(value, arguments[0], where),)
+        if not isinstance(value, Sequence):
             raise InputError(f"{where} = {value!r}: must be a list")
         return tuple(_converted(one, arguments[0], where) for one in value)
     if isinstance(hint, type) and is_dataclass(hint):
@@ -102,5 +102,6 @@ def _plain(value: Any, hint: Any, where: str) -> Any:
     """Text, paths, numbers and truth values; a whole number may stand for any number, a truth value for none."""
     accepted = {float: (float, int), int: (int,), bool: (bool,), str: (str,), Path: (str, Path)}[hint]
     if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
-        raise InputError(f"{where} = {value!r}: must be {'text' if hint in (str, Path) else hint.__name__}")
+        expected = {float: "a number", int: "a whole number", bool: "true or false"}.get(hint, "text")
+        raise InputError(f"{where} = {value!r}: must be {expected}")
     return hint(value)

@@ -166,6 +166,18 @@ def test_the_config_of_a_run_is_a_config_file(here):
     assert (settings.steps, settings.lora.rank, settings.out) == (4, 2, Path("p"))
 
 
+def test_options_in_files_have_their_names_from_elsewhere_too(here):
+    (here / "c.toml").write_text(
+        '\ufeffmodel_name_or_path = "m"\r\ntrain-file = "a.txt"\noutput_dir = "o"\nlearning_rate = 1e-4\n'
+        'report_to = "wandb"\nlora_alpha = 3.0\n"lora.dropout" = 0.5\n[lora]\nr = 2\ntarget_modules = "q_proj"\n'
+    )
+    settings = _parse("train", ["--config", "c.toml"])
+    assert (settings.model, settings.data, settings.out) == ("m", ("a.txt",), Path("o"))
+    assert (settings.lr, settings.trackers) == (1e-4, ("wandb",))
+    lora = settings.lora
+    assert (lora.rank, lora.alpha, lora.dropout, lora.targets) == (2, 3.0, 0.5, "q_proj")
+
+
 def test_the_file_of_a_comparison_is_written_whole(here, capsys):
     (here / "c.toml").write_text(
         'model = "m"\nstrengths = [1.0, 10.0]\n[train]\nlora = {rank = 4}\n[[arm]]\nname = "far"\nstrength = 2.0\n'
@@ -185,10 +197,17 @@ def test_the_file_of_a_comparison_is_written_whole(here, capsys):
     [
         ("lrr = 1.0", r"c\.toml: there is no 'lrr'; perhaps lr\?"),
         ("[lora]\nranc = 1", r"c\.toml: lora: there is no 'ranc'; perhaps rank\?"),
-        ("steps = 'many'", r"c\.toml: steps = 'many': must be int"),
+        ("steps = 'many'", r"c\.toml: steps = 'many': must be a whole number"),
         ("optimizer = 'lion'", r"c\.toml: optimizer = 'lion': choose one of adamw, sgd"),
         ("steps = ", r"c\.toml: not valid TOML"),
         ("{", r"c\.toml: not valid JSON"),
+        ("lr = 1.0\nlearning_rate = 2.0", r"c\.toml: lr and learning_rate are the same option; leave one of them out"),
+        ("lora_r = 1\n[lora]\nrank = 2", r"c\.toml: lora_r and lora\.rank are the same option"),
+        ("warmup_ratio = 0.1", r"c\.toml: warmup_ratio is a share: give --warmup-steps N"),
+        ("lora = 3", r"c\.toml: lora = 3: must be a table"),
+        ('{"steps": 1, "steps": 2}', r"c\.toml: not valid JSON \(the key 'steps' stands twice\)"),
+        ('{"steps": 1' + "0" * 5000 + "}", r"c\.toml: not valid JSON \(a number of thousands of digits\)"),
+        ('{"model": "\\ud83d"}', r"c\.toml: not valid JSON \(half of a surrogate pair"),
         ("model = 'm'", r"c\.toml: data is missing, and no --data is given: What to learn"),
     ],
 )
