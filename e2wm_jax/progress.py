@@ -5,6 +5,7 @@ Worker processes are silent about activities.
 """
 
 import multiprocessing
+import os
 import sys
 import threading
 import time
@@ -19,6 +20,8 @@ _PATIENCE = 1.5  # seconds that something may take before it is said
 _LOG_EVERY = 10.0  # seconds between two lines of a log
 _FRAME = 0.2  # seconds between two pictures on a terminal
 _WHEEL = "|/-\\"
+_WIDEST = 100  # columns of a bar
+_ROWS = 20  # of bars; tqdm draws none on a terminal that does not know its size
 
 
 class _Lines:
@@ -46,7 +49,8 @@ def progress_bar(name: str, total: int | None, unit: str) -> Any:
         file=sys.stderr if terminal else _Lines(),
         mininterval=interval,
         maxinterval=interval,
-        ncols=100,
+        ncols=_columns(),
+        nrows=_ROWS,
     )
 
 
@@ -140,7 +144,7 @@ def _speak(activity: Activity) -> None:
         return
     if _is_terminal():
         if activity.bar is None:
-            activity.bar = tqdm(bar_format="{desc}", file=sys.stderr, leave=False, ncols=100)
+            activity.bar = tqdm(bar_format="{desc}", file=sys.stderr, leave=False, ncols=_columns(), nrows=_ROWS)
         wheel = _WHEEL[int(seconds / _FRAME) % len(_WHEEL)]
         activity.bar.set_description_str(f"{wheel} {activity.doing}, {seconds:.0f} s")
     elif activity.said is None:
@@ -149,6 +153,13 @@ def _speak(activity: Activity) -> None:
     elif now - activity.said >= _LOG_EVERY:
         activity.said = now
         say(f"{activity.doing} ... {seconds:.0f} s")
+
+
+def _columns() -> int:
+    """Of a bar; one that is wider than the terminal would begin a new line at every state."""
+    with suppress(AttributeError, OSError, ValueError):  # no stderr, or one that is no file
+        return min(_WIDEST, os.get_terminal_size(sys.stderr.fileno()).columns or _WIDEST)
+    return _WIDEST
 
 
 def _is_terminal() -> bool:

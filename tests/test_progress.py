@@ -1,16 +1,24 @@
 """What a command says while it works: activities, compilations, bars and messages that keep out of each other's way."""
 
+import fcntl
 import io
+import os
+import pty
 import re
+import struct
 import sys
+import termios
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from e2wm_jax import compilation, progress
+from e2wm_jax.data import tokenizer
+from e2wm_jax.model_files import ModelFiles
 
 
 @pytest.fixture
@@ -59,7 +67,6 @@ def test_of_activities_in_one_another_the_inner_one_is_said(capsys):
 
 @pytest.mark.usefixtures("quick")
 def test_a_terminal_shows_a_wheel_and_takes_it_away(monkeypatch):
-    monkeypatch.setenv("LINES", "40")  # tqdm draws nothing below the last line of a terminal
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     with progress.busy("loading the model"):
         until(lambda: "loading" in terminal.getvalue())
@@ -113,3 +120,29 @@ def test_a_jax_without_such_events_is_no_error(monkeypatch):
     monkeypatch.setattr(compilation, "_REGISTERED", [])
     monkeypatch.delattr(jax.monitoring, "register_scalar_listener")
     assert compilation.compile_seconds() >= 0
+
+
+@pytest.mark.parametrize(("rows", "columns", "widest"), [(24, 60, 60), (24, 200, 100), (0, 0, 100)])
+def test_bars_and_wheels_fit_the_terminal_also_one_without_a_size(monkeypatch, quick, rows, columns, widest):
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with progress.progress_bar("train", 3, "step") as bar:
+            bar.update(2)
+            with progress.busy("compiling"):
+                time.sleep(0.2)
+    shown = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert "3/3" not in shown
+    assert "compiling, 0 s" in shown
+    assert max(len(state) for state in re.split(r"[\r\n]", shown) if "train:" in state) == widest
+
+
+def test_a_command_says_that_it_loads_the_tokenizer(monkeypatch, quick, capsys):
+    err: list[str] = []
+    monkeypatch.setattr(
+        tokenizer, "load_tokenizer", lambda _: until(lambda: err.append(capsys.readouterr().err) or any(err))
+    )
+    tokenizer.open_tokenizer(ModelFiles("my-model", Path("my-model"), "hf"))
+    assert "".join(err).startswith("loading the tokenizer ...\n")

@@ -13,7 +13,7 @@ from e2wm_jax.compare.sets import Evaluation, check_sets, embodied_sets, text_se
 from e2wm_jax.compare.settings import CompareSettings, read_config
 from e2wm_jax.config import BaseDType
 from e2wm_jax.data.source import parse_mixture, read_documents, read_mixture
-from e2wm_jax.data.tokenizer import load_tokenizer
+from e2wm_jax.data.tokenizer import open_tokenizer
 from e2wm_jax.errors import InputError, check_at_least
 from e2wm_jax.evaluate.model import open_evaluated
 from e2wm_jax.evaluate.sets import EvalSet
@@ -284,7 +284,7 @@ def _check_arms(plan: Plan) -> None:
         read_mixture([(1.0, source)], columns=columns, chat=chat)
     for text in sorted(_general_texts(plan)):
         read_documents(text)
-    tokenizer = load_tokenizer(files)
+    tokenizer = open_tokenizer(files)
     for settings in runs.values():
         check_rows(settings, tokenizer, config)
 

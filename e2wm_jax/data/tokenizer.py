@@ -7,6 +7,7 @@ from e2wm_jax.data.gguf_tokenizer import gguf_tokenizer
 from e2wm_jax.errors import InputError, first_line
 from e2wm_jax.files import check_fetched
 from e2wm_jax.model_files import COMPANIONS, ModelFiles, locate
+from e2wm_jax.progress import busy
 
 
 def load_tokenizer(model: str | ModelFiles) -> Any:
@@ -20,6 +21,12 @@ def load_tokenizer(model: str | ModelFiles) -> Any:
     """
     files = locate(model) if isinstance(model, str) else model
     return gguf_tokenizer(files.path) if files.format == "gguf" else _from_directory(files.path)
+
+
+def open_tokenizer(files: ModelFiles) -> Any:
+    """`load_tokenizer` for a command, which says what takes long: the import of transformers, and of torch with it."""
+    with busy("loading the tokenizer"):
+        return load_tokenizer(files)
 
 
 def _from_directory(path: Path) -> Any:

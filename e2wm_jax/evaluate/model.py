@@ -16,7 +16,7 @@ from e2wm_jax.data.batch import Batch
 from e2wm_jax.data.chat import as_messages, chat_prompt_ids, end_of_turn
 from e2wm_jax.data.token_ids import check_ids
 from e2wm_jax.data.tokenize import encode_prompts
-from e2wm_jax.data.tokenizer import load_tokenizer
+from e2wm_jax.data.tokenizer import open_tokenizer
 from e2wm_jax.errors import InputError, NonFiniteError
 from e2wm_jax.evaluate.generation_config import GenerationConfig, read_generation_config
 from e2wm_jax.evaluate.prompting import Prompting
@@ -60,7 +60,7 @@ def open_evaluated(model: str) -> Opened:
         InputError: if files are missing or damaged.
     """
     files = locate(model)
-    return Opened(files, open_model(files)[0], load_tokenizer(files), read_generation_config(files))
+    return Opened(files, open_model(files)[0], open_tokenizer(files), read_generation_config(files))
 
 
 def load_evaluated(

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from e2wm_jax import __version__
 from e2wm_jax.config import ModelConfig
-from e2wm_jax.data.tokenizer import load_tokenizer
+from e2wm_jax.data.tokenizer import open_tokenizer
 from e2wm_jax.errors import InputError
 from e2wm_jax.fisher import online, resume
 from e2wm_jax.fisher.arrange import ATTENTION, Layout, arrange, attention_length, cost, real_share
@@ -71,7 +71,7 @@ def make_plan(settings: FisherSettings) -> Plan:
         join_hosts()
     check_implementation("--kernel", settings.kernel)
     files = locate(settings.model)
-    tokenizer = load_tokenizer(files)
+    tokenizer = open_tokenizer(files)
     corpus = read_corpus(
         tokenizer,
         settings.data,

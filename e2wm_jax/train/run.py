@@ -13,7 +13,7 @@ from e2wm_jax.adapter_files import write_adapter
 from e2wm_jax.checkpoint import Checkpoints
 from e2wm_jax.data.batch import Row
 from e2wm_jax.data.loader import Loader
-from e2wm_jax.data.tokenizer import load_tokenizer
+from e2wm_jax.data.tokenizer import open_tokenizer
 from e2wm_jax.files import write_json
 from e2wm_jax.fisher.corpus import Corpus
 from e2wm_jax.kernels.weighted_square import check_implementation
@@ -73,7 +73,7 @@ def run(settings: TrainSettings) -> dict[str, Any]:
 
     # Data first: most mistakes are there, and finding them needs no weights.
     files = locate(settings.model)
-    tokenizer, shape = load_tokenizer(files), weights.read_config(files)
+    tokenizer, shape = open_tokenizer(files), weights.read_config(files)
     say_special_tokens(settings, tokenizer)
     corpus = read_text(settings, tokenizer, shape)
     text = settings.validation

@@ -18,7 +18,7 @@ import numpy as np
 from e2wm_jax.config import ModelConfig
 from e2wm_jax.data.batch import Row
 from e2wm_jax.data.loader import Loader
-from e2wm_jax.data.tokenizer import load_tokenizer
+from e2wm_jax.data.tokenizer import open_tokenizer
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json, write_json
 from e2wm_jax.fisher.corpus import Corpus, check_corpus_ids, read_corpus, where
@@ -100,7 +100,7 @@ def run(settings: SequenceSettings) -> dict[str, Any]:
     check(settings)
     mesh = make_ready(settings, longer=False)
     files = locate(settings.model)
-    tokenizer, shape = load_tokenizer(files), read_config(files)
+    tokenizer, shape = open_tokenizer(files), read_config(files)
     check_adapter(settings, shape)
     check_fisher(settings, shape)
     # All data first, the last task's too: a mistake there should not show after days.
