@@ -444,9 +444,7 @@ def test_a_tokenizer_without_an_end() -> None:
     tokenizer.eos_token = None
     (row,), _ = task_rows(tokenizer, [Document("ab", 1.0, "c")], max_length=99)
     assert tokenizer.decode(row.ids) == "ab"
-    with pytest.raises(
-        InputError, match="--append-eos: the model's tokenizer has no end-of-text token; pass --append-eos"
-    ):
+    with pytest.raises(InputError, match="the model's tokenizer has no end-of-text token; pass --append-eos no"):
         task_rows(tokenizer, [Document("ab", 1.0, "c")], max_length=99, append_eos=True)
 
 

@@ -28,9 +28,9 @@ from e2wm_jax.data.source import read_documents
 from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError
 from e2wm_jax.fisher import diagonal, resume, streaming
-from e2wm_jax.fisher.corpus import Corpus, read_corpus, where
+from e2wm_jax.fisher.corpus import Corpus, check_corpus, read_corpus
 from e2wm_jax.fisher.files import read_fisher
-from e2wm_jax.fisher.plan import check_positions, choose
+from e2wm_jax.fisher.plan import choose
 from e2wm_jax.fisher.run import FisherSettings, run
 from e2wm_jax.fisher.storage import decode
 from e2wm_jax.model_files import locate
@@ -521,7 +521,7 @@ def test_positions_that_the_model_lacks_are_refused(save_llama, tiny_llama, tmp_
     config = dataclasses.replace(MODELS["gpt-neo-125m"], max_positions=16)
     corpus = Corpus((Row(np.zeros(17, np.int32), 1),), ("pydoc:fisher, document 1",), 0)
     with pytest.raises(InputError, match=r"pydoc:fisher, document 1: 17 tokens, but the model has 16 positions"):
-        check_positions(config, corpus)
+        check_corpus(None, config, corpus)
 
 
 def test_places_are_those_an_editor_shows(tmp_path, tiny_llama):
@@ -533,7 +533,7 @@ def test_places_are_those_an_editor_shows(tmp_path, tiny_llama):
     corpus = read_corpus(
         load_tokenizer(locate(str(tiny_llama))), paths, samples=None, max_length=9, special_tokens=True
     )
-    found = [where(corpus, number).removeprefix(f"{tmp_path}/") for number in (0, 1, 2, 3, 4, 5, 11)]
+    found = [corpus.places[number].removeprefix(f"{tmp_path}/") for number in (0, 1, 2, 3, 4, 5, 11)]
     assert found[:5] == ["a.txt:3", "a.txt:7", "a.txt:10", "b.jsonl.gz:2", "b.jsonl.gz:5"]
     assert found[5:] == ["pydoc:fisher, document 1", "pydoc:fisher, document 7"]
     assert read_documents(paths[0]) == ["one two\nstill one", "three four", "five six"]

@@ -23,7 +23,7 @@ torch = pytest.importorskip("torch")
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-TOLERANCE = 1e-4  # of the largest value, in float32 (DESIGN.md, section "Numerics")
+TOLERANCE = 1e-4  # of the largest value, in float32
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "grouped": {},

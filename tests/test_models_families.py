@@ -24,7 +24,7 @@ from e2wm_jax.models.weights import Model, config_from_hf, config_to_hf, flatten
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-TOLERANCE = 1e-4  # of the largest value, in float32 (DESIGN.md, section "Numerics")
+TOLERANCE = 1e-4  # of the largest value, in float32
 SIZES = {
     "gpt_neo": {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 32}
     | {"attention_types": [[["global", "local"], 1]]},

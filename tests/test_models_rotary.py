@@ -24,7 +24,7 @@ from e2wm_jax.models.weights import Model, config_from_hf, config_to_hf, flatten
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-TOLERANCE = 1e-4  # of the largest value, in float32 (DESIGN.md, section "Numerics")
+TOLERANCE = 1e-4  # of the largest value, in float32
 VOCAB, LENGTH = 61, 12  # longer than the windows below, and than the trained length of the dynamic cases, 8
 LLAMA = {
     "hidden_size": 32,

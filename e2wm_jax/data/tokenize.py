@@ -57,7 +57,7 @@ def task_rows(
             `append_eos` and there is no such token; for a conversation as `conversation_tokens`.
     """
     if append_eos and tokenizer.eos_token_id is None:
-        raise InputError("--append-eos: the model's tokenizer has no end-of-text token; pass --append-eos no")
+        raise InputError("--append-eos yes: the model's tokenizer has no end-of-text token; pass --append-eos no")
     found = _tokens(tokenizer, examples, special_tokens=special_tokens, append_eos=append_eos)
     rows, kept, lost = [], [], []
     for index, (example, (ids, targets)) in enumerate(zip(examples, found, strict=True)):

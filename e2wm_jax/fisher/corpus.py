@@ -15,6 +15,7 @@ from e2wm_jax.data.token_ids import check_ids
 from e2wm_jax.data.tokenize import encode
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import content_digest
+from e2wm_jax.models.positions import check_positions
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Corpus:
     """Documents of two tokens and more, in the order of the data; a document's number is its index here."""
 
     rows: tuple[Row, ...]
-    places: tuple[str, ...]  # of each document
+    places: tuple[str, ...]  # of each document as an editor finds it: "file:line", "pydoc:fisher, document 1"
     too_short: int  # documents left out, for they have no token to predict
 
     @property
@@ -68,7 +69,7 @@ def read_corpus(
     encoded = encode(tokenizer, [text for _, text in found], special_tokens=special_tokens)
     kept = [number for number, ids in enumerate(encoded) if len(ids) >= 2]
     if not kept:
-        raise InputError(f"--data {' '.join(data)}: no document of two tokens or more; nothing can be predicted")
+        raise InputError(f"{' '.join(data)}: no document of two tokens or more; nothing can be predicted")
     chosen = kept
     if samples is not None and samples < len(kept):
         drawn = np.random.default_rng(seed).choice(len(kept), samples, replace=False)
@@ -80,21 +81,14 @@ def read_corpus(
     return Corpus(tuple(rows), tuple(found[number][0] for number in chosen), len(found) - len(kept))
 
 
-def where(corpus: Corpus, number: int) -> str:
-    """A document's place as an editor finds it: "file:line", of "pydoc:fisher" the number of the topic from 1."""
-    return corpus.places[number]
-
-
-def check_corpus_ids(tokenizer: Any, config: ModelConfig, corpus: Corpus) -> None:
-    """Refuse documents with a token for which the model has no row.
+def check_corpus(tokenizer: Any, config: ModelConfig, corpus: Corpus) -> None:
+    """Refuse documents that the model cannot read: with too many positions, or a token without a row.
 
     Raises:
         InputError: naming file and line of the first.
     """
-    if corpus.rows and max(int(row.ids.max()) for row in corpus.rows) >= config.vocab_size:
-        rows = enumerate(corpus.rows)
-        number, row = next((n, row) for n, row in rows if row.ids.max() >= config.vocab_size)
-        check_ids(tokenizer, config.vocab_size, [(where(corpus, number), row.ids)])
+    check_positions(config, corpus.rows, corpus.places.__getitem__)
+    check_ids(tokenizer, config.vocab_size, zip(corpus.places, (row.ids for row in corpus.rows), strict=True))
 
 
 def describe(path: str) -> dict[str, str]:

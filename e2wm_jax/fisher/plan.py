@@ -13,7 +13,7 @@ from e2wm_jax.data.tokenizer import open_tokenizer
 from e2wm_jax.errors import InputError
 from e2wm_jax.fisher import online, resume
 from e2wm_jax.fisher.arrange import ATTENTION, Layout, arrange, attention_length, cost, real_share
-from e2wm_jax.fisher.corpus import Corpus, check_corpus_ids, describe, read_corpus, where
+from e2wm_jax.fisher.corpus import Corpus, check_corpus, describe, read_corpus
 from e2wm_jax.fisher.diagonal import Computation, Estimator, Method
 from e2wm_jax.fisher.files import METADATA_FILE
 from e2wm_jax.fisher.settings import FisherSettings, check
@@ -21,7 +21,6 @@ from e2wm_jax.kernels.weighted_square import check_implementation
 from e2wm_jax.lora import linear_modules
 from e2wm_jax.model_files import ModelFiles, locate
 from e2wm_jax.models.decoder import weight_table
-from e2wm_jax.models.positions import rule_of_positions
 from e2wm_jax.models.weights import hf_names, open_model
 from e2wm_jax.sharding import join_hosts, make_mesh
 
@@ -82,8 +81,7 @@ def make_plan(settings: FisherSettings) -> Plan:
         seed=settings.seed,
     )
     config, _ = open_model(files)
-    check_positions(config, corpus)
-    check_corpus_ids(tokenizer, config, corpus)
+    check_corpus(tokenizer, config, corpus)
     selected, names = _selected(config, settings, pattern)
     estimator = Estimator(settings.labels, settings.reduction, settings.seed)
     mesh = _mesh(settings)
@@ -133,19 +131,6 @@ def choose(
     chosen: Layout = "packed" if packed < _WORTH_PACKING * rows else "rows"
     said = f"a row for each document would be {real:.0%} full, packed rows {real_packed:.0%}"
     return method, chosen, f"{why}; layout {chosen}: {said}, for about {packed / rows:.2f} of the time"
-
-
-def check_positions(config: ModelConfig, corpus: Corpus) -> None:
-    """Positions beyond those of the model: some have no weights, some turn by the longest document of the batch."""
-    if corpus.longest <= config.max_positions:
-        return
-    rule = rule_of_positions(config)
-    if rule is None:
-        return
-    number = max(range(len(corpus.rows)), key=lambda number: len(corpus.rows[number].ids))
-    raise InputError(
-        f"{where(corpus, number)}: {corpus.longest} tokens, but {rule}; give --max-length {config.max_positions}"
-    )
 
 
 def _mesh(settings: FisherSettings) -> Mesh | None:

@@ -12,7 +12,7 @@ from e2wm_jax.data.tokenize import say_cut
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json, write_json
 from e2wm_jax.fisher import online, resume
-from e2wm_jax.fisher.corpus import Corpus, describe, where
+from e2wm_jax.fisher.corpus import Corpus, describe
 from e2wm_jax.fisher.diagonal import FisherResult, Progress, result
 from e2wm_jax.fisher.files import METADATA_FILE, write_fisher
 from e2wm_jax.fisher.plan import Plan, make_plan
@@ -148,7 +148,7 @@ def _finish(
         "batch_size": settings.batch_size,
         "mesh": None if mesh is None else dict(mesh.shape),
         "hosts": jax.process_count(),
-        "skipped": [where(job.corpus, number) for number in skipped],
+        "skipped": [job.corpus.places[number] for number in skipped],
         "corpora": online.corpora(plan.previous, settings.decay, record),
     }
     write_report(settings.out / REPORT_FILE, tensors, summary, record)

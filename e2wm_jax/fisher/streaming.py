@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from e2wm_jax.errors import InputError
 from e2wm_jax.fisher import resume
 from e2wm_jax.fisher.arrange import Layout, attention_length
-from e2wm_jax.fisher.corpus import Corpus, where
+from e2wm_jax.fisher.corpus import Corpus
 from e2wm_jax.fisher.diagonal import Computation, Estimator, Progress, accumulate, not_finite, start
 from e2wm_jax.fisher.documents import DocumentBatch, document_batches
 from e2wm_jax.fisher.examples import NonFiniteError
@@ -200,7 +200,7 @@ def _complaint(job: Pass, found: Sequence[int]) -> str:
 
 def _named(corpus: Corpus, numbers: Sequence[int]) -> str:
     more = len(numbers) - _NAMED
-    names = ", ".join(where(corpus, number) for number in sorted(numbers)[:_NAMED])
+    names = ", ".join(corpus.places[number] for number in sorted(numbers)[:_NAMED])
     return f"{names} and {more} more" if more > 0 else names
 
 

@@ -18,6 +18,7 @@ from e2wm_jax.files import read_json, sha256
 from e2wm_jax.fisher.corpus import Corpus
 from e2wm_jax.fisher.storage import Fisher
 from e2wm_jax.progress import say
+from e2wm_jax.settings_files import plain
 from e2wm_jax.train.settings import MOST_STEPS, TASK_ROWS, TrainSettings
 
 CONFIG_FILE = "config.json"
@@ -38,13 +39,7 @@ def resolved(settings: TrainSettings) -> dict[str, Any]:
     """The settings as JSON; `resume` is how a run is continued, not what it is."""
     record = dataclasses.asdict(settings)
     del record["resume"]
-    return {key: _as_json(value) for key, value in record.items()}
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return list(value)
-    return str(value) if isinstance(value, Path) else value
+    return {key: plain(value) for key, value in record.items()}
 
 
 def content_of(settings: TrainSettings, corpus: Corpus | None) -> dict[str, Any]:
@@ -237,7 +232,7 @@ def _with_defaults(earlier: dict[str, Any], key: str, settings: TrainSettings) -
     """A setting of the run; of one that earlier versions did not have, what stands for it now."""
     field = next(field for field in dataclasses.fields(settings) if field.name == key)
     if field.default is not dataclasses.MISSING:
-        return earlier.get(key, _as_json(field.default))
+        return earlier.get(key, plain(field.default))
     if field.default_factory is not dataclasses.MISSING and isinstance(earlier.get(key), dict):
         return dataclasses.asdict(field.default_factory()) | earlier[key]
     return earlier.get(key)

@@ -3,9 +3,9 @@
 import dataclasses
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,31 +15,38 @@ from e2wm_jax.config import ModelConfig
 from e2wm_jax.data.batch import Batch, Row
 from e2wm_jax.data.chat import check_template
 from e2wm_jax.data.loader import Loader, StepBatch
+from e2wm_jax.data.online import OnlineTask
 from e2wm_jax.data.online_rows import RowMaker, online_rows
 from e2wm_jax.data.source import online_tasks, parse_mixture, read_mixture
 from e2wm_jax.data.token_ids import check_ids
 from e2wm_jax.data.tokenize import encode, say_cut, task_rows
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json
-from e2wm_jax.fisher.corpus import Corpus, check_corpus_ids, read_corpus, where
+from e2wm_jax.fisher.corpus import Corpus, check_corpus, read_corpus
 from e2wm_jax.fisher.files import METADATA_FILE
+from e2wm_jax.models.positions import check_online_positions, check_positions
 from e2wm_jax.progress import say
 from e2wm_jax.sharding import row_parts
-from e2wm_jax.train.positions import check_online_positions, check_positions
 from e2wm_jax.train.settings import APPEND_EOS, TASK_ROWS, TrainSettings
 
 _ROWS = PartitionSpec(None, ("data", "fsdp"))  # of the [K, B] of a step's batch
 
 
-def file_rows(settings: TrainSettings, tokenizer: Any, config: ModelConfig) -> tuple[list[Row], list[int]]:
-    """The rows of the files of --data, and for each the number of its example in them.
+def file_rows(
+    settings: TrainSettings,
+    tokenizer: Any,
+    config: ModelConfig,
+    mixture: Sequence[tuple[float, Path | OnlineTask]],
+    flag: str = "--data",
+) -> tuple[list[Row], list[int]]:
+    """The rows of the files of a mixture, which was given to `flag`; and for each the number of its example in them.
 
     Raises:
         InputError: for data that cannot be read, or that the model cannot read.
     """
     if settings.chat:
         check_template(tokenizer)
-    examples = read_mixture(parse_mixture(settings.data), columns=settings.columns, chat=settings.chat)
+    examples = read_mixture(mixture, columns=settings.columns, chat=settings.chat)
     rows, kept = task_rows(
         tokenizer,
         examples,
@@ -49,7 +56,7 @@ def file_rows(settings: TrainSettings, tokenizer: Any, config: ModelConfig) -> t
         append_eos=APPEND_EOS[settings.append_eos],
     )
     if len(kept) < len(examples):
-        say(f"skipped {len(examples) - len(kept)} of {len(examples)} rows: no answer token within --max-length")
+        say(f"{flag}: skipped {len(examples) - len(kept)} of {len(examples)} rows: no answer token within --max-length")
     check_positions(config, rows, lambda number: examples[kept[number]].where)
     check_ids(tokenizer, config.vocab_size, ((examples[n].where, row.ids) for n, row in zip(kept, rows, strict=True)))
     return rows, kept
@@ -65,7 +72,7 @@ def open_data(
         InputError: for data that cannot be read or made, or that the model cannot read, before the context is entered.
     """
     mixture = parse_mixture(settings.data)
-    rows, kept = file_rows(settings, tokenizer, config)
+    rows, kept = file_rows(settings, tokenizer, config, mixture)
     say_cut(rows, settings.max_length)
     for _, task in online_tasks(mixture):
         check_online_positions(config, settings.max_length, f"--data: {task.name}")
@@ -112,21 +119,32 @@ def read_text(settings: TrainSettings, tokenizer: Any, config: ModelConfig) -> C
     """The general text that the regularizer reads, if it does.
 
     Raises:
+        InputError: as `read_documents`.
+    """
+    data, samples = settings.regularizer_data, settings.regularizer_samples
+    if not data or TASK_ROWS in data:
+        return None
+    return read_documents(settings, tokenizer, config, data, samples, "--regularizer-data")
+
+
+def read_documents(
+    settings: TrainSettings, tokenizer: Any, config: ModelConfig, data: Sequence[str], samples: int | None, flag: str
+) -> Corpus:
+    """General text, which was given to `flag`.
+
+    Raises:
         InputError: as `read_corpus`, or for a document that the model cannot read.
     """
-    if not settings.regularizer_data or TASK_ROWS in settings.regularizer_data:
-        return None
     corpus = read_corpus(
         tokenizer,
-        settings.regularizer_data,
-        samples=settings.regularizer_samples,
+        data,
+        samples=samples,
         max_length=settings.max_length,
         special_tokens=settings.special_tokens,
         seed=settings.seed,
     )
-    say_cut(corpus.rows, settings.max_length, "--regularizer-data")
-    check_positions(config, corpus.rows, partial(where, corpus))
-    check_corpus_ids(tokenizer, config, corpus)
+    say_cut(corpus.rows, settings.max_length, flag)
+    check_corpus(tokenizer, config, corpus)
     return corpus
 
 

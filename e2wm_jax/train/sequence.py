@@ -9,7 +9,6 @@ the regularizer's state behind it is computed anew, which gives the same numbers
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -21,7 +20,7 @@ from e2wm_jax.data.loader import Loader
 from e2wm_jax.data.tokenizer import open_tokenizer
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json, write_json
-from e2wm_jax.fisher.corpus import Corpus, check_corpus_ids, read_corpus, where
+from e2wm_jax.fisher.corpus import Corpus
 from e2wm_jax.fisher.storage import Fisher
 from e2wm_jax.lora import Adapters
 from e2wm_jax.model_files import locate
@@ -39,9 +38,8 @@ from e2wm_jax.train.directory import (
     mixture_content,
     resolved,
 )
-from e2wm_jax.train.feed import open_data, read_text, say_special_tokens
+from e2wm_jax.train.feed import open_data, read_documents, read_text, say_special_tokens
 from e2wm_jax.train.parts import check_adapter, check_fisher, load_all
-from e2wm_jax.train.positions import check_positions
 from e2wm_jax.train.run import (
     ADAPTER,
     REPORT_FILE,
@@ -157,16 +155,7 @@ def _read_texts(settings: SequenceSettings, tokenizer: Any, config: ModelConfig)
     content |= {f"tests {number}": mixture_content(text, "--tests") for number, text in enumerate(settings.tests, 1)}
     general: Sequence[Row] = ()
     if settings.text:
-        found = read_corpus(
-            tokenizer,
-            settings.text,
-            samples=settings.text_samples,
-            max_length=settings.max_length,
-            special_tokens=settings.special_tokens,
-            seed=settings.seed,
-        )
-        check_positions(config, found.rows, partial(where, found))
-        check_corpus_ids(tokenizer, config, found)
+        found = read_documents(settings, tokenizer, config, settings.text, settings.text_samples, "--text")
         general = found.rows
         content["text"] = found.digest()
     return _Texts(corpus, validation, tests, general), content

@@ -16,9 +16,8 @@ from e2wm_jax.config import ModelConfig
 from e2wm_jax.data.batch import Batch, Row
 from e2wm_jax.data.loader import sorted_batches
 from e2wm_jax.data.online import OnlineTask
-from e2wm_jax.data.source import parse_mixture, read_mixture
-from e2wm_jax.data.token_ids import check_ids
-from e2wm_jax.data.tokenize import say_cut, task_rows
+from e2wm_jax.data.source import parse_mixture
+from e2wm_jax.data.tokenize import say_cut
 from e2wm_jax.errors import InputError
 from e2wm_jax.lora import Adapters, attach
 from e2wm_jax.models.layers import Params
@@ -26,8 +25,7 @@ from e2wm_jax.regularizers.regularizer import Scope
 from e2wm_jax.sharding import row_parts
 from e2wm_jax.train.feed import file_rows, put, read_text
 from e2wm_jax.train.passes import summed_over_devices, task_nll
-from e2wm_jax.train.positions import check_positions
-from e2wm_jax.train.settings import APPEND_EOS, TrainSettings
+from e2wm_jax.train.settings import TrainSettings
 
 
 def validation_loss(
@@ -43,12 +41,13 @@ def validation_loss(
     share = -(-batch_size // parts)
     here = (0,) if scope.mesh is None else row_parts(scope.mesh)
     mine = [row for part in here for row in range(part * share, (part + 1) * share)]
-    total, count = 0.0, 0
+    sums, count = [], 0
     for batch, _ in sorted_batches(rows, share * parts, max_length):
         on_devices = put(Batch(*(leaf[None, mine] for leaf in batch)), scope.mesh)
-        total += float(_weighted_sum(scope, params, adapters, on_devices))
+        sums.append(_weighted_sum(scope, params, adapters, on_devices))
         count += int(np.count_nonzero(batch.weights > 0))
-    return total / max(count, 1)
+    # Asked for at the end, so that devices do not wait for the next batch.
+    return sum(map(float, sums)) / max(count, 1)
 
 
 def held_out_mixture(text: str | Sequence[str], flag: str) -> list[tuple[float, Path]]:
@@ -72,18 +71,8 @@ def held_out_rows(
     Raises:
         InputError: as `held_out_mixture`, or for a file or row that cannot be read.
     """
-    examples = read_mixture(held_out_mixture(text, flag), columns=settings.columns, chat=settings.chat)
-    rows, kept = task_rows(
-        tokenizer,
-        examples,
-        max_length=settings.max_length,
-        special_tokens=settings.special_tokens,
-        skip_truncated=settings.skip_truncated,
-        append_eos=APPEND_EOS[settings.append_eos],
-    )
+    rows, _ = file_rows(settings, tokenizer, config, held_out_mixture(text, flag), flag)
     say_cut(rows, settings.max_length, flag)
-    check_positions(config, rows, lambda number: examples[kept[number]].where)
-    check_ids(tokenizer, config.vocab_size, ((examples[n].where, row.ids) for n, row in zip(kept, rows, strict=True)))
     return rows
 
 
@@ -93,7 +82,7 @@ def check_rows(settings: TrainSettings, tokenizer: Any, config: ModelConfig) -> 
     Raises:
         InputError: naming file and row.
     """
-    file_rows(settings, tokenizer, config)
+    file_rows(settings, tokenizer, config, parse_mixture(settings.data))
     read_text(settings, tokenizer, config)
     if settings.validation:
         held_out_rows(settings, tokenizer, config, settings.validation, "--validation")
