@@ -34,7 +34,7 @@ from e2wm_jax.fisher.plan import choose
 from e2wm_jax.fisher.run import FisherSettings, run
 from e2wm_jax.fisher.storage import decode
 from e2wm_jax.model_files import locate
-from e2wm_jax.models.weights import load
+from e2wm_jax.models.weights import Model, load
 
 TEXT = "The quick brown fox jumps over the dog.\n\nMary walks to the fridge.\n\nx\n\nA plate and 27 cats.\n"
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -279,7 +279,7 @@ def flags(settings: dict[str, Any], out: Path, *more: str) -> list[str]:
     return ["fisher", *named, *more]
 
 
-def test_a_stopped_pass_goes_on_bit_for_bit(stream, uninterrupted, broken, tmp_path, at_batch, capsys, monkeypatch):
+def test_a_stopped_pass_goes_on_bit_for_bit(stream, uninterrupted, other, tmp_path, at_batch, capsys, monkeypatch):
     out = tmp_path / "f"
     at_batch(4, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert main(flags(stream, out)) == 130
@@ -296,7 +296,7 @@ def test_a_stopped_pass_goes_on_bit_for_bit(stream, uninterrupted, broken, tmp_p
     shutil.copy(stream["data"][0], tmp_path / "copy.jsonl")
     assert main(flags({**stream, "data": (str(tmp_path / "copy.jsonl"),)}, out, "--resume")) == 2
     assert f"has --data = '{stream['data'][0]}', not '{tmp_path / 'copy.jsonl'}'" in capsys.readouterr().err
-    assert main(flags({**stream, "model": str(broken)}, out, "--resume")) == 2
+    assert main(flags({**stream, "model": str(other)}, out, "--resume")) == 2
     assert "--resume: the model's weights have changed" in capsys.readouterr().err
     data = Path(stream["data"][0])
     text = data.read_text()
@@ -364,32 +364,45 @@ def test_an_error_in_the_middle_keeps_what_is_done(stream, uninterrupted, tmp_pa
 
 
 @pytest.fixture(scope="module")
-def broken(tiny_llama, tmp_path_factory) -> Path:
-    """The tiny model with infinity in the embedding of "Z", which no other document has."""
-    folder = tmp_path_factory.mktemp("broken") / "m"
+def other(tiny_llama, tmp_path_factory) -> Path:
+    """The tiny model with another norm."""
+    folder = tmp_path_factory.mktemp("other") / "m"
     shutil.copytree(tiny_llama, folder)
     weights = tensors(folder)
-    weights["model.embed_tokens.weight"][load_tokenizer(locate(str(folder))).encode("Z")] = np.inf
+    weights["model.norm.weight"][3] = 2.0
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
-def with_z(stream: dict[str, Any], folder: Path, broken: Path, **changes: Any) -> dict[str, Any]:
+@pytest.fixture
+def infinite_z(stream, monkeypatch) -> None:
+    """The embedding of "Z", which no document of the stream has, is infinite behind the check of weights."""
+    z = load_tokenizer(locate(stream["model"])).encode("Z")
+
+    def infinite(*arguments: Any, **options: Any) -> Model:
+        model = load(*arguments, **options)
+        table = model.params["embed"]["weight"].at[np.array(z)].set(np.inf)
+        return dataclasses.replace(model, params={**model.params, "embed": {"weight": table}})
+
+    monkeypatch.setattr("e2wm_jax.fisher.run.load", infinite)
+
+
+def with_z(stream: dict[str, Any], folder: Path, **changes: Any) -> dict[str, Any]:
     """The corpus with two documents that have a Z, behind blank ones."""
     lines = Path(stream["data"][0]).read_text().splitlines()
     lines.insert(2, '{"text": "See the Z of the tv and of the sink."}')
     lines += ['{"text": " "}', '{"text": "Z"}', '{"text": "Zoe walks to the door of the fridge."}']
     path = folder / "z.jsonl"
     path.write_text("\n".join(lines) + "\n")
-    return {**stream, "model": str(broken), "data": (str(path),), **changes}
+    return {**stream, "data": (str(path),), **changes}
 
 
 @pytest.mark.parametrize(("layout", "max_length"), [("rows", 16), ("packed", 32)])
 def test_documents_that_are_not_finite_are_named_and_can_be_left_out(
-    stream, uninterrupted, broken, tmp_path, capsys, layout, max_length
+    stream, uninterrupted, infinite_z, tmp_path, capsys, layout, max_length
 ):
     """Without them F is that of the whole model: none of the others has a Z."""
-    options = with_z(stream, tmp_path, broken, layout=layout, max_length=max_length)
+    options = with_z(stream, tmp_path, layout=layout, max_length=max_length)
     out = tmp_path / "f"
     assert main(flags(options, out, "--checkpoint-minutes", "1e-9")) == 2
     message = capsys.readouterr().err.splitlines()[-1]
@@ -408,7 +421,7 @@ def test_documents_that_are_not_finite_are_named_and_can_be_left_out(
 def test_a_model_that_is_not_finite_leaves_no_document(stream, tiny_llama, tmp_path, capsys):
     shutil.copytree(tiny_llama, tmp_path / "m")
     weights = tensors(tmp_path / "m")
-    weights["model.norm.weight"][3] = np.nan
+    weights["model.norm.weight"][3:5] = 3e38
     save_file(weights, tmp_path / "m/model.safetensors", metadata={"format": "pt"})
     options = {**stream, "model": str(tmp_path / "m"), "samples": 2}
     assert main(flags(options, tmp_path / "f", "--skip-nonfinite")) == 2
@@ -448,7 +461,7 @@ def test_corpora_add_up_with_decay(stream, uninterrupted, first, tmp_path):
     assert worst_error(tensors(tmp_path / "d"), expected) < 0.01
 
 
-def test_a_fisher_that_does_not_add_up_is_refused(stream, first, broken, tmp_path):
+def test_a_fisher_that_does_not_add_up_is_refused(stream, first, other, tmp_path):
     def refused(match: str, **changes: Any) -> None:
         with pytest.raises(InputError, match=match):
             run(FisherSettings(**{**stream, "out": tmp_path / "f", "previous": first, **changes}))
@@ -458,7 +471,7 @@ def test_a_fisher_that_does_not_add_up_is_refused(stream, first, broken, tmp_pat
     refused("estimated with --reduction mean, not sum", reduction="sum")
     refused(r"lacks lm_head\.weight .*give the --params", params="all")
     refused(r"has model\.layers\.1\..*which --params leaves out", params=r"model\.layers\.0\..*[qv]_proj\.weight")
-    refused("computed for another model", model=str(broken))
+    refused("computed for another model", model=str(other))
     refused("no fisher.json in it", previous=Path(stream["model"]))
     refused("--decay 0.5 needs --previous", previous=None, decay=0.5)
     refused("--decay 0: must be above 0", decay=0)
