@@ -74,6 +74,10 @@ def read_adapter(folder: Path, config: ModelConfig) -> tuple[Adapters, AdapterSp
         InputError: if files are missing, the adapter uses something that is not plain LoRA, its modules or shapes are
             not this model's or not those that it says it adapts, or a value is not finite.
     """
+    if not (folder / CONFIG_FILE).is_file():
+        inner = (folder / "adapter" / CONFIG_FILE).is_file()
+        hint = f"the adapter of this run is {folder / 'adapter'}" if inner else "give what `e2wm train` or PEFT wrote"
+        raise InputError(f"--adapter: {folder / CONFIG_FILE}: no such file; {hint}")
     said = read_config(folder / CONFIG_FILE)
     file, factors = _read_factors(folder)
     where = {

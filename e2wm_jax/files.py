@@ -144,8 +144,9 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         InputError: naming file and line where the file is not one JSON object.
     """
+    text = read_text(path)
     try:
-        record = parse_json(read_text(path))
+        record = parse_json(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
     except ValueError as error:

@@ -120,9 +120,9 @@ def check(lora: LoraConfig) -> tuple[list[_Wanted], _Patterns, _Patterns]:
     alphas = _patterns("--lora.alpha-pattern", lora.alpha_pattern, "ALPHA", float, least=-math.inf)
     if lora.targets == "all-linear":
         return [_Wanted(".*", True)], ranks, alphas
-    # Letters, digits, "_", "." and "," only: as a regular expression on whole names that would match nothing more.
-    if re.fullmatch(r"[\w.]+(,[\w.]+)*", lora.targets):
-        return [_Wanted(name, False) for name in lora.targets.split(",")], ranks, alphas
+    # Letters, digits, "_", ".", "," and blanks only: as a regular expression on whole names they match nothing more.
+    if re.fullmatch(r"[\w.]+([, ]+[\w.]+)*", lora.targets):
+        return [_Wanted(name, False) for name in re.split("[, ]+", lora.targets)], ranks, alphas
     _compiled("--lora.targets", lora.targets)
     return [_Wanted(lora.targets, True)], ranks, alphas
 

@@ -529,8 +529,14 @@ def test_missing_and_damaged_files_are_named(written: Path, base: Model) -> None
     with pytest.raises(InputError, match=r"adapter_model\.safetensors: no such file"):
         read_adapter(written, base.config)
     (written / "adapter_config.json").unlink()
-    with pytest.raises(InputError, match=r"adapter_config\.json: no such file"):
+    with pytest.raises(InputError, match=r"^--adapter: .*adapter_config\.json: no such file; give what"):
         read_adapter(written, base.config)
+
+
+def test_a_run_that_is_given_as_an_adapter_is_answered_with_its_adapter(written: Path, base: Model) -> None:
+    run = written.rename(written.with_name("adapter")).parent
+    with pytest.raises(InputError, match=rf"no such file; the adapter of this run is {run}/adapter$"):
+        read_adapter(run, base.config)
 
 
 def test_adapters_of_another_model_are_refused(

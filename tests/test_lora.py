@@ -82,6 +82,8 @@ def test_layers_can_be_chosen_by_the_pattern() -> None:
     ("targets", "paths"),
     [
         ("q_proj,v_proj", ("layers.q", "layers.v")),
+        ("q_proj v_proj", ("layers.q", "layers.v")),
+        ("q_proj, v_proj", ("layers.q", "layers.v")),
         ("down_proj", ("layers.down",)),
         ("self_attn.o_proj,mlp.up_proj", ("layers.o", "layers.up")),
     ],
