@@ -1,12 +1,13 @@
 """PEFT's `adapter_config.json` of a plain LoRA adapter: which modules, ranks and scales, by PEFT's rules."""
 
-import math
 import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from e2wm_jax.config import QV_TARGETS
 from e2wm_jax.errors import InputError
@@ -18,8 +19,9 @@ _UNDERSTOOD = {
     "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "rank_pattern", "alpha_pattern",
     "use_rslora", "layers_to_transform", "layers_pattern", "fan_in_fan_out", "bias", "init_lora_weights",
     "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
-    "megatron_core", "qalora_group_size",
+    "megatron_core", "qalora_group_size", "eva_config",
 }  # fmt: skip
+_MOST = float(np.finfo(np.float32).max)
 _PLAIN_INITIALIZATIONS = (True, False, "gaussian", "orthogonal", "eva", None)  # others also change the base weights
 
 
@@ -48,7 +50,7 @@ def read_config(path: Path) -> PeftLora:
             raise InputError(f"{path}: {key} is {value!r}; a rank must be a whole number, 1 or more")
     for key, value in (("lora_alpha", alpha), *(("alpha_pattern", value) for value in alphas.values())):
         if not _is_number(value):
-            raise InputError(f"{path}: {key} is {value!r}; it must be a finite number")
+            raise InputError(f"{path}: {key} is {value!r}; it must be a finite number, in float32 too")
     if not isinstance(rslora := raw.get("use_rslora"), bool | None):
         raise InputError(f"{path}: use_rslora is {rslora!r}; it must be true or false")
     return PeftLora(
@@ -78,7 +80,7 @@ def _refuse_other_kinds(raw: dict[str, Any], path: Path) -> None:
 
 def _is_number(value: Any) -> bool:
     try:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(float(value))
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(float(value)) <= _MOST
     except OverflowError:
         return False
 

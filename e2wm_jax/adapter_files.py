@@ -151,7 +151,7 @@ def _read_factors(folder: Path) -> tuple[Path, dict[str, tuple[np.ndarray, np.nd
     for name, (shape, dtype, _) in sorted(tensors.headers.items()):
         match = re.fullmatch(rf"{re.escape(_PREFIX)}(.+)\.lora_([AB])(?:\.default)?\.weight", name)
         if match is None:
-            raise InputError(f"{path}: unexpected tensor {name}; only lora_A and lora_B can be read")
+            raise InputError(f"{path}: unexpected tensor {name}; only lora_A and lora_B of the layers can be read")
         if 0 in shape:
             raise InputError(
                 f"{path}: {name} is empty, of shape {list(shape)}, as saved from one part of a sharded model; "

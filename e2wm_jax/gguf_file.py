@@ -80,7 +80,10 @@ def read_gguf(path: Path) -> GgufFile:
     tensors = dict(file.tensors)
     for name in names[1:]:
         check_fetched(path.with_name(name))
-        part = _read_one(path.with_name(name))
+        try:
+            part = _read_one(path.with_name(name))
+        except ValueError as error:
+            raise ValueError(f"its part {name}: {error}") from error
         if twice := sorted(tensors.keys() & part.tensors.keys()):
             raise InputError(f"{path}: {twice[0]} is in {name} too; fetch the parts again")
         tensors |= part.tensors

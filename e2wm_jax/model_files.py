@@ -60,6 +60,8 @@ def locate(model: str) -> ModelFiles:
         return ModelFiles(model, path, "gguf")
     if model == EMBEDDED_MODEL:
         return ModelFiles(model, embedded_gguf(), "gguf")
+    if path.is_file():
+        raise InputError(f"--model {model}: is a file; give the directory that it is in, or a .gguf file")
     if path.suffix != ".gguf" and (hub_id := _HUB_ID.fullmatch(model)):
         return _directory(model, _download(model, hub_id[1], hub_id[2]))
     raise InputError(
@@ -120,7 +122,11 @@ def _directory(model: str, path: Path) -> ModelFiles:
     if not (path / CONFIG_FILE).is_file():
         if (path / _ADAPTER_FILE).is_file():
             raise InputError(f"--model {model}: {path} is an adapter; give its base here, and this as --adapter")
-        raise InputError(f"--model {model}: {path} has no {CONFIG_FILE}; give the directory of a Hugging Face model")
+        ggufs = sorted(one.name for one in path.glob("*.gguf"))
+        hint = f", or {path / ggufs[0]}" if ggufs else ""
+        raise InputError(
+            f"--model {model}: {path} has no {CONFIG_FILE}; give the directory of a Hugging Face model{hint}"
+        )
     if (path / _ADAPTER_FILE).is_file():  # transformers puts it on the model
         raise InputError(
             f"--model {model}: {path} holds an adapter beside the model; move {_ADAPTER_FILE} and its weights to a "

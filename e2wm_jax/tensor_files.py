@@ -1,5 +1,6 @@
 """Named tensors on disk: safetensors (one file or shards), and PyTorch's .bin where torch is installed."""
 
+import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from e2wm_jax.files import check_fetched, read_json, replacing, write_json
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 WEIGHT_NAMES = (WEIGHTS_FILE, INDEX_FILE, "pytorch_model.bin", "pytorch_model.bin.index.json")  # first come first
+_OF_WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".gguf", ".h5", ".msgpack")  # files that may hold a model
 READABLE = ("float32", "float16", "bfloat16", "float64")  # dtypes of weights
 MAX_SHARD_BYTES = 5 * 10**9  # of one file, as transformers' older default; readers map files whole
 _NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -67,8 +69,10 @@ def weight_files(folder: Path) -> list[Path]:
     for name in WEIGHT_NAMES:
         if (folder / name).is_file():
             return _shards(folder / name) if name.endswith(".json") else [folder / name]
-    others = sorted(path.name for path in folder.glob("*") if path.suffix in (".safetensors", ".bin"))
+    others = sorted(path.name for path in folder.glob("*") if path.suffix in _OF_WEIGHTS)
     found = f"; {others[0]} is not read under that name" if others else ""
+    if broken := [name for name in others if name in WEIGHT_NAMES]:
+        found = f"; {broken[0]} is a link to nothing, or no file; fetch the model again"
     raise InputError(f"{folder}: no weights in it ({', '.join(WEIGHT_NAMES)}){found}")
 
 
@@ -154,6 +158,11 @@ def open_bins(paths: list[Path]) -> TensorFiles:
         try:
             # Files of torch before 1.6 are no archives, and cannot be mapped.
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        except pickle.UnpicklingError as error:  # torch's own advice is to run what the file says
+            raise InputError(
+                f"{path}: no plain weights: no file of torch.save, or one that holds more than tensors, such as a "
+                "whole module; save its state_dict() alone"
+            ) from error
         except Exception as error:  # of any kind: what a damaged pickle says is followed as far as it goes
             raise InputError(
                 f"{path}: damaged or incomplete, or no plain weights ({type(error).__name__}: {first_line(error)})"
@@ -177,7 +186,9 @@ def _plain(path: Path, loaded: Any) -> dict[str, Any]:
         raise InputError(f"{path}: no plain weights: it holds a {type(loaded).__name__}, not tensors by name")
     for name, value in loaded.items():
         if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_meta:
-            kind = type(value).__name__ if not isinstance(value, torch.Tensor) else f"{value.layout} tensor"
+            kind = type(value).__name__
+            if isinstance(value, torch.Tensor):
+                kind = "tensor without values" if value.is_meta else f"{value.layout} tensor"
             inner = [key for key, part in loaded.items() if isinstance(part, dict)]
             way_out = f"save what is under {inner[0]!r} alone" if inner else "save its tensors alone"
             raise InputError(f"{path}: no plain weights: {name!r} is a {kind}; {way_out}")

@@ -398,6 +398,7 @@ def test_other_kinds_of_adapters_are_refused(changes: dict[str, Any], message: s
         ({"alpha_pattern": {"q_proj": "8"}}, "alpha_pattern is '8'; it must be a finite number"),
         ({"lora_alpha": None}, "lora_alpha is None; it must be a finite number"),
         ({"lora_alpha": float("inf")}, "lora_alpha is inf; it must be a finite number"),
+        ({"lora_alpha": 1e39}, r"lora_alpha is 1e\+39; it must be a finite number, in float32 too"),
         ({"lora_alpha": 10**400}, "lora_alpha is 1000.*; it must be a finite number"),
         ({"use_rslora": "false"}, "use_rslora is 'false'; it must be true or false"),
         ({"target_modules": "("}, r"target_modules holds no regular expression: '\('"),
@@ -531,6 +532,13 @@ def test_missing_and_damaged_files_are_named(written: Path, base: Model) -> None
     (written / "adapter_config.json").unlink()
     with pytest.raises(InputError, match=r"^--adapter: .*adapter_config\.json: no such file; give what"):
         read_adapter(written, base.config)
+
+
+def test_an_adapter_that_began_with_eva(written: Path, base: Model) -> None:
+    """Which chooses the first A by the data, and leaves the base as it is."""
+    before = read_adapter(written, base.config)
+    edit(written, init_lora_weights="eva", eva_config={"rho": 2.0, "tau": 0.99})
+    assert jax.tree.all(jax.tree.map(np.array_equal, read_adapter(written, base.config)[0], before[0]))
 
 
 def test_a_run_that_is_given_as_an_adapter_is_answered_with_its_adapter(written: Path, base: Model) -> None:

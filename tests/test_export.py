@@ -25,6 +25,7 @@ from e2wm_jax.models.decoder import hidden_states, logits, weight_table
 from e2wm_jax.models.saving import new_folder, save
 from e2wm_jax.models.weights import Model, flatten, load, unflatten
 from e2wm_jax.sharding import make_mesh
+from e2wm_jax.tensor_files import write_safetensors
 
 torch = pytest.importorskip("torch")
 
@@ -181,6 +182,21 @@ def test_merged_model_is_base_and_adapter(
     by_peft = peft.PeftModel.from_pretrained(base_model, tmp_path / "adapter").merge_and_unload().state_dict()
     for key, value in read_files(tmp_path / "out").items():
         np.testing.assert_allclose(value, by_peft[key].numpy(), rtol=1e-6, atol=1e-6, err_msg=key)
+
+
+def test_an_adapter_that_is_too_large(theirs: Callable[[str], Any], tmp_path: Path) -> None:
+    """Its factors are finite, their product is not."""
+    theirs("llama").save_pretrained(tmp_path / "base")
+    random_adapter(load(str(tmp_path / "base")), tmp_path / "adapter")
+    path = tmp_path / "adapter/adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "lora_alpha": 3e38, "use_rslora": True}))
+    factors = read_files(tmp_path / "adapter")
+    write_safetensors(tmp_path / "adapter/adapter_model.safetensors", {name: 1e3 * v for name, v in factors.items()})
+    with pytest.raises(
+        InputError, match=r"weight has values that are not finite; an adapter that was merged into it is"
+    ):
+        run(ExportSettings(str(tmp_path / "base"), tmp_path / "out", adapter=tmp_path / "adapter"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_half_precision_is_rounded_once(theirs: Callable[[str], Any], tmp_path: Path) -> None:

@@ -257,6 +257,7 @@ def test_impossible_requests_are_refused_before_compilation(pairs):
         ([[1]], Decoding(num_beams=11), "--beams 11: at most a quarter of the vocabulary, 10"),
         ([[1]], Decoding(num_beams=2, sampling=Sampling()), "beams are not sampled"),
         ([[1]], Decoding(sampling=Sampling(0.0)), "--temperature 0.0: must be a positive number"),
+        ([[1]], Decoding(sampling=Sampling(1e-40)), "--temperature 1e-40: must be a positive number, 1e-30 or more"),
         ([[1]], Decoding(sampling=Sampling(1.0, 0)), "--top-k 0: must be at least 1"),
         ([[1]], Decoding(sampling=Sampling(1.0, None, 1.5)), "--top-p 1.5: must be above 0 and at most 1"),
     ):

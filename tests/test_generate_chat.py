@@ -197,7 +197,7 @@ def test_the_checkpoint_s_own_values_are_read(tmp_path: Path) -> None:
         ({"eos_token_id": "2"}, "eos_token_id is '2'; expected a token's number, or a list of such"),
         ({"eos_token_id": [2, None]}, r"eos_token_id is \[2, None\]"),
         ({"temperature": "hot"}, "temperature is 'hot'; expected a number"),
-        ({"top_p": -1}, "top_p is -1"),
+        ({"top_p": [1]}, r"top_p is \[1\]"),
         ({"top_k": True}, "top_k is True"),
     ],
 )
@@ -244,6 +244,34 @@ def test_tokens_are_drawn_as_by_transformers(
     )  # fmt: skip
     ours = cut(jnp.asarray(drawn.logits[0].numpy()), found)
     np.testing.assert_allclose(np.asarray(ours), drawn.scores[0].numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"temperature": 0.0}, "temperature is 0.0; to draw with, it must be above 0; give --temperature"),
+        ({"top_k": -1}, "top_k is -1; to draw with, it must be a whole number, 0 or more; give --top-k"),
+        ({"top_k": 2.5}, "top_k is 2.5; to draw with, it must be a whole number"),
+        ({"top_p": -1}, "top_p is -1; to draw with, it must be above 0 and at most 1"),
+        ({"top_p": 1.5}, "top_p is 1.5; to draw with, it must be above 0 and at most 1; give --top-p"),
+    ],
+)
+def test_values_that_cannot_be_drawn_with(tmp_path: Path, values: dict[str, Any], message: str) -> None:
+    """They mean nothing where the likeliest token is taken, or others are asked for."""
+    config = config_of(tmp_path, do_sample=True, **values)
+    assert sampling(GenerateSettings(model="m"), config) is None
+    with pytest.raises(InputError, match=rf"generation_config\.json: {message}"):
+        sampling(GenerateSettings(model="m", sample=True), config)
+    asked: dict[str, Any] = {"temperature": 0.5, "top_k": 3, "top_p": 0.5}
+    assert sampling(GenerateSettings(model="m", **asked), config) == Sampling(**asked)
+
+
+def test_texts_of_other_bytes_than_utf8(talking: Any, capsys: Any) -> None:
+    words = ["generate", "--model", str(talking[0]), "--chat", "--prompt", "a"]
+    for option in ("prompt", "stop", "system"):
+        assert main([*words, f"--{option}", "caf\udce9"]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error == f"error: --{option} 'caf\\udce9': holds bytes that are no UTF-8 text; give it in UTF-8"
 
 
 def test_what_is_not_applied_is_said(talking: Any, tmp_path: Path, capsys: Any) -> None:

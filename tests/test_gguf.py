@@ -461,7 +461,10 @@ def test_gguf_of_another_kind_is_refused(tiny_llama: Path, tmp_path: Path) -> No
     with pytest.raises(InputError, match=r"model\.gguf: 9 weights are missing, the first is model\.layers\.2\."):
         load(str(path))
     write_gguf(path, model, feed_forward_length=47)
-    with pytest.raises(InputError, match=r"model\.gguf: .*has shape \[48, 32\]"):
+    with pytest.raises(InputError, match=r"model\.gguf: .*has shape \[48, 32\], its metadata say \[47, 32\]"):
+        load(str(path))
+    write_gguf(path, model, fields={"tokenizer.ggml.tokens": ["a", "b"]})
+    with pytest.raises(InputError, match=r"token_embd\.weight has \d+ rows, tokenizer\.ggml\.tokens 2 tokens; these"):
         load(str(path))
 
 
@@ -559,7 +562,9 @@ def test_a_model_in_parts(tiny_llama: Path, tmp_path: Path) -> None:
         load(str(third))
     stored = third.read_bytes()
     third.write_bytes(stored[:-50])
-    with pytest.raises(InputError, match=r"not a readable GGUF file \(output.* ends at byte"):
+    with pytest.raises(
+        InputError, match=r"not a readable GGUF file \(its part model-00003-of-00003\.gguf: output.* ends"
+    ):
         load(str(first))
     third.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(InputError, match=r"model-00003-of-00003\.gguf: a git-LFS pointer"):

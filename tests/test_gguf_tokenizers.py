@@ -214,6 +214,16 @@ def test_user_defined_tokens_are_whole(tmp_path: Path) -> None:
     assert ours.decode(ids, skip_special_tokens=True) == "a<think>"
 
 
+def test_an_unknown_token_without_a_role_is_whole(tmp_path: Path) -> None:
+    vocabulary, merges = byte_level_vocabulary(LLAMA3_PATTERN)
+    vocabulary = in_order(vocabulary)
+    kinds = [2 if token == "<think>" else 1 for token in vocabulary]
+    ours = write_byte_level(tmp_path / "model.gguf", "gpt-2", vocabulary, merges, token_type=kinds)
+    ids = ours("a<think>")["input_ids"]
+    assert ids == [vocabulary["a"], vocabulary["<think>"]]
+    assert ours.decode(ids, skip_special_tokens=True) == "a"
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -129,7 +129,12 @@ def test_directory_without_or_with_a_damaged_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no tokenizer files; copy one of tokenizer\.json"):
         load_tokenizer(locate(str(tmp_path)))
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0", ')
-    with pytest.raises(InputError, match="unreadable tokenizer"):
+    with pytest.raises(InputError, match=r"tokenizer\.json:1: not valid JSON"):
+        load_tokenizer(locate(str(tmp_path)))
+    (tmp_path / "tokenizer.json").write_text('{"version": "1.0"}')
+    with pytest.raises(
+        InputError, match=r"unreadable tokenizer \(.*\); one of tokenizer\.json, config\.json is at fault"
+    ):
         load_tokenizer(locate(str(tmp_path)))
 
 

@@ -116,6 +116,41 @@ def test_weights_under_another_name_are_named(folder: Path) -> None:
         load(str(folder))
 
 
+@pytest.mark.parametrize("name", ["consolidated.00.pth", "tf_model.h5", "flax_model.msgpack"])
+def test_weights_of_other_programs_are_named(name: str, folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / name)
+    with pytest.raises(InputError, match=rf"model: no weights in it \(.*\); {name} is not read under that name"):
+        load(str(folder))
+
+
+def test_a_link_to_weights_that_are_gone(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("nowhere")
+    with pytest.raises(
+        InputError, match=r"; model\.safetensors is a link to nothing, or no file; fetch the model agai"
+    ):
+        load(str(folder))
+
+
+def test_names_with_what_a_trainer_put_in_front(folder: Path, bins: dict[str, Any]) -> None:
+    torch.save({f"module.{name}": value for name, value in bins.items()}, folder / "pytorch_model.bin")
+    with pytest.raises(
+        InputError, match=r"21 weights are missing, .*; it is there as module\.lm_head\.weight: save the"
+    ):
+        load(str(folder))
+
+
+def test_a_file_or_a_folder_of_files_in_place_of_a_model(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"model\.safetensors: is a file; give the directory that it is in, or a \.gguf"
+    ):
+        locate(str(folder / "model.safetensors"))
+    (tmp_path / "ggufs").mkdir()
+    (tmp_path / "ggufs/model.gguf").touch()
+    with pytest.raises(InputError, match=r"has no config\.json; give .* model, or .*ggufs/model\.gguf$"):
+        locate(str(tmp_path / "ggufs"))
+
+
 @pytest.mark.parametrize("weight_map", [None, [], {}, {"a": 1}, {"a": "../a.safetensors"}, {"a": "a.bin"}])
 def test_an_index_that_names_no_files(weight_map: Any, folder: Path) -> None:
     (folder / "model.safetensors").unlink()
@@ -193,7 +228,8 @@ def test_a_bin_of_old_torch(folder: Path, bins: dict[str, Any]) -> None:
         ({"epoch": 3, "model": {}}, "'epoch' is a int; save what is under 'model' alone"),
         ({"a": torch.zeros(1), "b": [1]}, "'b' is a list; save its tensors alone"),
         ({"a": torch.zeros(2).to_sparse()}, r"'a' is a torch\.sparse_coo tensor; save its tensors alone"),
-        ({"a": torch.zeros(2, device="meta")}, "'a' is a torch.strided tensor"),
+        ({"a": torch.zeros(2, device="meta")}, "'a' is a tensor without values"),
+        (torch.nn.Linear(2, 2), r".* more than tensors, such as a whole module; save its state_dict\(\) alone$"),
         ({1: torch.zeros(1)}, "a tensor's name is 1, not text"),
         ([torch.zeros(1)], "it holds a list, not tensors by name"),
     ],
@@ -210,9 +246,7 @@ def test_a_bin_that_is_a_program_is_not_run(folder: Path, bins: dict[str, Any], 
             return Path.touch, (tmp_path / "run",)
 
     torch.save({"a": Evil()}, folder / "pytorch_model.bin")
-    with pytest.raises(
-        InputError, match=r"pytorch_model\.bin: damaged or incomplete, or no plain weights \(Unpickling"
-    ):
+    with pytest.raises(InputError, match=r"pytorch_model\.bin: no plain weights: no file of torch\.save, or one that"):
         load(str(folder))
     assert not (tmp_path / "run").exists()
 

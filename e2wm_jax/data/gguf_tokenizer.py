@@ -52,7 +52,7 @@ def gguf_tokenizer(path: Path) -> Any:
             raise InputError(f"{path}: {_ROLES[role]}_token_id is {index}, of {len(tokens)} tokens")
     roles = {role: tokens[index] for role, index in ids.items() if index is not None}
     core = _sentencepiece(fields, tokens) if kind == "llama" else _byte_level(fields, tokens, _PATTERNS[split])
-    added = [(token, number == _CONTROL) for token, number in zip(tokens, kinds, strict=True) if _is_added(number)]
+    added = [(token, number != _USER_DEFINED) for token, number in zip(tokens, kinds, strict=True) if _is_added(number)]
     core.add_special_tokens([AddedToken(token, normalized=False, special=True) for token, special in added if special])
     core.add_tokens([AddedToken(token, normalized=False, special=False) for token, special in added if not special])
     first = kind == "llama" or _PATTERNS[split] == _LLAMA3
@@ -67,7 +67,7 @@ def gguf_tokenizer(path: Path) -> Any:
 
 def _is_added(kind: int) -> bool:
     """Whether a token is found in the text before anything else is."""
-    return kind in (_CONTROL, _USER_DEFINED)
+    return kind in (_UNKNOWN, _CONTROL, _USER_DEFINED)
 
 
 class _Fields:

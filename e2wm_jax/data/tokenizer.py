@@ -5,8 +5,8 @@ from typing import Any
 
 from e2wm_jax.data.gguf_tokenizer import gguf_tokenizer
 from e2wm_jax.errors import InputError, first_line
-from e2wm_jax.files import check_fetched
-from e2wm_jax.model_files import COMPANIONS, ModelFiles, locate
+from e2wm_jax.files import check_fetched, read_json
+from e2wm_jax.model_files import COMPANIONS, CONFIG_FILE, ModelFiles, locate
 from e2wm_jax.progress import busy
 
 
@@ -41,4 +41,15 @@ def _from_directory(path: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # of any kind: tokenizers raises Exception itself, and files may hold anything
-        raise InputError(f"{path}: unreadable tokenizer ({first_line(error)})") from error
+        for name in COMPANIONS:
+            if name.endswith(".json") and (path / name).is_file():
+                read_json(path / name)  # names the file that is no JSON at all
+        raise InputError(
+            f"{path}: unreadable tokenizer ({first_line(error)}); one of {', '.join(_found(path))} is at fault, "
+            "copy them anew from the model"
+        ) from error
+
+
+def _found(path: Path) -> list[str]:
+    """The files from which transformers makes a tokenizer; the model's configuration names its kind."""
+    return [name for name in (*COMPANIONS, CONFIG_FILE) if name != "generation_config.json" and (path / name).is_file()]

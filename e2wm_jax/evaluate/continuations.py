@@ -7,7 +7,7 @@ from typing import Any
 
 from e2wm_jax.data.lengths import few_lengths
 from e2wm_jax.errors import InputError
-from e2wm_jax.evaluate.generation_config import TOP_K, GenerationConfig
+from e2wm_jax.evaluate.generation_config import TOP_K, GenerationConfig, drawing
 from e2wm_jax.evaluate.model import (
     Evaluated,
     Opened,
@@ -36,6 +36,7 @@ def run(settings: GenerateSettings) -> dict[str, Any]:
     texts = [*settings.prompt, *(read_prompts(settings.prompts) if settings.prompts else ())]
     if not texts:
         raise InputError("no prompt; give --prompt TEXT or --prompts FILE")
+    _check_characters(("prompt", *settings.prompt), ("system", settings.system), ("stop", settings.stop))
     prompting = Prompting(settings.special_tokens, chat=settings.chat)
     prompting.check()
     if settings.system is not None and not settings.chat:
@@ -70,17 +71,26 @@ def run(settings: GenerateSettings) -> dict[str, Any]:
 
 def sampling(settings: GenerateSettings, config: GenerationConfig) -> Sampling | None:
     """How tokens are drawn, if they are: what is not asked for as the checkpoint has it, or else as transformers."""
-    asked = settings.temperature, settings.top_k, settings.top_p
-    if not settings.sample and all(value is None for value in asked):
+    wanted = {"temperature": settings.temperature, "top_k": settings.top_k, "top_p": settings.top_p}
+    asked = {name: value for name, value in wanted.items() if value is not None}
+    if not settings.sample and not asked:
         return None
-    default = config.temperature, config.top_k, config.top_p
-    temperature, top_k, top_p = (said if said is not None else own for said, own in zip(asked, default, strict=True))
+    found = drawing(config, asked) | asked
+    temperature, top_k, top_p = found["temperature"], found["top_k"], found["top_p"]
     top_k = TOP_K if top_k is None else int(top_k)
     return Sampling(
         1.0 if temperature is None else temperature,
         None if top_k == 0 else top_k,  # as in transformers: all
         None if top_p in (None, 1.0) else top_p,
     )
+
+
+def _check_characters(*given: tuple[str | None, ...]) -> None:
+    """Refuse texts of the command line, behind their option's name, whose bytes are no UTF-8."""
+    for option, *texts in given:
+        for text in texts:
+            if text is not None and any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise InputError(f"--{option} {text[:40]!a}: holds bytes that are no UTF-8 text; give it in UTF-8")
 
 
 def _say_what_is_left_out(settings: GenerateSettings, opened: Opened) -> None:

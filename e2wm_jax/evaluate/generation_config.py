@@ -1,7 +1,7 @@
 """What a checkpoint's generation_config.json says: which tokens end a text, and how tokens are to be drawn."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,12 +33,12 @@ _NOT_APPLIED: dict[str, tuple[Any, ...]] = {
 
 
 class GenerationConfig(NamedTuple):
-    """None where the file says nothing."""
+    """None where the file says nothing. What only matters where tokens are drawn is checked there (`drawing`)."""
 
     ends: tuple[int, ...] = ()  # eos_token_id, one or several
     sample: bool = False
     temperature: float | None = None
-    top_k: int | None = None
+    top_k: float | None = None
     top_p: float | None = None
     not_applied: tuple[str, ...] = ()  # "repetition_penalty 1.1": what transformers would do besides
 
@@ -61,10 +61,30 @@ def read_generation_config(files: ModelFiles) -> GenerationConfig:
         ends or (),
         raw.get("do_sample") is True,
         _number(raw, "temperature", path),
-        None if (top_k := _number(raw, "top_k", path)) is None else int(top_k),
+        _number(raw, "top_k", path),
         _number(raw, "top_p", path),
         tuple(f"{key} {value}" for key, value in besides.items() if value not in _NOT_APPLIED[key]),
     )
+
+
+def drawing(config: GenerationConfig, besides: Collection[str]) -> dict[str, float | None]:
+    """Temperature, top_k and top_p of the checkpoint, but for those ``besides`` that are asked for otherwise.
+
+    Raises:
+        InputError: naming one with which nothing can be drawn.
+    """
+    rules = (
+        ("temperature", config.temperature, "above 0", lambda value: value > 0),
+        ("top_k", config.top_k, "a whole number, 0 or more", lambda value: value >= 0 and value == int(value)),
+        ("top_p", config.top_p, "above 0 and at most 1", lambda value: 0 < value <= 1),
+    )
+    for name, value, rule, fits in rules:
+        if value is not None and name not in besides and not fits(value):
+            raise InputError(
+                f"generation_config.json: {name} is {value}; to draw with, it must be {rule}; "
+                f"give --{name.replace('_', '-')}"
+            )
+    return {name: None if name in besides else value for name, value, *_ in rules}
 
 
 def _ends(raw: Mapping[str, Any], path: Path) -> tuple[int, ...] | None:
@@ -81,6 +101,6 @@ def _number(raw: Mapping[str, Any], key: str, path: Path) -> float | None:
     value = raw.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -math.inf < value < math.inf:
         raise InputError(f"{path}: {key} is {value!r}; expected a number")
     return value

@@ -22,6 +22,7 @@ from e2wm_jax.models.layers import Params
 from e2wm_jax.models.sampling import Sampling, next_token
 from e2wm_jax.sharding import batch_sharding
 
+_LEAST_TEMPERATURE = 1e-30  # scores that are divided by it are still finite in float32
 _LEAST_BFLOAT16_ROWS = 2  # XLA on a CPU multiplies a single row by a float32 copy of the matrix
 
 
@@ -44,9 +45,10 @@ class Decoding:
             raise InputError(
                 f"--beams {self.num_beams} with --temperature: beams are not sampled; leave one of them out"
             )
-        if not 0 < sampling.temperature < float("inf"):
+        if not _LEAST_TEMPERATURE <= sampling.temperature < float("inf"):
             raise InputError(
-                f"--temperature {sampling.temperature}: must be a positive number; leave it out for greedy"
+                f"--temperature {sampling.temperature}: must be a positive number, {_LEAST_TEMPERATURE:g} or more; "
+                "leave it out for greedy"
             )
         if sampling.top_k is not None:
             check_at_least(("--top-k", int(sampling.top_k), 1))

@@ -59,6 +59,12 @@ def open_gguf_model(path: Path) -> tuple[ModelConfig, TensorFiles]:
                 "give a file of one of these, or the Hugging Face directory"
             )
     config = _config(file)
+    table = file.tensors.get("token_embd.weight")
+    if table is not None and table.shape[0] != config.vocab_size:
+        raise InputError(
+            f"{path}: token_embd.weight has {table.shape[0]} rows, tokenizer.ggml.tokens {config.vocab_size} tokens; "
+            "these must be the same, convert the model again"
+        )
     names = {hf: name for hf, name in _names(config).items() if name in file.tensors}
     known = {*names.values()} | ({_ROPE_FACTORS} if isinstance(config, LlamaConfig) else set())
     if unknown := sorted(file.tensors.keys() - known):

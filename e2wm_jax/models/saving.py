@@ -88,10 +88,13 @@ def write_model(
 
     def read(name: str) -> np.ndarray:
         path, index, dtype = where[name]
-        value = flat[path][index].astype(dtype)
+        value = flat[path][index]
         if not jnp.isfinite(value).all():
-            raise InputError(f"{name} has values that are not finite in {dtype}; give --dtype float32 or bfloat16")
-        return np.asarray(value)
+            raise InputError(f"{name} has values that are not finite; an adapter that was merged into it is too large")
+        if not jnp.isfinite(stored := value.astype(dtype)).all():
+            others = "float32" if dtype == jnp.bfloat16 else "float32 or bfloat16"
+            raise InputError(f"{name} has values that are not finite in {dtype}; give --dtype {others}")
+        return np.asarray(stored)
 
     total = write_shards(folder, sizes, read, max_shard_bytes=max_shard_bytes)
     most: Counter[str] = Counter()

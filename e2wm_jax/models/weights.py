@@ -245,7 +245,7 @@ def _with_prefix(config: ModelConfig, source: TensorFiles) -> TensorFiles:
     prefix = next(iter(expected)).split(".")[0] + "."
     if any(name.startswith(prefix) for name in source.names):
         return source
-    own = {name if name in expected else prefix + name: name for name in source.names}
+    own = {prefix + name if prefix + name in expected else name: name for name in source.names}
     headers = {name: source.headers[at] for name, at in own.items()}
     return TensorFiles(headers, lambda name, index: source.read(own[name], index))
 
@@ -260,7 +260,9 @@ def _check(files: ModelFiles, config: ModelConfig, source: TensorFiles) -> None:
     """The tensors are exactly those that the configuration asks for."""
     expected = dict(_expected(config))
     if missing := sorted(expected.keys() - source.names):
-        raise InputError(f"{files.path}: {len(missing)} weights are missing, the first is {missing[0]}")
+        inside = min((name for name in source.names if name.endswith(f".{missing[0]}")), default=None)
+        hint = f"; it is there as {inside}: save the weights without what their trainer put in front" if inside else ""
+        raise InputError(f"{files.path}: {len(missing)} weights are missing, the first is {missing[0]}{hint}")
     ignored = {name for name in source.names if re.fullmatch(family_of(config).IGNORED, name)}
     if config.tied:  # a second copy of the table
         ignored.add(weight_table(replace(config, tied=False))["head.weight"].hf)
@@ -272,7 +274,8 @@ def _check(files: ModelFiles, config: ModelConfig, source: TensorFiles) -> None:
     for name, shape in expected.items():
         found, dtype, _ = source.headers[name]
         if found != shape:
-            raise InputError(f"{files.path}: {name} has shape {list(found)}, config.json says {list(shape)}")
+            said = "config.json says" if files.format == "hf" else "its metadata say"
+            raise InputError(f"{files.path}: {name} has shape {list(found)}, {said} {list(shape)}")
         if dtype not in READABLE:
             raise InputError(
                 f"{files.path}: {name} is of type {dtype}; supported: {', '.join(READABLE)}; give the original model"
