@@ -86,6 +86,25 @@ def test_turns_that_are_written_otherwise_once_others_follow() -> None:
     assert learned(THINKING, Conversation(TALK, 1.0, "a:1")) == "Hello!<|im_end|>...<think></think>Fine.<|im_end|>\n"
 
 
+# What was thought is left out of earlier turns, and the token that closes turns has no role in the tokenizer.
+SPLITTING = (
+    "{% for m in messages %}{{ '<|turn|>' + m['role'] + '\n' }}"
+    "{{ m['content'] if loop.last else m['content'].split('</t>')[-1] }}{{ '<|over|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|turn|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("thought", ["", "hm</t>", "He</t>", "Hello?</t>"])
+def test_thoughts_that_begin_like_the_answer(thought: str) -> None:
+    tokenizer = tokenizer_with(SPLITTING)
+    tokenizer.add_tokens(["<|turn|>", "<|over|>"], special_tokens=True)
+    talk = Conversation(turns("Hi", f"{thought}Hello!", "How are you?", f"{thought}Fine."), 1.0, "a:1")
+    ids, places = conversation_tokens(tokenizer, talk)
+    assert places == sorted(set(places))
+    first = "Hello!<|over|>" if thought else "Hello!<|over|>\n"
+    assert tokenizer.decode([ids[place] for place in places]) == f"{first}{thought}Fine.<|over|>\n"
+
+
 def test_of_prompt_and_completion_all_of_the_completion_is_learned() -> None:
     talk = Conversation(TALK, 1.0, "a:1", prompt=1)
     said = "Hello!<|im_end|>\n<|im_start|>user\nHow are you?<|im_end|>\n<|im_start|>assistant\nFine.<|im_end|>\n"

@@ -97,8 +97,9 @@ def _turn(tokenizer: Any, talk: Conversation, ids: Sequence[int], index: int, sh
     start = common_prefix(asked, ids)
     said = ids if len(through) == len(talk.messages) else _ids(tokenizer, through, talk.where, **shared)
     end = common_prefix(said, ids)
-    if end <= start:  # templates that write earlier turns otherwise, e.g. without what was thought
-        special = set(tokenizer.all_special_ids)
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    # Templates that write earlier turns otherwise, e.g. without what was thought: to the token that closes the turn.
+    if end <= start or (said[end:] and said[end] not in special and special.intersection(said[end:])):
         end = next((place + 1 for place in range(start, len(ids)) if ids[place] in special), len(ids))
     return range(start, end)
 
