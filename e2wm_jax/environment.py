@@ -13,10 +13,19 @@ from e2wm_jax.options import options_of
 _WRITTEN = {"out", "predictions", "records"}
 
 
+# Variables of jax by which the same program gives other numbers, or none.
+_OTHER_NUMBERS = (
+    *("JAX_NUMPY_DTYPE_PROMOTION", "JAX_NUMPY_RANK_PROMOTION"),
+    *("JAX_DEFAULT_PRNG_IMPL", "JAX_ENABLE_CUSTOM_PRNG", "JAX_RANDOM_SEED_OFFSET", "JAX_THREEFRY_PARTITIONABLE"),
+)
+
+
 def trust_own_precision() -> None:
-    """jax's 64 bits, which other programs of a user may need and a shell then has set, are no matter of ours: every
-    number here has its type.  To be called before jax is imported."""
+    """What other programs of a user may need and a shell then has set, such as jax's 64 bits, is no matter of ours:
+    every number here has its type, and a seed gives the same ones.  To be called before jax is imported."""
     os.environ["JAX_ENABLE_X64"] = "0"
+    for name in _OTHER_NUMBERS:
+        os.environ.pop(name, None)
 
 
 def device_error(error: Exception) -> str | None:
@@ -34,12 +43,13 @@ def device_error(error: Exception) -> str | None:
         return None
     except Exception as found:
         reason = str(found).splitlines()[0].split(" (")[0] if str(found) else "there is none of that kind"
-    wanted = os.environ.get("JAX_PLATFORMS")
+    name = "JAX_PLATFORM_NAME" if reason.startswith("Unknown backend") else "JAX_PLATFORMS"
+    wanted = os.environ.get(name)
     here = _devices_without_wish()
     if not wanted:
         return f"jax cannot start its devices: {reason}; `e2wm doctor` shows what there is"
     return (
-        f"JAX_PLATFORMS={wanted}: jax finds no such device on this machine ({reason}); there are: {here}; "
+        f"{name}={wanted}: jax finds no such device on this machine ({reason}); there are: {here}; "
         "unset it or name one of these"
     )
 
@@ -49,6 +59,7 @@ def _devices_without_wish() -> str:
 
     try:
         jax.config.update("jax_platforms", None)
+        jax.config.update("jax_platform_name", "")
         return ", ".join(sorted({device.platform for device in jax.devices()}))
     except Exception:
         return "none that jax can start"

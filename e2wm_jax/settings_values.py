@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from e2wm_jax.errors import InputError
+from e2wm_jax.option_names import SAME
 
 Settings = TypeVar("Settings")
 
@@ -60,7 +61,8 @@ def check_name(name: str, known: Sequence[str], where: str) -> None:
         InputError: if it is unknown.
     """
     if name not in known:
-        (nearest,) = difflib.get_close_matches(name, known, n=1, cutoff=0)
+        same = next((own for own, others in SAME.items() if name.replace("_", "-") in others and own in known), None)
+        nearest = same or difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
         raise InputError(f"{where}: there is no {name!r}; perhaps {nearest}? known: {', '.join(known)}")
 
 

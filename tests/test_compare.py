@@ -136,6 +136,7 @@ def test_settings_are_built_from_tables():
     ("table", "message"),
     [
         ({"strenght": 1}, "perhaps strength"),
+        ({"learning_rate": 1}, r"perhaps lr\?"),
         ({"lora": {"ranks": 2}}, "lora: there is no 'ranks'; perhaps rank"),
         ({"lr": "1e-3"}, "lr = '1e-3': must be a number"),
         ({"steps": True}, "steps = True: must be a whole number"),

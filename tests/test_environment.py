@@ -49,7 +49,8 @@ def test_a_shell_for_64_bits_and_a_full_cache_change_no_number(tiny_llama, tmp_p
     """One training as it is, one with jax's 64 bits asked for, one that finds its programs compiled."""
     (tmp_path / "task.json").write_text('{"input": "a", "ref": "b c d"}\n' * 4)
     logs = []
-    for number, variables in enumerate(({}, {}, {"JAX_ENABLE_X64": "1"})):
+    others = {"JAX_ENABLE_X64": "1", "JAX_DEFAULT_PRNG_IMPL": "rbg", "JAX_NUMPY_RANK_PROMOTION": "raise"}
+    for number, variables in enumerate(({}, {}, others)):
         quick = "--xla_backend_optimization_level=0"
         cache = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "XLA_FLAGS": quick}
         words = f"train --model {tiny_llama} --data task.json --steps 2 --batch-size 2 --out run{number} --json"
@@ -118,6 +119,7 @@ def test_devices_that_are_not_there_are_one_line(tiny_llama, tmp_path):
     words = f"eval perplexity --model {tiny_llama} --data text.txt --json --no-compilation-cache".split()
     for variable, value, says in (
         ("JAX_PLATFORMS", "cuda", "JAX_PLATFORMS=cuda: jax finds no such device"),
+        ("JAX_PLATFORM_NAME", "gpu", "JAX_PLATFORM_NAME=gpu: jax finds no such device"),
         ("JAX_NUM_CPU_DEVICES", "many", "JAX_NUM_CPU_DEVICES=many: jax cannot read"),
     ):
         done = e2wm(*words, folder=tmp_path, **{variable: value})

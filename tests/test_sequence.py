@@ -214,6 +214,7 @@ def test_importance_of_some_rows_of_the_finished_task(
         ({"tasks": ("1 {first}",), "tests": ("{first}",)}, r"--tasks: 1 given; a sequence has two or more"),
         ({"tests": ("{first}",)}, r"--tests: 1 given for 2 --tasks"),
         ({"names": ("a", "a")}, r"--names a a: give 2 different names"),
+        ({"names": ("a", " ")}, r"--names a  : give 2 different names"),
         ({"data": "{first}"}, r"--data .*: a sequence has --tasks instead"),
         ({"tasks": ("1 {first}", "1 2 {second}")}, r"--tasks .*two weights in a row"),
         ({"tasks": ("1 {first}", "online:count"), "steps": None}, r"--tasks: online:count has no end"),

@@ -81,6 +81,12 @@ def test_what_went_otherwise_is_said(lived: Path, tmp_path: Path, capsys: pytest
     assert capsys.readouterr().out.endswith("2 differences\n")
 
 
+def test_nothing_to_replay_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "none.jsonl").write_text("\n")
+    assert main(["replay", "--trajectories", str(tmp_path / "none.jsonl")]) == 2
+    assert "none.jsonl: no trajectories in it; collect some" in capsys.readouterr().err
+
+
 def test_scenes_of_trajectories_that_are_gone_are_named(
     lived: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

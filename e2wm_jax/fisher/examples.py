@@ -292,8 +292,9 @@ def _put(tree: Any, sharding: NamedSharding | None) -> Any:
 
 
 def _check(weights: np.ndarray, finite: np.ndarray, numbers: np.ndarray) -> None:
-    if not np.all(weights >= 0):  # a NaN fails too
-        wrong = int(np.argmin(weights >= 0))
-        raise InputError(f"weight of example {numbers[wrong]} is {weights[wrong]}; weights are 0 or more")
+    right = (weights >= 0) & (weights < np.inf)  # a NaN fails too
+    if not right.all():
+        wrong = int(np.argmin(right))
+        raise InputError(f"weight of example {numbers[wrong]} is {weights[wrong]}; weights are finite, 0 or more")
     if not finite.all():
         raise NonFiniteError(numbers[~finite].tolist())

@@ -129,19 +129,19 @@ def parse_action(line: str, where: str = "") -> Action:
     """
 
     def wrong(reason: str) -> InputError:
-        return InputError(f"{where + ': ' if where else ''}{line.strip()!r}: {reason}")
+        return InputError(f"{where + ': ' if where else ''}{line.strip()[:200]!r}: {reason}")
 
     match = _LINE.fullmatch(line.strip())
     if match is None:
         raise wrong("not a script line; expected e.g. [Walk] <home_office> (319)")
     verb = VERBS.get(match[1].upper())
     if verb is None:
-        raise wrong(f"unknown verb {match[1]!r}; known: {', '.join(known.name for known in VERBS.values())}")
+        raise wrong(f"unknown verb {match[1][:40]!r}; known: {', '.join(known.name for known in VERBS.values())}")
     things = []
     for name, number in _THING.findall(match[2]):
         digits = _NUMBER.fullmatch(number)
         if digits is None:
-            raise wrong(f"({number}) is not a node id; expected (319) or (1.319)")
+            raise wrong(f"({number[:40]}) is not a node id; expected (319) or (1.319)")
         things.append(Thing(name.strip().lower().replace(" ", "_"), int(digits[1])))
     if len(things) != verb.arity:
         raise wrong(f"{verb.name} takes {verb.arity} objects, found {len(things)}")

@@ -90,6 +90,8 @@ def _replay_trajectories(settings: ReplaySettings, path: Path) -> dict[str, Any]
                 found += differences(record, ours, where)
             replayed.append(ours)
             bar.update()
+    if not replayed:
+        raise InputError(f"--trajectories {path}: no trajectories in it; collect some with `e2wm collect --out DIR`")
     if settings.out is not None:
         write_json_lines(settings.out, replayed)
         return {"trajectories": len(replayed), "steps": steps}

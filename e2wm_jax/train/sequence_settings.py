@@ -73,7 +73,7 @@ def check(settings: SequenceSettings) -> None:
         raise InputError(f"--tasks: {len(tasks)} given; a sequence has two or more, a single one is for `e2wm train`")
     if len(tests) != len(tasks):
         raise InputError(f"--tests: {len(tests)} given for {len(tasks)} --tasks; give each task one, in their order")
-    if names and (len(names) != len(tasks) or len(set(names)) != len(names)):
+    if names and (len(names) != len(tasks) or len(set(names)) != len(names) or not all(map(str.strip, names))):
         raise InputError(f"--names {' '.join(names)}: give {len(tasks)} different names, one for each of --tasks")
     for flag, value in (("--patience", settings.patience), ("--max-minutes", settings.max_minutes)):
         if value is not None:
