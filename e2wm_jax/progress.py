@@ -1,6 +1,6 @@
 """What a command says while it works, on stderr: bars, messages, and what takes long.
 
-On a terminal bars and activities are drawn over and over; in a log each state is a line, every ten seconds at most.
+On a terminal bars and activities are drawn over and over; in a log each state is a line, about every ten seconds.
 Worker processes are silent about activities.
 """
 
@@ -16,8 +16,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-_PATIENCE = 1.5  # seconds that something may take before it is said
-_LOG_EVERY = 10.0  # seconds between two lines of a log
+_PATIENCE = 1.5  # seconds that something may take before a terminal shows it
+_SILENCE = 8.0  # seconds without a line of a log, before what takes long is said there
+_LOG_EVERY = 10.0  # seconds between two lines of a bar in a log
 _FRAME = 0.2  # seconds between two pictures on a terminal
 _WHEEL = "|/-\\"
 _WIDEST = 100  # columns of a bar
@@ -56,6 +57,7 @@ def progress_bar(name: str, total: int | None, unit: str) -> Any:
 
 def say(message: str) -> None:
     """One line for the user on stderr, above any bar; stdout is for results."""
+    _NARRATOR.spoke = time.monotonic()
     if _is_terminal():
         tqdm.write(message, file=sys.stderr)
     elif sys.stderr is not None and not sys.stderr.closed:
@@ -82,7 +84,7 @@ class Activity:
 
     doing: str
     started: float = field(default_factory=time.monotonic)
-    said: float | None = None  # when the log last had a line of it
+    said: bool = False  # in a log
     bar: Any = None
 
 
@@ -103,6 +105,7 @@ class _Narrator:
     """A thread that speaks of the activities of this process; it sleeps while there are none."""
 
     def __init__(self) -> None:
+        self.spoke = time.monotonic()  # when there was a line last
         self._lock = threading.Lock()
         self._some = threading.Event()
         self._activities: list[Activity] = []
@@ -140,19 +143,15 @@ _NARRATOR = _Narrator()
 def _speak(activity: Activity) -> None:
     now = time.monotonic()
     seconds = now - activity.started
-    if seconds < _PATIENCE:
-        return
-    if _is_terminal():
+    if not _is_terminal():
+        if now - _NARRATOR.spoke >= _SILENCE:
+            say(f"{activity.doing} ... {seconds:.0f} s" if activity.said else f"{activity.doing} ...")
+            activity.said = True
+    elif seconds >= _PATIENCE:
         if activity.bar is None:
             activity.bar = tqdm(bar_format="{desc}", file=sys.stderr, leave=False, ncols=_columns(), nrows=_ROWS)
         wheel = _WHEEL[int(seconds / _FRAME) % len(_WHEEL)]
         activity.bar.set_description_str(f"{wheel} {activity.doing}, {seconds:.0f} s")
-    elif activity.said is None:
-        activity.said = now
-        say(f"{activity.doing} ...")
-    elif now - activity.said >= _LOG_EVERY:
-        activity.said = now
-        say(f"{activity.doing} ... {seconds:.0f} s")
 
 
 def _columns() -> int:

@@ -197,6 +197,16 @@ def _plain(path: Path, loaded: Any) -> dict[str, Any]:
     return loaded
 
 
+def largest_magnitude(value: np.ndarray) -> np.ndarray:
+    """The largest absolute value of floats [], or NaN where there is one, without a copy and in any 16- or 32-bit type.
+
+    Bits of floats without their sign are in the order of the numbers, infinity and NaN above them.
+    """
+    signed, unsigned = (value.view(f"{kind}{value.itemsize}") for kind in "iu")
+    positive, negative = int(signed.max(initial=0)), int(unsigned.max(initial=0)) & np.iinfo(signed.dtype).max
+    return np.asarray(max(positive, negative), unsigned.dtype).view(value.dtype)
+
+
 def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Write contiguous arrays atomically, readable as any other file (safetensors itself writes mode 600).
 

@@ -24,7 +24,7 @@ from e2wm_jax.model_files import ModelFiles
 @pytest.fixture
 def quick(monkeypatch) -> None:
     """Patience of a hundredth of the usual."""
-    for name in ("_PATIENCE", "_LOG_EVERY", "_FRAME"):
+    for name in ("_PATIENCE", "_SILENCE", "_LOG_EVERY", "_FRAME"):
         monkeypatch.setattr(progress, name, getattr(progress, name) / 100)
 
 

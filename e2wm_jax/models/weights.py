@@ -27,7 +27,7 @@ from e2wm_jax.models.gguf import open_gguf_model
 from e2wm_jax.models.layers import Params
 from e2wm_jax.models.weight_table import WeightSpec
 from e2wm_jax.sharding import stacked, weight_sharding
-from e2wm_jax.tensor_files import READABLE, WEIGHT_NAMES, Index, TensorFiles, open_tensors
+from e2wm_jax.tensor_files import READABLE, WEIGHT_NAMES, Index, TensorFiles, largest_magnitude, open_tensors
 
 _FINGERPRINT_SAMPLES = 4096  # values hashed per parameter
 _ROWS_AT_ONCE = 4096
@@ -69,7 +69,6 @@ def load(
     flat, samples = {}, {}
     for path, spec in weight_table(config).items():
         value = _load_one(source, config, spec, dtype, mesh)
-        _check_finite(value, spec, source, config)
         samples[path] = (value.shape, _sampled(value))
         flat[path] = transform(path, spec, value)
     return Model(files.name, config, unflatten(flat), _digest(config, samples))
@@ -79,33 +78,14 @@ def _load_one(source: TensorFiles, config: ModelConfig, spec: WeightSpec, dtype:
     """One parameter, read layer by layer."""
     home = None if mesh is None else weight_sharding(mesh, spec.shape, spec.axes)
     if not spec.stacked:
-        return jnp.asarray(_read(source, spec.hf, home), dtype)
+        return jnp.asarray(_read(source, spec.hf, dtype, home), dtype)
     shape = (config.num_layers, *spec.shape)
     stack = jnp.zeros(shape, dtype, device=None if home is None else stacked(home))
     for layer, name in enumerate(hf_names(spec, config)):
-        stack = _put(stack, _read(source, name, home), layer)
+        stack = _put(stack, _read(source, name, dtype, home), layer)
         # Else the reading would run ahead of the copies, and many tensors wait on the host.
         stack.block_until_ready()
     return stack
-
-
-def _check_finite(value: jax.Array, spec: WeightSpec, source: TensorFiles, config: ModelConfig) -> None:
-    finite = np.atleast_1d(_finite(value, spec.stacked))
-    if not finite.all():
-        name = hf_names(spec, config)[int(finite.argmin())]
-        if np.isfinite(source.read(name)).all():
-            raise InputError(f"{source.headers[name].file}: {name} has values beyond {value.dtype}; load it in float32")
-        raise InputError(
-            f"{source.headers[name].file}: {name} has values that are not finite (NaN, infinite or beyond "
-            "float32), as after a training that diverged; give a checkpoint from before"
-        )
-
-
-@partial(jax.jit, static_argnames="stacked")
-def _finite(value: jax.Array, stacked: bool) -> jax.Array:
-    """Whether all values are finite; of a stack, for each layer.  By the extremes, which take no memory of its size."""
-    axes = tuple(range(stacked, value.ndim))
-    return jnp.isfinite(value.min(axes)) & jnp.isfinite(value.max(axes))
 
 
 def shardings(config: ModelConfig, mesh: Mesh) -> dict[str, NamedSharding]:
@@ -158,18 +138,36 @@ def hf_names(spec: WeightSpec, config: ModelConfig) -> list[str]:
     return [spec.hf.format(layer) for layer in range(config.num_layers if spec.stacked else 1)]
 
 
-def _read(source: TensorFiles, name: str, home: NamedSharding | None) -> np.ndarray | jax.Array:
-    """One tensor in the dtype of its file, on the host or in its parts on a mesh."""
+def _read(source: TensorFiles, name: str, dtype: DType, home: NamedSharding | None) -> np.ndarray | jax.Array:
+    """One tensor in the dtype of its file, on the host or in its parts on a mesh; finite in `dtype`."""
     if home is None:
-        return source.read(name)
+        return _finite(source.read(name), source, name, dtype)
     parts: dict[str, np.ndarray] = {}  # devices may hold the same part
 
     def part(index: Index | None) -> np.ndarray:
         if str(index) not in parts:
-            parts[str(index)] = source.read(name, index or ())
+            parts[str(index)] = _finite(source.read(name, index or ()), source, name, dtype)
         return parts[str(index)]
 
     return jax.make_array_from_callback(source.shape(name), home, part)
+
+
+def _finite(value: np.ndarray, source: TensorFiles, name: str, dtype: DType) -> np.ndarray:
+    """The value, if it is finite.
+
+    Raises:
+        InputError: naming file and tensor where it is not, or would not be in `dtype`.
+    """
+    largest = largest_magnitude(value)
+    if np.isfinite(largest) and np.isfinite(largest.astype(jnp.dtype(dtype))):
+        return value
+    file = source.headers[name].file
+    if np.isfinite(largest):
+        raise InputError(f"{file}: {name} has values beyond {dtype}; load it in float32")
+    raise InputError(
+        f"{file}: {name} has values that are not finite (NaN, infinite or beyond float32), as after a training that "
+        "diverged; give a checkpoint from before"
+    )
 
 
 @partial(jax.jit, donate_argnums=0)
