@@ -124,6 +124,8 @@ def _directory(model: str, path: Path) -> ModelFiles:
             raise InputError(f"--model {model}: {path} is an adapter; give its base here, and this as --adapter")
         ggufs = sorted(one.name for one in path.glob("*.gguf"))
         hint = f", or {path / ggufs[0]}" if ggufs else ""
+        if not Path(model).exists():
+            hint = "; of a repository of .gguf files, download one and give that"
         raise InputError(
             f"--model {model}: {path} has no {CONFIG_FILE}; give the directory of a Hugging Face model{hint}"
         )

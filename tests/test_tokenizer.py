@@ -136,6 +136,11 @@ def test_directory_without_or_with_a_damaged_tokenizer(tmp_path: Path) -> None:
         InputError, match=r"unreadable tokenizer \(.*\); one of tokenizer\.json, config\.json is at fault"
     ):
         load_tokenizer(locate(str(tmp_path)))
+    (tmp_path / "tokenizer.json").rename(tmp_path / "tokenizer.model")
+    with pytest.raises(
+        InputError, match=r"unreadable tokenizer .*; tokenizer\.model needs the package sentencepiece; "
+    ):
+        load_tokenizer(locate(str(tmp_path)))
 
 
 def test_other_kinds_in_gguf_are_refused(tmp_path: Path) -> None:

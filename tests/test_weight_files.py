@@ -401,6 +401,10 @@ def test_what_the_hub_has_not(hub: FakeHub, save_llama: Callable[..., Any]) -> N
     (hub.root / "org/name@main/model.safetensors").unlink()
     with pytest.raises(InputError, match=r"no weights in it"):
         locate("org/name")
+    (hub.root / "org/name-GGUF@main").mkdir()
+    (hub.root / "cache/config.json").unlink()
+    with pytest.raises(InputError, match=r"has no config\.json; .*; of a repository of \.gguf files, download one and"):
+        locate("org/name-GGUF")
     for model in ("a/b/c", "../x/y/z", "org/", "-a b", "name@", "x.gguf"):
         with pytest.raises(InputError, match=r"no such directory or \.gguf file, and not a known"):
             locate(model)

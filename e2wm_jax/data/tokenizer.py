@@ -44,10 +44,11 @@ def _from_directory(path: Path) -> Any:
         for name in COMPANIONS:
             if name.endswith(".json") and (path / name).is_file():
                 read_json(path / name)  # names the file that is no JSON at all
-        raise InputError(
-            f"{path}: unreadable tokenizer ({first_line(error)}); one of {', '.join(_found(path))} is at fault, "
-            "copy them anew from the model"
-        ) from error
+        found = _found(path)
+        way_out = f"one of {', '.join(found)} is at fault, copy them anew from the model"
+        if "tokenizer.model" in found and "tokenizer.json" not in found:
+            way_out = "tokenizer.model needs the package sentencepiece; install it, or copy the model's tokenizer.json"
+        raise InputError(f"{path}: unreadable tokenizer ({first_line(error)}); {way_out}") from error
 
 
 def _found(path: Path) -> list[str]:
