@@ -9,15 +9,4 @@ if TYPE_CHECKING:
     from e2wm_jax.models.likelihood import target_logits, target_nll
     from e2wm_jax.models.weights import Model, flatten, load, unflatten
 else:
-    __all__, __getattr__, __dir__ = lazy.exports(
-        __name__,
-        {
-            "Decoding": "e2wm_jax.models.generate",
-            "Model": "e2wm_jax.models.weights",
-            "flatten": "e2wm_jax.models.weights",
-            "load": "e2wm_jax.models.weights",
-            "target_logits": "e2wm_jax.models.likelihood",
-            "target_nll": "e2wm_jax.models.likelihood",
-            "unflatten": "e2wm_jax.models.weights",
-        },
-    )
+    __all__, __getattr__, __dir__ = lazy.exports(__name__)
