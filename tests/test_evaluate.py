@@ -19,7 +19,7 @@ from e2wm_jax.errors import InputError
 from e2wm_jax.evaluate import perplexity as perplexity_command
 from e2wm_jax.evaluate import qa as qa_command
 from e2wm_jax.evaluate.answer_scores import answer_scores
-from e2wm_jax.evaluate.generation import mean_rouge
+from e2wm_jax.evaluate.generation import example_scores, summary
 from e2wm_jax.evaluate.model import Evaluated, load_evaluated
 from e2wm_jax.evaluate.perplexity import PerplexitySettings, perplexity
 from e2wm_jax.evaluate.prompting import Prompting
@@ -152,7 +152,8 @@ def test_rouge_equals_a_plain_one_on_all_official_plans(shared_data):
         if one.kind == "generate" and one.name != "obj_move_path":
             plans = [example.ref for example in read_set(one)]
             pairs = list(itertools.pairwise(plans))
-            found = mean_rouge(*zip(*pairs, strict=True))
+            records = [{"prediction": ours, "reference": theirs} for ours, theirs in pairs]
+            found = summary(example_scores("plan_gen", records))
             expected = [independent_scores.rouge(*pair) for pair in pairs]
             assert 0.1 < found["rouge2"] < found["rougeL"] < found["rouge1"] < 0.9
             for name, value in found.items():

@@ -15,7 +15,7 @@ from e2wm_jax.errors import InputError
 from e2wm_jax.evaluate import continuations as generate_command
 from e2wm_jax.evaluate import generation as eval_command
 from e2wm_jax.evaluate.continuations import GenerateSettings
-from e2wm_jax.evaluate.generation import GenerationSettings, list_overlap, mean_rouge
+from e2wm_jax.evaluate.generation import GenerationSettings, example_scores, list_overlap, summary
 from e2wm_jax.models import beam, decoder, spread
 from e2wm_jax.models import generate as generation
 from e2wm_jax.models.generate import Decoding, generate
@@ -286,10 +286,15 @@ def test_list_overlap_equals_every_run_tried_out():
 
 
 def test_rouge_is_stemmed_and_averaged():
-    scores = mean_rouge(["walks to the kitchen", "grab"], ["walk to the kitchen", "sit on the sofa"])
-    assert scores == {"rouge1": 0.5, "rouge2": 0.5, "rougeL": 0.5}  # all of the first, nothing of the second
+    def mean(*pairs: tuple[str, str]) -> dict[str, float]:
+        records = [{"prediction": ours, "reference": theirs} for ours, theirs in pairs]
+        return summary(example_scores("plan_gen", records))
+
+    # All of the first, nothing of the second.
+    scores = mean(("walks to the kitchen", "walk to the kitchen"), ("grab", "sit on the sofa"))
+    assert scores == {"rouge1": 0.5, "rouge2": 0.5, "rougeL": 0.5}
     # One word of two in common: precision 1/2, recall 1/2; no pair of words.
-    assert mean_rouge(["open fridge"], ["open door"]) == {"rouge1": 0.5, "rouge2": 0.0, "rougeL": 0.5}
+    assert mean(("open fridge", "open door")) == {"rouge1": 0.5, "rouge2": 0.0, "rougeL": 0.5}
 
 
 @pytest.mark.parametrize("task", ["plan_gen", "obj_move_path"])

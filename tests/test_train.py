@@ -407,7 +407,7 @@ def test_metrics_are_of_the_adapters_before_the_update(held_run, options, tiny, 
 
 def stop_after_two_steps(settings: TrainSettings) -> None:
     """Run, and press Ctrl-C once the first row of the log is there, which is when the second step is on its way."""
-    from e2wm_jax.train import loop as module
+    from e2wm_jax.train import records as module
 
     def press(file: Any, row: dict[str, Any]) -> None:
         original(file, row)

@@ -12,7 +12,7 @@ from e2wm_jax.compare.arms import Arm, check_names, crossed, read_arms, slug, wi
 from e2wm_jax.compare.sets import Evaluation, check_sets, embodied_sets, text_sets
 from e2wm_jax.compare.settings import CompareSettings, read_config
 from e2wm_jax.config import BaseDType
-from e2wm_jax.data.source import parse_mixture, read_documents, read_mixture
+from e2wm_jax.data.source import parse_mixture, read_documents
 from e2wm_jax.data.tokenizer import open_tokenizer
 from e2wm_jax.errors import InputError, check_at_least
 from e2wm_jax.evaluate.model import open_evaluated
@@ -275,13 +275,6 @@ def _check_arms(plan: Plan) -> None:
         if arm.fisher is not None:
             check_values(FisherSettings, arm.fisher, f"{where}: fisher", reserved=_OF_A_FISHER)
             check_fisher(plan.fisher_settings(arm.fisher))
-    read = {
-        (source, arm.train.get("columns", ""), arm.train.get("chat", False))
-        for arm in plan.arms
-        for _, source in parse_mixture(arm.train["data"])
-    }
-    for source, columns, chat in read:
-        read_mixture([(1.0, source)], columns=columns, chat=chat)
     for text in sorted(_general_texts(plan)):
         read_documents(text)
     tokenizer = open_tokenizer(files)

@@ -175,22 +175,6 @@ def majority(task: str, references: Sequence[str]) -> dict[str, float] | None:
     return summary(example_scores(task, [{"prediction": answer, "reference": reference} for reference in references]))
 
 
-def mean_rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Mean F of rouge1, rouge2 and rougeL with stemming, 0 to 1.
-
-    Raises:
-        InputError: if the package rouge-score is not installed.
-    """
-    scores = [_rouge(ours, ref) for ours, ref in zip(predictions, references, strict=True)]
-    return {name: sum(score[name] for score in scores) / len(scores) for name in _ROUGES}
-
-
-def mean_lcs(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Mean of `list_overlap` of lists like "kitchen, bedroom, kitchen"."""
-    scores = [list_overlap(ours, ref) for ours, ref in zip(predictions, references, strict=True)]
-    return {"lcs": sum(scores) / len(scores)}
-
-
 def list_overlap(prediction: str, reference: str) -> float:
     """Length of the longest run of items that both ", " lists have in a row / items of the longer list."""
     ours, theirs = (text.strip().split(", ") for text in (prediction, reference))

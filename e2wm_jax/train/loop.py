@@ -116,25 +116,14 @@ def run_loop(job: Job, state: TrainState, saves: Checkpoints) -> tuple[TrainStat
         pending: _Pending | None = None
         steps, clock, stopped = _steps(job, first), Clock(job.settings.max_minutes, started), ""
         for step in range(first, job.steps + 1):
-            if exhausted(totals.validated, job.settings.patience):
-                stopped = f"--patience {job.settings.patience}"
-                best = lowest(totals.validated)
-                say(f"stopped after step {step - 1}: the held-out loss was lowest at step {best.step}, {best.nats:.4g}")
+            if stopped := _out_of_patience(job, step, totals):
                 break
             before = time.monotonic()
             item, text = next(steps)
             waited = time.monotonic() - before
             profiled(step - first)
-            controls = Controls(
-                job.rates[step - 1],
-                job.strengths[step - 1],
-                np.float32(job.settings.weight_decay),
-                np.uint32(job.settings.seed),
-            )
-            batches = item.batch, None if text is None else text.batch
             compiled = compile_seconds()
-            with compiling(_shape_in_words(job, *batches)):
-                state, metrics = train_step(job.config, state, controls, job.model.params, job.constants, *batches)
+            state, metrics = _step(job, step, state, item.batch, None if text is None else text.batch)
             totals = _without(sinks, totals, compile_seconds() - compiled)
             # The numbers of a step are asked for when the next one is on its way, so that devices never wait for them.
             if pending is not None:
@@ -153,20 +142,8 @@ def run_loop(job: Job, state: TrainState, saves: Checkpoints) -> tuple[TrainStat
                 stopped = f"--max-minutes {job.settings.max_minutes:g}"
                 say(f"stopped after step {step}: {stopped} are over; continue with --resume")
                 break
-    seconds = time.monotonic() - started
-    at_work = max(seconds - totals.compiling, 1e-9)
-    summary = {
-        "steps": int(state.step),
-        "loss": row.get("loss"),
-        "task_loss": row.get("task_loss"),
-        "penalty": row.get("penalty"),
-        "tokens_per_second": totals.tokens / at_work,
-        "waiting": totals.waited / at_work,
-        "seconds": seconds,
-        "compile_seconds": totals.compiling,
-    }
-    summary |= {"stopped": stopped} if stopped else {}
-    return state, summary | ({"skipped": totals.skipped} if totals.skipped else {})
+    summary = {"steps": int(state.step), **{name: row.get(name) for name in ("loss", "task_loss", "penalty")}}
+    return state, summary | _performance(totals, time.monotonic() - started) | ({"stopped": stopped} if stopped else {})
 
 
 def _steps(job: Job, first: int) -> Iterator[tuple[StepBatch, StepBatch | None]]:
@@ -177,6 +154,41 @@ def _steps(job: Job, first: int) -> Iterator[tuple[StepBatch, StepBatch | None]]
         yield from ((item, None) for item in tasks)
     else:
         yield from zip(tasks, on_devices(job.text.batches(first, job.steps), mesh), strict=True)
+
+
+def _step(
+    job: Job, step: int, state: TrainState, batch: Batch, text: Batch | None
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """`train_step` with the numbers of this step; devices may be at it still when this returns."""
+    controls = Controls(
+        job.rates[step - 1],
+        job.strengths[step - 1],
+        np.float32(job.settings.weight_decay),
+        np.uint32(job.settings.seed),
+    )
+    with compiling(_shape_in_words(job, batch, text)):
+        return train_step(job.config, state, controls, job.model.params, job.constants, batch, text)
+
+
+def _out_of_patience(job: Job, step: int, totals: Totals) -> str:
+    """What ends the run before this step, if --patience does; said."""
+    if not exhausted(totals.validated, job.settings.patience):
+        return ""
+    best = lowest(totals.validated)
+    say(f"stopped after step {step - 1}: the held-out loss was lowest at step {best.step}, {best.nats:.4g}")
+    return f"--patience {job.settings.patience}"
+
+
+def _performance(totals: Totals, seconds: float) -> dict[str, Any]:
+    """How fast the steps went, compilations left out, and how many updates were."""
+    at_work = max(seconds - totals.compiling, 1e-9)
+    found = {
+        "tokens_per_second": totals.tokens / at_work,
+        "waiting": totals.waited / at_work,
+        "seconds": seconds,
+        "compile_seconds": totals.compiling,
+    }
+    return found | ({"skipped": totals.skipped} if totals.skipped else {})
 
 
 def _shape_in_words(job: Job, batch: Batch, text: Batch | None) -> str:

@@ -141,6 +141,27 @@ def check(settings: TrainSettings) -> None:
     """
     if settings.steps is None and (tasks := online_tasks(parse_mixture(settings.data))):
         raise InputError(f"--data: {tasks[0][1].name} has no end; say how far to go with --steps N")
+    _check_numbers(settings)
+    if settings.steps is not None and settings.warmup_steps >= settings.steps:
+        raise InputError(f"--warmup-steps {settings.warmup_steps}: must be fewer than --steps {settings.steps}")
+    if settings.patience is not None and not settings.validation:
+        raise InputError(f"--patience {settings.patience}: needs held-out rows to go by; give --validation FILE")
+    if settings.run_name is not None and Path(settings.run_name).name != settings.run_name:
+        raise InputError(f"--run-name {settings.run_name}: it names a folder too; leave slashes out")
+    from e2wm_jax import lora  # here and below: what the help does not wait for
+
+    lora.check(settings.lora)
+    if not 0 <= settings.lora.dropout < 1:
+        raise InputError(f"--lora.dropout {settings.lora.dropout}: must be at least 0 and below 1")
+    _check_regularizer(settings)
+    if settings.fisher is not None and not settings.fisher.is_dir():
+        raise InputError(f"--fisher {settings.fisher}: no such directory; compute one with `e2wm fisher`")
+    if settings.adapter is not None and not settings.adapter.is_dir():
+        raise InputError(f"--adapter {settings.adapter}: no such directory; give one that `e2wm train` or PEFT wrote")
+
+
+def _check_numbers(settings: TrainSettings) -> None:
+    """That each number by itself is one that it may be."""
     check_at_least(
         ("--workers", settings.workers, 0),
         ("--epochs", settings.epochs, 1),
@@ -180,22 +201,6 @@ def check(settings: TrainSettings) -> None:
     ):
         if positive is not None and not 0 < positive < _INFINITE:
             raise InputError(f"{flag} {positive}: must be a finite number above 0")
-    if settings.steps is not None and settings.warmup_steps >= settings.steps:
-        raise InputError(f"--warmup-steps {settings.warmup_steps}: must be fewer than --steps {settings.steps}")
-    from e2wm_jax import lora  # here and below: what the help does not wait for
-
-    if settings.patience is not None and not settings.validation:
-        raise InputError(f"--patience {settings.patience}: needs held-out rows to go by; give --validation FILE")
-    if settings.run_name is not None and Path(settings.run_name).name != settings.run_name:
-        raise InputError(f"--run-name {settings.run_name}: it names a folder too; leave slashes out")
-    lora.check(settings.lora)
-    if not 0 <= settings.lora.dropout < 1:
-        raise InputError(f"--lora.dropout {settings.lora.dropout}: must be at least 0 and below 1")
-    _check_regularizer(settings)
-    if settings.fisher is not None and not settings.fisher.is_dir():
-        raise InputError(f"--fisher {settings.fisher}: no such directory; compute one with `e2wm fisher`")
-    if settings.adapter is not None and not settings.adapter.is_dir():
-        raise InputError(f"--adapter {settings.adapter}: no such directory; give one that `e2wm train` or PEFT wrote")
 
 
 def _check_regularizer(settings: TrainSettings) -> None:
