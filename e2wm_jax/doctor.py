@@ -23,6 +23,7 @@ _DATA = {  # distribution: (module to look for, pin, what it gives)
 }
 _OPTIONAL = {
     "torch": ("pip install 'e2wm_jax[torch]'", "reads pytorch_model.bin"),
+    "datasets": ("pip install 'e2wm_jax[datasets]'", "--data of Parquet files and data sets"),
     "peft": ("pip install 'e2wm_jax[test]'", "tests compare with it"),
     "lm-eval": ("pip install 'e2wm_jax[harness]'", "e2wm eval harness"),
     "tensorboardX": ("pip install 'e2wm_jax[trackers]'", "train --trackers tensorboard"),

@@ -195,6 +195,14 @@ def test_what_was_recognized_is_said_once(tmp_path: Path, capsys: pytest.Capture
     assert capsys.readouterr().err == f"{path}: JSON list of input, ref, 3 examples\n"
 
 
+def test_what_plain_text_holds_is_said_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Blank lines part it, which shows in the number."""
+    path = tmp_path / "notes.txt"
+    path.write_text("Mary walks.\nShe sits.\n\nThe cup.\n", encoding="utf-8")
+    assert len(read_examples(path)) == 2
+    assert capsys.readouterr().err == f"{path}: text, 2 documents\n"
+
+
 def test_general_text_is_read_out_of_every_form(tmp_path: Path) -> None:
     texts = {}
     for name, (row, _) in FORMS.items():

@@ -12,7 +12,7 @@ from e2wm_jax.cli import main
 
 def test_extras_that_are_missing_are_named_whole(capsys, monkeypatch):
     """Names of extras stand in brackets, which a formatter of text may take for its own."""
-    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "lm-eval" else "1.0")
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name in ("lm-eval", "datasets") else "1.0")
     monkeypatch.setattr(doctor, "_CHECKS", {"nothing": lambda: None})
     monkeypatch.setattr(doctor, "_out_of_bounds", lambda versions: [])
     result = doctor.run(doctor.DoctorSettings())
@@ -20,6 +20,7 @@ def test_extras_that_are_missing_are_named_whole(capsys, monkeypatch):
     doctor.show(result)
     shown = " ".join(capsys.readouterr().out.split())
     assert "lm-eval - optional: e2wm eval harness; pip install 'e2wm_jax[harness]'" in shown
+    assert "datasets - optional: --data of Parquet files and data sets; pip install 'e2wm_jax[datasets]'" in shown
 
 
 def broken() -> None:

@@ -156,7 +156,9 @@ def read_examples(path: Path, weight: float = 1.0, *, columns: str = "", chat: b
     if str(path) in PYDOC_SPLITS or _is_plain_text(path):
         if chat:
             raise InputError(f"{path}: --chat: plain text has no turns; leave it out, or give rows of messages")
-        return [Document(document, weight, where) for where, document in _documents(path)]
+        documents: list[Example] = [Document(document, weight, where) for where, document in _documents(path)]
+        _say_once(f"{path}: text, {_count(documents, 'document')}")
+        return documents
     found = read_records(path)
     if not found.rows:
         raise InputError(f"{path}: no rows; docs/data.md shows what a file may hold")
