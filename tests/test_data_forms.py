@@ -420,3 +420,14 @@ def test_marks_of_joined_files_are_dropped(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes((MARK + b'{"text": "a"}\n') * 2)
     assert read_documents(str(tmp_path / "a.txt")) == ["a", "b"]
     assert read_documents(str(tmp_path / "a.jsonl")) == ["a", "a"]
+
+
+def test_columns_that_are_not_read_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    talk = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    (tmp_path / "a.json").write_text(json.dumps({"conversations": talk, "system": "Be brief.", "tools": None}))
+    (tmp_path / "b.json").write_text(json.dumps({"instruction": "a", "context": "b", "output": "c"}))
+    read_examples(tmp_path / "a.json")
+    read_examples(tmp_path / "b.json")
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith("a.json: JSON lines of conversations, 1 example; not read: system")
+    assert second.endswith("b.json: JSON lines of instruction, output, 1 example")

@@ -240,8 +240,8 @@ FORMS = (  # the first that fits
     Form(("prompt", "completion"), _completion, _completion_chat, ("tools",)),
     Form(("messages",), _conversation, _conversation, ("tools",)),
     Form(("conversations",), _conversation, _conversation, ("tools",)),
-    Form(("instruction", "output"), _instruction, _instruction_chat, ("input",)),
-    Form(("instruction", "response"), _instruction, _instruction_chat, ("context",)),
+    Form(("instruction", "output"), _instruction, _instruction_chat, ("input", "context")),
+    Form(("instruction", "response"), _instruction, _instruction_chat, ("input", "context")),
     Form(("question", "answer"), _question, _question_chat),
     Form(("text",), _document),
 )

@@ -168,7 +168,9 @@ def read_examples(path: Path, weight: float = 1.0, *, columns: str = "", chat: b
     if not kept:
         raise InputError(f"{path}: no documents; every text is blank")
     named = f" (--columns {columns})" if renamed else ""
-    _say_once(f"{path}: {found.format} of {form.name}{named}, {_count(kept, 'example')}")
+    others = [name for name in found.rows[0][1] if name and not renamed and name not in form.columns + form.more]
+    unread = f"; not read: {', '.join(others[:4])}{' ...' if others[4:] else ''}" if others else ""
+    _say_once(f"{path}: {found.format} of {form.name}{named}, {_count(kept, 'example')}{unread}")
     return kept
 
 
