@@ -16,7 +16,7 @@ from e2wm_jax.metrics import read_metrics
 from e2wm_jax.model_files import locate
 from e2wm_jax.models.weights import Model, load
 from e2wm_jax.regularizers.regularizer import Scope
-from e2wm_jax.train import loop
+from e2wm_jax.train import records
 from e2wm_jax.train.run import run as train
 from e2wm_jax.train.sequence import run
 from e2wm_jax.train.sequence_scores import scores
@@ -140,17 +140,17 @@ def test_what_is_held_is_forgotten_less(held: Path, options: dict[str, Any], tmp
 
 def press_in_second_task(settings: SequenceSettings, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Run, and press Ctrl-C once the second task's log has this step."""
-    original = loop.append
+    original = records.append
 
     def press(file: Any, row: dict[str, Any]) -> None:
         original(file, row)
         if "task-2" in file.name and row["step"] == step:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(loop, "append", press)
+    monkeypatch.setattr(records, "append", press)
     with pytest.raises(KeyboardInterrupt):
         run(settings)
-    monkeypatch.setattr(loop, "append", original)
+    monkeypatch.setattr(records, "append", original)
 
 
 def assert_same_sequence(found: Path, expected: Path) -> None:
