@@ -37,7 +37,7 @@ SAME = {
     "strength": ("ewc-lambda", "lambda"),
     "regularizer-data": ("general-text",),
     "general-text": ("regularizer-data",),
-    "samples": ("max-samples", "max-train-samples", "max-eval-samples"),
+    "samples": ("max-samples", "max-train-samples", "max-eval-samples", "limit"),
     "limit": ("samples",),
     "shots": ("num-fewshot",),
     "beams": ("num-beams",),

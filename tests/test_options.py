@@ -89,6 +89,12 @@ def test_names_of_the_field_mean_ours():
     assert _parse("compare", ["--out", "o", "--lora.r", "3"]).lora_rank == 3
 
 
+def test_limit_and_samples_are_one_in_every_evaluation():
+    for name in ("samples", "limit"):
+        assert _parse("eval plans", ["--data", "d", f"--{name}", "7"]).samples == 7
+        assert _parse("eval harness", ["--model", "m", "--tasks", "t", f"--{name}", "7"]).limit == 7
+
+
 def test_other_names_are_of_options_that_there_are_and_hide_none():
     ours = {option.name for _, option in EVERY_OPTION}
     assert set(SAME) <= ours
