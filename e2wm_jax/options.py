@@ -37,6 +37,7 @@ class Option(NamedTuple):
     switch: bool  # takes none; `opposite` is its other name
     positional: bool
     names_files: bool  # a path, or text that may be one
+    answer: bool  # yes, no or something else: without a value yes, under its other name `opposite` no
 
     @property
     def opposite(self) -> str:
@@ -78,7 +79,8 @@ def options_of(settings: type, prefix: str = "") -> tuple[Option, ...]:
         several = tuple in (get_origin(hint), *map(get_origin, get_args(hint)))
         meaning = meanings.get(field.name, "")
         files = Path in (hint, *get_args(hint)) or field.name in _NAMES_OF_FILES
-        found.append(Option(name, field, meaning, _expects(hint), several, hint is bool, "Positional" in marks, files))
+        positional, answer = "Positional" in marks, {"yes", "no"} <= {*get_args(hint)}
+        found.append(Option(name, field, meaning, _expects(hint), several, hint is bool, positional, files, answer))
     return tuple(found)
 
 
@@ -118,8 +120,9 @@ def one_form(settings: type, words: Sequence[str]) -> list[str]:
         if re.match(r"--?[A-Za-z]", word):
             typed, equals, value = word.partition("=")
             option, negative = _known(typed, known)
-            own = option.opposite if negative else option.name
-            last = _Given(option, typed, f"--{own}", [value] if equals else [])
+            own = option.opposite if negative and option.switch else option.name
+            said = ["no"] if negative and option.answer else []
+            last = _Given(option, typed, f"--{own}", [*said, value] if equals else said)
             if option.name in given:
                 last = _again(given[option.name], last)
             given[option.name] = last
@@ -127,6 +130,9 @@ def one_form(settings: type, words: Sequence[str]) -> list[str]:
             loose.append(word)
         else:
             last.values.append(word)
+    for one in given.values():
+        if one.option.answer and not one.values:
+            one.values.append("yes")
     _check_counts(given.values(), loose, positional)
     return [*loose, *(word for one in given.values() for word in _typed_again(one))]
 
@@ -195,7 +201,7 @@ def names_of(settings: type) -> Mapping[str, tuple[Option, bool]]:
     """Every name that is accepted: the option, and whether the name is its opposite."""
     options = options_of(settings)
     own = {option.name: (option, False) for option in options if not option.positional}
-    own |= {option.opposite: (option, True) for option in options if option.switch}
+    own |= {option.opposite: (option, True) for option in options if option.switch or option.answer}
     others = {other: (option, False) for option in options for other in SAME.get(option.name, ()) if other not in own}
     return {**others, **own}
 

@@ -134,6 +134,20 @@ def test_values_too_many_and_too_few(words, says):
     assert says in refusal("train", *words, *TRAIN)
 
 
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [([], "auto"), (["--append-eos"], "yes"), (["--no-append-eos"], "no"), (["--append-eos=no"], "no"),
+     (["--append_eos", "auto"], "auto"), (["--append-eos", "--lr", "1"], "yes")],
+)  # fmt: skip
+def test_an_answer_may_be_given_as_a_switch(words, answer):
+    assert _parse("train", [*TRAIN, *words]).append_eos == answer
+
+
+def test_an_answer_is_given_once():
+    assert "--no-append-eos" in refusal("train", *TRAIN, "--append-eos", "--no-append-eos")
+    assert "takes one value" in refusal("train", *TRAIN, "--no-append-eos", "yes")
+
+
 # ---------------------------------------------------------------------------------------------------------------- files
 
 

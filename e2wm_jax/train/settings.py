@@ -34,8 +34,9 @@ class TrainSettings:
     """Rows of a question and its answer are turns of a conversation, put together by the tokenizer's chat template.
     Rows of messages always are."""
     append_eos: Literal["auto", "yes", "no"] = "auto"
-    """End examples with the tokenizer's end-of-text token, so that `e2wm generate` stops. auto: texts, and completions
-    of prompts, but not rows of input and ref, as the official code has it."""
+    """End examples with the tokenizer's end-of-text token, so that `e2wm generate` stops: yes, as --append-eos alone,
+    or no, as --no-append-eos. auto: texts, and completions of prompts, but not rows of input and ref, as the official
+    code has it."""
     fisher: Path | None = None
     """Directory of `e2wm fisher`, or F published as a Hugging Face model; for ewc, online-ewc and row-column."""
     regularizer: str = "none"
