@@ -10,7 +10,8 @@ import pytest
 from e2wm_jax.errors import InputError
 from e2wm_jax.simulate import virtualhome
 from e2wm_jax.simulate.actions import parse_action
-from e2wm_jax.simulate.replay import replay, replay_file, replay_record
+from e2wm_jax.simulate.replay import replay, replay_record
+from e2wm_jax.simulate.replay_command import ReplaySettings, run
 from e2wm_jax.simulate.scenes import Scene, parse_graph
 from e2wm_jax.simulate.virtualhome import VirtualHome
 
@@ -187,7 +188,8 @@ def test_replay_file_keeps_the_format(tmp_path):
     }
     (tmp_path / "TrimmedTestScene1_graph.json").write_text(json.dumps(graph))
     (tmp_path / "in.jsonl").write_text(json.dumps(record) + "\n")
-    assert replay_file(VirtualHome(), tmp_path / "in.jsonl", tmp_path, tmp_path / "out.jsonl") == 1
+    files = {"trajectories": tmp_path / "in.jsonl", "out": tmp_path / "out.jsonl"}
+    assert run(ReplaySettings(**files, scenes=tmp_path, engine="virtualhome"))["trajectories"] == 1
     out = json.loads((tmp_path / "out.jsonl").read_text())
     assert out["steps"][0]["a"] == "[WALK] <cup> (6)"
     assert out["steps"][0]["ok"] == 1
@@ -196,9 +198,9 @@ def test_replay_file_keeps_the_format(tmp_path):
 
 
 def test_replay_names_the_malformed_record(tmp_path):
-    (tmp_path / "in.jsonl").write_text('{"id": "x"}\n')
+    (tmp_path / "in.jsonl").write_text('{"id": "x", "init": "scene:1"}\n')
     with pytest.raises(InputError, match=r"in\.jsonl:1: malformed record"):
-        replay_file(VirtualHome(), tmp_path / "in.jsonl", None, tmp_path / "out.jsonl")
+        run(ReplaySettings(trajectories=tmp_path / "in.jsonl", out=tmp_path / "out.jsonl", engine="virtualhome"))
 
 
 def _reference_records(stride: int) -> list[dict]:

@@ -10,7 +10,6 @@ from reprlib import repr as shortly
 from typing import Any, TypeVar
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.files import read_json_lines, write_json_lines
 from e2wm_jax.simulate import scene_files, scenes
 from e2wm_jax.simulate.actions import Action, parse_action
 from e2wm_jax.simulate.scenes import Scene
@@ -98,20 +97,6 @@ def _difference(then: dict[str, Any], now: dict[str, Any]) -> str:
         return "failed there, works here" if now["ok"] else f"worked there, fails here: {trouble}"
     keys = [key for key in dict.fromkeys((*then, *now)) if then.get(key) != now.get(key)]
     return ", ".join(f"{key} {shortly(then.get(key))} there, {shortly(now.get(key))} here" for key in keys)
-
-
-def replay_file(world: World[State], trajectories: Path, scene_folder: Path | None, out: Path) -> int:
-    """Replay a JSON-lines file of reference trajectories into ``out``; returns how many there were.
-
-    Raises:
-        InputError: naming file and line of the first malformed record.
-    """
-    records = [
-        replay_record(world, record, scene_folder, f"{trajectories}:{number}")
-        for number, record in read_json_lines(trajectories)
-    ]
-    write_json_lines(out, records)
-    return len(records)
 
 
 @lru_cache(maxsize=8)
