@@ -63,7 +63,6 @@ class Totals:
     clock: float  # when the step before was done, or a checkpoint behind it
     tokens: int = 0
     waited: float = 0.0  # seconds for data
-    compiling: float = 0.0  # seconds of the steps' compilations
     skipped: int = 0  # updates left out
     task_loss: float = 0.0  # sum since the last checkpoint ...
     since: int = 0  # ... over so many steps
@@ -98,7 +97,7 @@ def run_loop(job: Job, state: TrainState, saves: Checkpoints) -> tuple[TrainStat
         KeyboardInterrupt: after Ctrl-C or SIGTERM, with a checkpoint of the last whole step.
     """
     first, mesh = int(state.step) + 1, job.config.scope.mesh
-    started = time.monotonic()
+    started, compiled_before = time.monotonic(), compile_seconds()
     totals = Totals(replace(job.pace, done=first - 1), started)
     logs = {METRICS_FILE: _KEYS} | ({} if job.validate is None else {VALIDATION_FILE: ("nats",)})
     with (
@@ -143,7 +142,8 @@ def run_loop(job: Job, state: TrainState, saves: Checkpoints) -> tuple[TrainStat
                 say(f"stopped after step {step}: {stopped} are over; continue with --resume")
                 break
     summary = {"steps": int(state.step), **{name: row.get(name) for name in ("loss", "task_loss", "penalty")}}
-    return state, summary | _performance(totals, time.monotonic() - started) | ({"stopped": stopped} if stopped else {})
+    summary |= _performance(totals, time.monotonic() - started, compile_seconds() - compiled_before)
+    return state, summary | ({"stopped": stopped} if stopped else {})
 
 
 def _steps(job: Job, first: int) -> Iterator[tuple[StepBatch, StepBatch | None]]:
@@ -179,14 +179,14 @@ def _out_of_patience(job: Job, step: int, totals: Totals) -> str:
     return f"--patience {job.settings.patience}"
 
 
-def _performance(totals: Totals, seconds: float) -> dict[str, Any]:
-    """How fast the steps went, compilations left out, and how many updates were."""
-    at_work = max(seconds - totals.compiling, 1e-9)
+def _performance(totals: Totals, seconds: float, compiling: float) -> dict[str, Any]:
+    """How fast the run went, compilations left out, and how many updates were."""
+    at_work = max(seconds - compiling, 1e-9)
     found = {
         "tokens_per_second": totals.tokens / at_work,
         "waiting": totals.waited / at_work,
         "seconds": seconds,
-        "compile_seconds": totals.compiling,
+        "compile_seconds": compiling,
     }
     return found | ({"skipped": totals.skipped} if totals.skipped else {})
 
@@ -205,7 +205,7 @@ def _without(sinks: _Sinks, totals: Totals, seconds: float) -> Totals:
     """The totals and the bar as if compilations took no time: there are few, and the remaining time has none."""
     sinks.bar.start_t += seconds
     sinks.bar.last_print_t += seconds
-    return replace(totals, clock=totals.clock + seconds, compiling=totals.compiling + seconds)
+    return replace(totals, clock=totals.clock + seconds)
 
 
 def _report(job: Job, sinks: _Sinks, pending: _Pending, totals: Totals) -> tuple[dict[str, Any], Totals]:
