@@ -28,7 +28,7 @@ LENGTHS = "lengths"  # in that: the steps that the run was to have, at first and
 # How a run is watched, kept and continued, and not what it computes: these may differ when it is resumed.
 _FREE = (
     *("out", "workers", "checkpoint_every", "keep_checkpoints", "keep_best", "validation", "patience", "max_minutes"),
-    *("on_nonfinite", "trackers", "run_name", "project", "profile_steps"),
+    *("prompt", "on_nonfinite", "trackers", "run_name", "project", "profile_steps"),
     *("mesh", "distributed", "penalty_kernel", "remat"),
 )
 _BY_CONTENT = ("model", "data", "fisher", "adapter", "regularizer_data", "tasks", "tests", "text")  # however spelled

@@ -22,6 +22,7 @@ from e2wm_jax.regularizers.regularizer import State
 from e2wm_jax.train.feed import on_devices
 from e2wm_jax.train.records import profile, records
 from e2wm_jax.train.report import VALIDATION_FILE
+from e2wm_jax.train.samples import SAMPLES_FILE
 from e2wm_jax.train.settings import TrainSettings
 from e2wm_jax.train.step import Controls, StepConfig, TrainState, train_step
 from e2wm_jax.train.stopping import Clock, Validated, exhausted, lowest
@@ -45,6 +46,7 @@ class Job:
     rates: np.ndarray  # [steps] learning rates
     strengths: np.ndarray  # [steps]
     validate: Callable[[Adapters], float] | None
+    samples: Callable[[Adapters], list[dict[str, str]]] | None  # what the model writes
     publish: Callable[[Adapters], None]  # write the adapter for users
     log: Callable[[int, dict[str, float]], None]  # metrics to trackers
     pace: Pace  # before the first step
@@ -100,6 +102,7 @@ def run_loop(job: Job, state: TrainState, saves: Checkpoints) -> tuple[TrainStat
     started, compiled_before = time.monotonic(), compile_seconds()
     totals = Totals(replace(job.pace, done=first - 1), started)
     logs = {METRICS_FILE: _KEYS} | ({} if job.validate is None else {VALIDATION_FILE: ("nats",)})
+    logs |= {} if job.samples is None else {SAMPLES_FILE: ("samples",)}
     with (
         records(job.settings.out, logs, first - 1) as record,
         progress_bar("train", job.steps, "step") as bar,
@@ -249,7 +252,9 @@ def _report(job: Job, sinks: _Sinks, pending: _Pending, totals: Totals) -> tuple
 
 
 def _begin(job: Job, sinks: _Sinks, state: TrainState, totals: Totals) -> Totals:
-    """What the held-out loss was at checkpoints so far; before the first step, what it is."""
+    """What the held-out loss was at checkpoints so far; before the first step what it is, and what the model writes."""
+    if int(state.step) == 0:
+        _sample(job, sinks, 0, state)
     if job.validate is None:
         return totals
     path, rows = job.settings.out / VALIDATION_FILE, []
@@ -259,6 +264,15 @@ def _begin(job: Job, sinks: _Sinks, state: TrainState, totals: Totals) -> Totals
     else:
         _validated(job, sinks, 0, state)
     return replace(totals, validated=tuple(Validated(row["step"], row["nats"]) for row in rows), clock=time.monotonic())
+
+
+def _sample(job: Job, sinks: _Sinks, step: int, state: TrainState) -> None:
+    """What the model writes now, recorded and said."""
+    if job.samples is not None:
+        found = job.samples(state.adapters)
+        sinks.record(SAMPLES_FILE, {"step": step, "samples": found})
+        for one in found:
+            say(f"step {step}: {one['prompt'][-40:]!r} -> {one['text']!r}")
 
 
 def _validated(job: Job, sinks: _Sinks, step: int, state: TrainState) -> float:
@@ -277,6 +291,7 @@ def _save(job: Job, sinks: _Sinks, step: int, state: TrainState, totals: Totals)
     if job.validate is not None:
         metric = _validated(job, sinks, step, state)
         validated = (*validated, Validated(step, metric))
+    _sample(job, sinks, step, state)
     sinks.saves.save(step, state, {"step": step, "seed": job.settings.seed}, metric)
     if job.settings.patience is None or lowest(validated).step == step:
         job.publish(state.adapters)

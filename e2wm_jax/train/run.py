@@ -40,6 +40,7 @@ from e2wm_jax.train.feed import open_data, read_text, say_special_tokens, text_l
 from e2wm_jax.train.loop import METRICS_FILE, Job, run_loop
 from e2wm_jax.train.parts import check_adapter, check_fisher, load_all
 from e2wm_jax.train.report import write_report
+from e2wm_jax.train.samples import Prompts, encoded_prompts, sampler
 from e2wm_jax.train.schedules import learning_rates, strengths
 from e2wm_jax.train.settings import TrainSettings, check, check_mesh
 from e2wm_jax.train.step import StepConfig, TrainState, initial_state
@@ -59,6 +60,7 @@ class Inputs(NamedTuple):
     corpus: Corpus | None  # --regularizer-data
     held_out: Sequence[Row]  # --validation
     content: dict[str, Any]  # digests of all that was read, and the steps of the run
+    prompts: Prompts  # --prompt
 
 
 def run(settings: TrainSettings) -> dict[str, Any]:
@@ -78,13 +80,14 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     corpus = read_text(settings, tokenizer, shape)
     text = settings.validation
     held_out = held_out_rows(settings, tokenizer, shape, text, "--validation") if text else []
+    prompts = encoded_prompts(settings, tokenizer, shape)
     check_adapter(settings, shape)
     check_fisher(settings, shape)
     content = content_of(settings, corpus)
     check_same(settings, content)
     with open_data(settings, tokenizer, shape, mesh) as (loader, kept):
         note_rows(settings, loader, content)
-        return _train(settings, files, mesh, Inputs(loader, kept, corpus, held_out, content))
+        return _train(settings, files, mesh, Inputs(loader, kept, corpus, held_out, content, prompts))
 
 
 def note_rows(settings: TrainSettings, loader: Loader, content: dict[str, Any]) -> None:
@@ -173,6 +176,7 @@ def train_task(
             rates=learning_rates(settings.schedule, settings.lr, steps, settings.warmup_steps),
             strengths=strengths(settings.strength_schedule, settings.strength, steps),
             validate=validator(settings, scope, model.params, inputs.held_out),
+            samples=sampler(inputs.prompts, scope, model.params),
             publish=lambda adapters: publish(settings, adapters, config, model),
             log=log,
             pace=_pace(config, loader, steps),

@@ -50,6 +50,7 @@ from e2wm_jax.train.run import (
     publish,
     train_task,
 )
+from e2wm_jax.train.samples import Prompts, encoded_prompts
 from e2wm_jax.train.sequence_report import write_report
 from e2wm_jax.train.sequence_scores import scores
 from e2wm_jax.train.sequence_settings import SequenceSettings, check, task_settings
@@ -68,6 +69,7 @@ class _Texts:
     validation: Sequence[Row]
     tests: tuple[Sequence[Row], ...]  # of each task
     general: Sequence[Row]  # --text; may be empty
+    prompts: Prompts  # --prompt
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def _read_texts(settings: SequenceSettings, tokenizer: Any, config: ModelConfig)
         found = read_documents(settings, tokenizer, config, settings.text, settings.text_samples, "--text")
         general = found.rows
         content["text"] = found.digest()
-    return _Texts(corpus, validation, tests, general), content
+    return _Texts(corpus, validation, tests, general, encoded_prompts(settings, tokenizer, config)), content
 
 
 def _learn(sequence: _Sequence, index: int, adapters: Adapters, prepared: State) -> tuple[Adapters, State]:
@@ -172,7 +174,7 @@ def _learn(sequence: _Sequence, index: int, adapters: Adapters, prepared: State)
     say(f"{settings.labels[index]}: task {index + 1} of {last + 1}")
     with open_data(task, sequence.tokenizer, sequence.model.config, sequence.config.scope.mesh) as (loader, kept):
         note_rows(task, loader, content)
-        inputs = Inputs(loader, kept, texts.corpus, texts.validation, content)
+        inputs = Inputs(loader, kept, texts.corpus, texts.validation, content, texts.prompts)
         state, summary = train_task(task, sequence.config, sequence.model, adapters, lambda: prepared, inputs)
         _measure(sequence, index + 1, state.adapters, summary)
         if index < last and regularizer.next_task is not same_state:

@@ -110,6 +110,9 @@ class TrainSettings:
     keep_best: int = 0
     """Besides those, so many of the lowest --validation loss; without one, of the lowest mean training loss since the
     checkpoint before."""
+    prompt: tuple[str, ...] = ()
+    """Text to continue before the first step and at every checkpoint, greedily, to see what is learned (samples.jsonl);
+    may be given several times. With --chat a user says it."""
     patience: int | None = None
     """Stop when so many checkpoints in a row had no lower --validation loss than the best before them; OUT/adapter is
     then that of the lowest."""
@@ -145,6 +148,10 @@ def check(settings: TrainSettings) -> None:
     _check_numbers(settings)
     if settings.steps is not None and settings.warmup_steps >= settings.steps:
         raise InputError(f"--warmup-steps {settings.warmup_steps}: must be fewer than --steps {settings.steps}")
+    if settings.prompt and (settings.mesh or settings.distributed):
+        raise InputError(
+            "--prompt: continued on one device only; leave out --mesh, or use `e2wm generate` on OUT/adapter"
+        )
     if settings.patience is not None and not settings.validation:
         raise InputError(f"--patience {settings.patience}: needs held-out rows to go by; give --validation FILE")
     if settings.run_name is not None and Path(settings.run_name).name != settings.run_name:
