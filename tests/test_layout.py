@@ -247,6 +247,11 @@ def test_kernels_shadow_no_other_package() -> None:
     assert run("import sys, e2wm_jax; print('kernels' in sys.modules)").strip() == "False"
 
 
+def test_the_step_and_its_settings_import_no_world() -> None:
+    loaded = run("import sys, e2wm_jax.train.step, e2wm_jax.train.settings; print(*sys.modules)").split()
+    assert not [name for name in loaded if name.startswith(("e2wm_jax.simulate", "e2wm_jax.tasks"))]
+
+
 def test_importing_the_command_line_starts_no_accelerator() -> None:
     program = (
         "import sys, e2wm_jax.cli\n"

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 from urllib.parse import parse_qsl
 
-from e2wm_jax.data.held_out import check_folder
 from e2wm_jax.errors import InputError
 
 PREFIX = "online:"
@@ -75,6 +74,8 @@ def _with_options(word: str, task: TaskName, query: str) -> OnlineTask:
         raise InputError(f"--data {word}: search={options['search'][0]}: choose one of {', '.join(get_args(Search))}")
     exclude = options.get("exclude", [""])[0]
     if exclude:
+        from e2wm_jax.data.held_out import check_folder  # here: the import of training needs no world
+
         check_folder(exclude, f"--data {word}")
     return OnlineTask(
         name=word,
