@@ -17,7 +17,7 @@ def test_demo_runs_shows_and_continues(tiny_llama: Path, tmp_path: Path, capsys:
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert list(result["models"]) == ["base", "LoRA", "EWC-LoRA"]
     report = Path(result["report"]).read_text(encoding="utf-8")
-    for heading in ("Result", "Losses", "Fisher by layer", "What the agent lived", "How it was made"):
+    for heading in ("Result", "Losses", "Fisher by layer", "What the agent did", "How it was made"):
         assert f">{heading}</h2>" in report
 
     (tmp_path / "demo" / "stages" / "9.json").unlink()  # as if interrupted before the last stage

@@ -238,10 +238,13 @@ def test_a_fisher_that_transformers_saved_in_float16_is_read_and_what_it_lost_is
 
 def test_a_fisher_in_pytorch_shards_of_half_precision_is_read(written, tiny, tmp_path, torch_oracle):
     tensors = load_file(written["float32"] / "model.safetensors")
-    names = sorted(tensors)
+    names, places = sorted(tensors), {}
     for number, part in enumerate((names[::2], names[1::2]), start=1):
         halves = {name: torch_oracle.from_numpy(tensors[name]).half() for name in part}
-        torch_oracle.save(halves, tmp_path / f"pytorch_model-{number:05d}-of-00002.bin")
+        file = f"pytorch_model-{number:05d}-of-00002.bin"
+        torch_oracle.save(halves, tmp_path / file)
+        places |= dict.fromkeys(part, file)
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
     with pytest.warns(UserWarning, match=r"names and shapes|float16"):
         found = read_fisher(tmp_path, tiny, [Q])[Q]
     np.testing.assert_array_equal(found[1], tensors[FILE_Q].astype(np.float16).astype(np.float32))

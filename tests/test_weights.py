@@ -275,7 +275,7 @@ def test_damaged_torch_weights(size: int, folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     path = folder / "pytorch_model.bin"
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(InputError, match=r"pytorch_model\.bin: damaged or incomplete"):
+    with pytest.raises(InputError, match=r"pytorch_model\.bin: (damaged or incomplete|.*no file of torch\.save)"):
         load(str(folder))
 
 
