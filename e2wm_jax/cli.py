@@ -24,7 +24,7 @@ from e2wm_jax.compilation_cache import keep_compiled
 from e2wm_jax.environment import check_paths, device_error, trust_own_precision
 from e2wm_jax.errors import WAYS_OUT, InputError, disk_error
 from e2wm_jax.files import json_text
-from e2wm_jax.options import Option, document, first_sentence, missing, one_form, options_of
+from e2wm_jax.options import Option, document, first_sentence, introduction, missing, one_form, options_of
 from e2wm_jax.progress import busy
 
 # Of every command, and no settings of it.
@@ -153,12 +153,14 @@ def _parse(name: str, words: list[str]) -> Any:
     except InputError as error:
         raise InputError(f"e2wm {name}: {error}") from None
     default = {} if config is None else {"default": _from_file(settings, config, words, tyro.MISSING)}
+    summary, more = introduction(settings)  # tyro would run the lines of the rest together
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(settings, prog=f"e2wm {name}", args=words, **default)
+            return tyro.cli(settings, prog=f"e2wm {name}", description=summary, args=words, **default)
     except SystemExit as stop:
         if stop.code in (0, None):
+            print(f"\n{more}" if more else "")
             raise
         raise InputError(f"e2wm {name}: {_complaint(settings, words, complaint.getvalue())}") from None
 

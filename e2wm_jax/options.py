@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import inspect
 import re
+import shutil
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
@@ -102,6 +103,20 @@ def document(settings: type) -> None:
         also = f" Also {', '.join(others)}." if others else ""
         if option.meaning or also:
             option.field.metadata = MappingProxyType({"help": (option.meaning + also).strip()})
+
+
+def introduction(settings: type) -> tuple[str, str]:
+    """What a settings class says of itself: its first paragraph, and the others in lines as wide as the terminal (a
+    pipe has 80 columns); commands that they show stay as they are."""
+    width = max(40, shutil.get_terminal_size().columns)
+    first, *others = inspect.cleandoc(settings.__doc__ or "").split("\n\n")
+    wrapped = [
+        part
+        if part.startswith("e2wm ")
+        else textwrap.fill(" ".join(part.split()), width, break_long_words=False, break_on_hyphens=False)
+        for part in others
+    ]
+    return " ".join(first.split()), "\n\n".join(wrapped)
 
 
 def one_form(settings: type, words: Sequence[str]) -> list[str]:

@@ -47,7 +47,7 @@ def read_settings(kind: type, path: Path, missing: Any) -> Any:
     Raises:
         InputError: for a name that is none of its options, with the nearest, or a value of another type.
     """
-    record = _under_own_names(kind, read_table(path), path)
+    record = under_own_names(kind, read_table(path), str(path))
     if isinstance(record.get(_CONTENT), Mapping):
         del record[_CONTENT]
     for field in fields(kind):  # what a command sets itself, as its config.json has it
@@ -57,8 +57,11 @@ def read_settings(kind: type, path: Path, missing: Any) -> Any:
     return kind(**{**unset, **values_of(kind, record, str(path), known=shown(kind))})
 
 
-def _under_own_names(kind: type, table: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def under_own_names(kind: type, table: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A table whose options may stand under any of their names, under their own; what is no option as it is.
+
+    Args:
+        where: what the table stands in, for messages.
 
     Raises:
         InputError: for an option that is given twice, and a name that means almost the same as one here.
@@ -71,9 +74,9 @@ def _under_own_names(kind: type, table: Mapping[str, Any], path: Path) -> dict[s
         option, negative = known.get(spelled, (None, False))
         own = spelled if option is None or negative else option.name
         if option is None and spelled in NEAR:
-            raise InputError(f"{path}: {name} {NEAR[spelled]}")
+            raise InputError(f"{where}: {name} {NEAR[spelled]}")
         if own in typed:
-            raise InputError(f"{path}: {typed[own]} and {name} are the same option; leave one of them out")
+            raise InputError(f"{where}: {typed[own]} and {name} are the same option; leave one of them out")
         typed[own] = name
         inner, dot, last = own.replace("-", "_").rpartition(".")
         if dot and inner in tables:

@@ -521,3 +521,42 @@ def test_the_documented_file_makes_the_arms_that_it_says(tmp_path: Path) -> None
     for arm in arms:  # every setting is one of the commands' own
         check_values(TrainSettings, {**tables["train"], **arm.train}, arm.name)
         check_values(FisherSettings, {**tables["fisher"], **(arm.fisher or {})}, arm.name)
+
+
+def test_a_file_may_have_the_names_of_the_field(tmp_path: Path) -> None:
+    config = tmp_path / "arms.toml"
+    config.write_text(
+        "model-name-or-path = 'm'\nlimit = 8\nmax-train-samples = 4\n"
+        "[train]\nlearning_rate = 1e-3\nlora-r = 4\n[train.lora]\nlora_alpha = 8\n[fisher]\nmax_seq_length = 32\n"
+        "[[arm]]\nname = 'a'\n"
+        "train.num_train_epochs = 2\ntrain.regularizer = 'kl'\ntrain.lora.target_modules = 'q_proj'\n"
+        "fisher.max-samples = 3\n"
+    )
+    with pytest.raises(InputError, match="limit and max-train-samples are the same option"):
+        read_config(CompareSettings(tmp_path / "out", config))
+    config.write_text(config.read_text().replace("max-train-samples = 4\n", ""))
+    settings, tables = read_config(CompareSettings(tmp_path / "out", config))
+    assert (settings.model, settings.samples) == ("m", 8)
+    assert tables["train"] == {"lr": 1e-3, "lora": {"rank": 4, "alpha": 8}}
+    assert tables["fisher"] == {"max_length": 32}
+    (arm,) = read_arms(tables["arm"], "arms.toml")
+    assert arm.train == {"epochs": 2, "regularizer": "kl-forward", "lora": {"targets": "q_proj"}}
+    assert arm.fisher == {"samples": 3}
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("[train]\nwarmup-ratio = 0.1", r"arms\.toml: train: warmup-ratio is a share: give --warmup-steps N"),
+        ("[train]\nlr = 1.0\nlearning-rate = 2.0", "train: lr and learning-rate are the same option"),
+        ("[[arm]]\nname = 'x'\ntrain.fp16 = true", "arm x: train: fp16 is not offered"),
+        ("train = 3", r"train must be a table: \[train\]"),
+        ("arm = [3]", r"arms are tables of their own: \[\[arm\]\]"),
+        ("[[arm]]\nname = 'x'\nfisher = 3", "arm x: fisher must be a table"),
+    ],
+)
+def test_names_in_a_file_are_refused(table: str, message: str, tmp_path: Path) -> None:
+    config = tmp_path / "arms.toml"
+    config.write_text(table)
+    with pytest.raises(InputError, match=message):
+        read_config(CompareSettings(tmp_path / "out", config))

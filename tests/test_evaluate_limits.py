@@ -240,6 +240,27 @@ def test_too_long_examples_are_counted_in_results(short: Path, write: Any, capsy
             assert found.get("n", found.get("documents")) == (1 if rule == "skip" else 2)
 
 
+@pytest.mark.parametrize(("words", "way_out"), [(4, "lower --max-new-tokens to "), (40, "shorten the prompt")])
+def test_the_way_out_is_one_that_helps(words: int, way_out: str, short: Path, capsys: Any) -> None:
+    """Fewer new tokens are no way out of a prompt that is too long by itself."""
+    prompt, new = "Mary " * words, "--max-new-tokens"
+    generate = ["generate", "--model", str(short), "--prompt", prompt]
+    assert main([*generate, new, "23"]) == 2
+    said = capsys.readouterr().err
+    assert f"positions; {way_out}" in said
+    if "lower" in way_out:
+        room = said.partition("--max-new-tokens to ")[2].partition(",")[0]
+        assert main([*generate, new, str(int(room) + 1)]) == 2
+        assert main([*generate, new, room]) == 0
+
+
+@pytest.mark.parametrize(("words", "way_out"), [(4, "lower --max-new-tokens to "), (40, "--too-long truncate")])
+def test_an_evaluation_offers_what_helps(words: int, way_out: str, short: Path, write: Any, capsys: Any) -> None:
+    plans = write("plans.json", {"input": "Mary " * words, "ref": "kitchen"}, {"input": "Mary", "ref": "kitchen"})
+    assert main(["eval", "generate", "--model", str(short), "--data", str(plans), "--max-new-tokens", "23"]) == 2
+    assert f"examples are too long); {way_out}" in capsys.readouterr().err
+
+
 def test_a_cut_prompt_is_continued_as_its_end(short: Path, tmp_path: Path) -> None:
     from e2wm_jax.data.source import TaskExample
 

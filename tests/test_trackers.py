@@ -240,6 +240,15 @@ def test_a_tracker_named_twice_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     check(["wandb"])
 
 
+def test_none_is_no_tracker(tmp_path: Path) -> None:
+    check(["none"])
+    with trackers(["none"], tmp_path, SETTINGS) as log:
+        log(1, {"loss": 1.0})
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(InputError, match="--trackers none wandb: none stands alone"):
+        check(["none", "wandb"])
+
+
 def test_extras_install_what_the_trackers_import() -> None:
     tomllib = importlib.import_module("tomllib")
     text = (Path(__file__).parents[1] / "pyproject.toml").read_text()

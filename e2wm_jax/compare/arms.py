@@ -75,9 +75,6 @@ def read_arms(tables: Sequence[Mapping[str, Any]], where: str) -> list[Arm]:
             check_name(key, _KEYS, place)
         if not isinstance(table.get("name"), str):
             raise InputError(f"{where}: arm {number} has no name; give it one, e.g. name = 'ewc'")
-        for key in ("train", "fisher"):
-            if not isinstance(table.get(key, {}), Mapping):
-                raise InputError(f"{place}: {key} must be a table of settings, e.g. train.lr = 1e-3")
         train, fisher = dict(table.get("train", {})), table.get("fisher")
         if train.get("regularizer") in SHORT:
             train["regularizer"] = SHORT[train["regularizer"]]

@@ -7,8 +7,10 @@ from typing import Any
 
 from e2wm_jax.choices import TooLong
 from e2wm_jax.errors import InputError
-from e2wm_jax.settings_files import read_table
+from e2wm_jax.fisher.settings import FisherSettings
+from e2wm_jax.settings_files import read_table, under_own_names
 from e2wm_jax.settings_values import build, check_name
+from e2wm_jax.train.settings import TrainSettings
 
 _OWN = ("out", "config", "resume")  # of one call, not of a file
 TABLES = ("train", "fisher", "arm")  # of the file, besides the names of flags
@@ -91,9 +93,9 @@ def read_config(settings: CompareSettings) -> tuple[CompareSettings, dict[str, A
     if settings.config is None:
         return settings, {}
     where = str(settings.config)
-    record = {name.replace("-", "_"): value for name, value in read_table(settings.config).items()}
-    tables = {name: record.pop(name) for name in TABLES if name in record}
-    _check_tables(tables, where)
+    table = read_table(settings.config)
+    tables = _tables({name: table.pop(name) for name in TABLES if name in table}, where)
+    record = under_own_names(CompareSettings, table, where)
     names = [field.name for field in fields(CompareSettings) if field.name not in _OWN]
     for name in record:
         check_name(name, [*names, *TABLES], where)
@@ -125,10 +127,26 @@ def _listed(name: str, value: Any) -> Any:
     return [str(one) for one in (value if isinstance(value, list) else [value])]
 
 
-def _check_tables(tables: Mapping[str, Any], where: str) -> None:
-    for name in ("train", "fisher"):
-        if not isinstance(tables.get(name, {}), Mapping):
-            raise InputError(f"{where}: {name} must be a table: [{name}]")
+def _tables(tables: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The tables with settings under our names."""
     arms = tables.get("arm", [])
     if not isinstance(arms, list) or not all(isinstance(arm, Mapping) for arm in arms):
         raise InputError(f"{where}: arms are tables of their own: [[arm]]")
+    found = _own_names(tables, where, "[{name}]")
+    if "arm" in tables:
+        found["arm"] = [
+            _own_names(arm, f"{where}: arm {arm.get('name', number)}", "settings, e.g. {name}.samples = 64")
+            for number, arm in enumerate(arms, start=1)
+        ]
+    return found
+
+
+def _own_names(tables: Mapping[str, Any], where: str, shape: str) -> dict[str, Any]:
+    """Tables of which `train` and `fisher` hold settings of those commands, under any of the options' names."""
+    found = dict(tables)
+    for name, kind in (("train", TrainSettings), ("fisher", FisherSettings)):
+        if name in tables and not isinstance(tables[name], Mapping):
+            raise InputError(f"{where}: {name} must be a table: {shape.format(name=name)}")
+        if name in tables:
+            found[name] = under_own_names(kind, tables[name], f"{where}: {name}")
+    return found

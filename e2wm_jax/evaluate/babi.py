@@ -41,6 +41,7 @@ from e2wm_jax.evaluate.predictions import Predictions, content_digest, identity
 from e2wm_jax.evaluate.prompting import WAYS_OUT, Prompting
 from e2wm_jax.evaluate.statistics import bootstrap_means, percentile_interval
 from e2wm_jax.models.generate import Decoding
+from e2wm_jax.models.positions import fewer_new_tokens
 from e2wm_jax.progress import say
 
 
@@ -214,7 +215,8 @@ def _fitting(
             elif number == 0 and options.too_long == "refuse":
                 raise InputError(
                     f"{question.where}: {len(ids)} tokens without any example, and the model has room for {room} "
-                    f"before its answer; leave the task out of --tasks or lower --max-new-tokens; {WAYS_OUT}"
+                    f"before its answer; {fewer_new_tokens(len(ids), model.config.max_positions)}"
+                    f"leave the task out of --tasks; {WAYS_OUT}"
                 )
             elif number == 0:
                 found[place] = question, text, ids[-room:], 0, True

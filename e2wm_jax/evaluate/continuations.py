@@ -22,6 +22,7 @@ from e2wm_jax.evaluate.settings import GenerateSettings
 from e2wm_jax.files import read_json_lines, read_text
 from e2wm_jax.models import decoder
 from e2wm_jax.models.generate import Decoding, generate
+from e2wm_jax.models.positions import fewer_new_tokens
 from e2wm_jax.models.sampling import Sampling
 from e2wm_jax.progress import progress_bar, say
 
@@ -112,7 +113,8 @@ def _check(opened: Opened, prompts: Sequence[Sequence[int]], names: Sequence[str
         if not ids:
             raise InputError(f"{name}: no tokens; a prompt must have one or more")
         tokens = f"{name}: {len(ids)} tokens and --max-new-tokens {new}"
-        check_positions(opened, len(ids) + new, tokens, "shorten the prompt or lower --max-new-tokens")
+        way_out = f"{fewer_new_tokens(len(ids), opened.config.max_positions)}shorten the prompt"
+        check_positions(opened, len(ids) + new, tokens, way_out)
 
 
 def show(result: dict[str, Any]) -> None:

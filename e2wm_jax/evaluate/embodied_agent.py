@@ -45,6 +45,7 @@ from e2wm_jax.evaluate.predictions import Predictions, content_digest, identity
 from e2wm_jax.evaluate.prompting import Prompting
 from e2wm_jax.files import read_text, write_json
 from e2wm_jax.models.generate import Decoding
+from e2wm_jax.models.positions import fewer_new_tokens
 
 
 def run(settings: EmbodiedAgentSettings) -> dict[str, Any]:
@@ -146,7 +147,7 @@ def respond(settings: EmbodiedAgentSettings, asked: Sequence[dict[str, str]]) ->
     encoded = prompt_ids(opened, texts, prompting, where=names.__getitem__)
     for name, tokens in zip(names, encoded, strict=True):
         where = f"{name}: {len(tokens)} tokens and --max-new-tokens {settings.max_new_tokens}"
-        way_out = "lower --max-new-tokens, or take a model for longer texts"
+        way_out = f"{fewer_new_tokens(len(tokens), opened.config.max_positions)}take a model for longer texts"
         check_positions(opened, len(tokens) + settings.max_new_tokens, where, way_out)
     evaluated = load_evaluated(opened, settings.adapter, settings.base_dtype)
     made = identity(

@@ -21,6 +21,7 @@ from e2wm_jax.evaluate.settings import GenerationSettings
 from e2wm_jax.evaluate.statistics import bootstrap_interval
 from e2wm_jax.evaluate.table import show_scores
 from e2wm_jax.models.generate import Decoding
+from e2wm_jax.models.positions import fewer_new_tokens
 from e2wm_jax.sharding import make_mesh
 
 PATH_TASKS = ("obj_move_path",)
@@ -121,7 +122,9 @@ def fitting(
         if not ids:
             raise InputError(f"{example.where}: 'input' has no tokens; a prompt must have one or more")
         needs[index] = Need(f"{example.where}: {len(ids)} tokens and --max-new-tokens {new}", len(ids) + new)
-    return fit(examples, needs, model.config.max_positions, prompting.too_long, way_out)
+    positions = model.config.max_positions
+    way_out = fewer_new_tokens(max(map(len, encoded), default=0), positions) + way_out
+    return fit(examples, needs, positions, prompting.too_long, way_out)
 
 
 def _room(model: Opened | Evaluated, decoding: Decoding) -> int:

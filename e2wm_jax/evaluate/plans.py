@@ -165,7 +165,7 @@ def _predictions(
     assert settings.model is not None
     opened, decoding = open_evaluated(settings.model), Decoding(settings.max_new_tokens, settings.beams)
     prompting = Prompting(chat=settings.chat, too_long=settings.too_long)
-    way_out = "lower --max-new-tokens, or --too-long truncate cuts prompts from the left"
+    way_out = "--too-long truncate cuts prompts from the left"
     fitted = generation.fitting(opened, {index: examples[index] for index in worlds}, decoding, prompting, way_out)
     made = generation.predict(
         load_evaluated(opened, settings.adapter, settings.base_dtype),

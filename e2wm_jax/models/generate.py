@@ -19,6 +19,7 @@ from e2wm_jax.errors import InputError, NonFiniteError, check_at_least
 from e2wm_jax.models import decoder
 from e2wm_jax.models.beam import beam_search
 from e2wm_jax.models.layers import Params
+from e2wm_jax.models.positions import fewer_new_tokens
 from e2wm_jax.models.sampling import Sampling, next_token
 from e2wm_jax.sharding import batch_sharding
 
@@ -123,7 +124,7 @@ def _check_prompts(
         if len(prompt) + new > positions:
             raise InputError(
                 f"{name}: {len(prompt)} tokens and --max-new-tokens {new} are more than the model's {positions} "
-                "positions; shorten the prompt or lower --max-new-tokens"
+                f"positions; {fewer_new_tokens(len(prompt), positions)}shorten the prompt"
             )
     if 4 * decoding.num_beams > config.vocab_size:
         raise InputError(f"--beams {decoding.num_beams}: at most a quarter of the vocabulary, {config.vocab_size // 4}")

@@ -23,6 +23,15 @@ def rule_of_positions(config: ModelConfig) -> str | None:
     return None
 
 
+def fewer_new_tokens(prompt: int, positions: int) -> str:
+    """The beginning of a way out for a prompt with too little room behind it: none where the prompt itself is too long.
+
+    Args:
+        prompt: its tokens, of several prompts those of the longest.
+    """
+    return f"lower --max-new-tokens to {positions - prompt}, or " if prompt < positions else ""
+
+
 def check_positions(config: ModelConfig, rows: Sequence[Row], where: Callable[[int], str]) -> None:
     """Refuse rows that the model cannot read; say it where it can but was never trained on so long ones.
 

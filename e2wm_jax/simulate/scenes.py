@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.files import read_json
+from e2wm_jax.files import is_there, read_json
 from e2wm_jax.simulate.graph import CHARACTER, PROPERTIES, RELATIONS, STATES, Node, Scene, parse_graph, patched
 from e2wm_jax.simulate.households import PROCEDURAL, household
 from e2wm_jax.simulate.robothow import (
@@ -64,6 +64,8 @@ def load(name: str) -> Scene:
     try:
         if name.startswith(ROBOTHOW):
             return initial_scene(name.removeprefix(ROBOTHOW))
+        if not is_there(Path(name)):
+            raise InputError(f"{name}: no such file; a scene is the file of a graph, {PROCEDURAL}SEED or {ROBOTHOW}ID")
         graph = read_json(Path(name))
     except OSError as error:  # a name that is too long, a device
         raise InputError(f"{name[:100]}: cannot be read ({error.strerror}); give the file of a graph") from error

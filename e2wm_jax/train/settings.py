@@ -123,7 +123,7 @@ class TrainSettings:
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """At a loss or gradient that is no number: stop and name the examples, or leave that update out."""
     trackers: tuple[TrackerName, ...] = ()
-    """tensorboard, wandb, trackio: metrics there too, besides metrics.jsonl."""
+    """tensorboard, wandb, trackio: metrics there too, besides metrics.jsonl; none: no tracker."""
     run_name: str | None = None
     """What --trackers call the run; default: the name of --out."""
     project: str | None = None

@@ -48,12 +48,14 @@ class _Tracker(NamedTuple):
 
 
 def check(names: Sequence[TrackerName]) -> None:
-    """Refuse a tracker whose package is not installed, or one that is named twice.
+    """Refuse a tracker whose package is not installed, one that is named twice, and "none" beside others.
 
     Raises:
         InputError: with the command that installs it.
     """
-    for name in names:
+    if "none" in names and len(names) > 1:
+        raise InputError(f"--trackers {' '.join(names)}: none stands alone; leave it or the others out")
+    for name in _wanted(names):
         module, extra, _ = _TRACKERS[name]
         if names.count(name) > 1:
             raise InputError(f"--trackers {name}: named twice")
@@ -63,6 +65,10 @@ def check(names: Sequence[TrackerName]) -> None:
                 f"--trackers {name}: {module} is not installed; pip install 'e2wm_jax[{extra}]', or leave it out "
                 "(metrics.jsonl has all numbers)"
             )
+
+
+def _wanted(names: Sequence[TrackerName]) -> list[TrackerName]:
+    return [name for name in names if name != "none"]
 
 
 @contextlib.contextmanager
@@ -85,7 +91,7 @@ def trackers(
     opened: dict[TrackerName, _Tracker] = {}
     well = False
     try:
-        for name in names:
+        for name in _wanted(names):
             try:
                 # stdout is for results, and both services like to talk.
                 with contextlib.redirect_stdout(sys.stderr):
