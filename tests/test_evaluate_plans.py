@@ -19,9 +19,10 @@ from e2wm_jax.evaluate.plan_text import Meaning, meanings, sentences
 from e2wm_jax.evaluate.plans import SCORES, PlansSettings, run, score
 from e2wm_jax.files import read_json_lines
 from e2wm_jax.simulate import scenes
-from e2wm_jax.simulate.actions import VERBS, Action, Thing, parse_action
+from e2wm_jax.simulate.actions import Action, Thing, parse_action
 from e2wm_jax.simulate.engines import open_world
 from e2wm_jax.simulate.jobs import CollectSettings
+from e2wm_jax.simulate.rules import VERBS
 from e2wm_jax.simulate.scenes import Scene, parse_graph
 from e2wm_jax.simulate.workers import collect
 from e2wm_jax.tasks.run import TasksSettings

@@ -6,6 +6,7 @@ import os
 import random
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,14 @@ from e2wm_jax.simulate import (
     scenes,
     virtualhome,
 )
-from e2wm_jax.simulate.actions import VERBS, Action, Thing, parse_action
+from e2wm_jax.simulate.actions import Action, Thing, parse_action
 from e2wm_jax.simulate.array_world import ArrayWorld
 from e2wm_jax.simulate.engines import open_world, search
 from e2wm_jax.simulate.explorer import explore
 from e2wm_jax.simulate.goals import Goal, robothow_goal
 from e2wm_jax.simulate.graph import Scene, parse_graph
 from e2wm_jax.simulate.replay import replay, replay_record
+from e2wm_jax.simulate.rules import DIALECTS, VERBS
 from e2wm_jax.simulate.virtualhome import VirtualHome
 
 WORLD = Path(os.environ.get("E2WM_DATA", Path(__file__).parents[1] / ".." / "shared" / "data")).parent / "world"
@@ -88,6 +90,38 @@ def agree(scene: Scene, *, steps: int, seed: int) -> int:
 def test_random_lines_in_households_go_as_in_virtualhome():
     for seed in range(12):
         agree(scenes.household(seed), steps=60, seed=seed)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_legal_actions_are_the_lines_that_work_when_tried(dialect):
+    scene, world = scenes.household(3), ArrayWorld(dialect)
+    states = [world.initial(scene)]
+    lines, rng = random_lines(scene, random.Random(dialect), world, states), random.Random(7)
+    verbs, counts = [*VERBS], {0: 0, 1: 0, 2: 0}
+    for turn in range(6):
+        for _ in range(20):
+            states[-1] = world.step(states[-1], next(lines))[0]
+        kind, verb = (("SITTABLE", "Sit"), ("GRABBABLE", "Grab"))[turn % 2]
+        fitting = [node.id for node in scene.nodes.values() if kind in node.properties]
+        for name in ("Find", verb):
+            options = world.legal_actions(states[-1], [name], fitting)
+            states[-1] = world.step(states[-1], rng.choice(options))[0] if options else states[-1]
+        close = [scene.character.id, *world.targets(states[-1], scene.character.id, "CLOSE")]
+        held = [n for hand in ("HOLDS_RH", "HOLDS_LH") for n in world.targets(states[-1], scene.character.id, hand)]
+        nodes = [*dict.fromkeys([*held, *rng.sample(close, min(9, len(close))), *rng.sample(list(scene.nodes), 9)])]
+        rng.shuffle(nodes)
+        nodes.append(nodes[0])  # named twice
+        rng.shuffle(verbs)
+        tried = [
+            Action(VERBS[verb].name, tuple(Thing(scene.nodes[node].class_name, node) for node in chosen))
+            for verb in verbs
+            for chosen in permutations(nodes, VERBS[verb].arity)
+        ]
+        working = [line for line in tried if world.advance(states[-1], line) is not None]
+        assert world.legal_actions(states[-1], verbs, nodes) == working
+        counts |= {arity: counts[arity] + sum(len(line.things) == arity for line in working) for arity in counts}
+    del counts[0 if dialect == "vh23" else 1]  # vh23 looks at the posture of the beginning for ever
+    assert min(counts.values()) > 0
 
 
 @needs_virtualhome

@@ -106,7 +106,7 @@ def on_device(
 
 def differing(tables: Tables, played: Played, after: np.ndarray, outcomes: np.ndarray) -> list[str]:
     wrong = (after != played.after).any(1) | (outcomes != played.outcomes).any(1)
-    return [f"{RULES[verb].verb} {x} {y}" for verb, x, y in played.lines[wrong]]
+    return [f"{RULES[verb].name} {x} {y}" for verb, x, y in played.lines[wrong]]
 
 
 def tried(tables: Tables, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -329,7 +329,7 @@ def is_other_place(tables: Tables, played: Played, index: int, after: np.ndarray
     same[layout.close : layout.facing] = False
     near = {*members(after[layout.close : layout.facing] ^ expected[layout.close : layout.facing]).tolist()}
     return (
-        RULES[verb].verb == "Grab"
+        RULES[verb].name == "Grab"
         and len(noted) == 2
         and noted <= places
         and near <= noted
@@ -377,7 +377,7 @@ def test_random_play_on_eight_devices_is_legal_and_needs_no_communication():
         vector, flat = tables.start.copy(), native_tables.native_tables(tables)
         for line in zip(*(part[index].tolist() for part in actions), strict=True):
             assert native.advance(flat, vector, *line)
-            seen.add(RULES[line[0]].verb)
+            seen.add(RULES[line[0]].name)
         state = jax.tree.map(lambda leaf, index=index: leaf[index], last)
         np.testing.assert_array_equal(vector, engine.vector_of(state, tables.layout))
     assert len(seen) > 5

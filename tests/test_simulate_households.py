@@ -11,10 +11,11 @@ import pytest
 
 from e2wm_jax.errors import InputError
 from e2wm_jax.simulate import scenes, virtualhome
-from e2wm_jax.simulate.actions import VERBS, Action, Thing
+from e2wm_jax.simulate.actions import Action, Thing
 from e2wm_jax.simulate.engines import open_world
 from e2wm_jax.simulate.goals import robothow_goal, transferred_goal
 from e2wm_jax.simulate.households import household
+from e2wm_jax.simulate.rules import VERBS
 from e2wm_jax.simulate.scenes import PROPERTIES, STATES, Scene, load, parse_graph
 from e2wm_jax.simulate.world import split_fact
 from e2wm_jax.tasks.story import noun

@@ -12,9 +12,10 @@ import pytest
 from e2wm_jax.cli import main
 from e2wm_jax.errors import InputError
 from e2wm_jax.simulate import goals, robothow, scenes, virtualhome
-from e2wm_jax.simulate.actions import VERBS, Action, Thing, format_action, parse_action, parse_script
+from e2wm_jax.simulate.actions import Action, Thing, format_action, parse_action, parse_script
 from e2wm_jax.simulate.engines import open_world
 from e2wm_jax.simulate.explorer import explore
+from e2wm_jax.simulate.rules import VERBS
 from e2wm_jax.simulate.scenes import load, parse_graph, patched
 
 DATA = Path(os.environ.get("E2WM_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))

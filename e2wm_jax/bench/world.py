@@ -101,7 +101,7 @@ def _draw(scene: Scene, settings: WorldBenchSettings) -> _Lines:
     rng = np.random.default_rng(settings.seed)
     world = ArrayWorld(settings.dialect)
     nodes = list(scene.nodes.values())
-    verbs = [rule for rule in RULES if rule.verb not in _LOOKS]
+    verbs = [rule for rule in RULES if rule.name not in _LOOKS]
     often = [RULES[VERB_INDEX[name]] for name in ("WALK", "GRAB", "PUTBACK", "OPEN", "FIND")]
     number = {node: index for index, node in enumerate(scene.nodes)}
     actions: list[list[Action]] = []
@@ -113,7 +113,7 @@ def _draw(scene: Scene, settings: WorldBenchSettings) -> _Lines:
             near = [scene.nodes[node] for node in world.targets(state, scene.character.id, "CLOSE")]
             pool = near if near and rng.random() < 0.6 else nodes
             things = [pool[rng.integers(len(pool))] for _ in range(rule.arity)]
-            episode.append(Action(rule.verb, tuple(Thing(node.class_name, node.id) for node in things)))
+            episode.append(Action(rule.name, tuple(Thing(node.class_name, node.id) for node in things)))
             state, _ = world.step(state, episode[-1])
         actions.append(episode)
     numbers = [

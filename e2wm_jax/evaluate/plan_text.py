@@ -7,7 +7,7 @@ read in several ways ("Put on coat on bed."), so reading one gives all, the one 
 import re
 from typing import NamedTuple
 
-from e2wm_jax.simulate.actions import VERBS
+from e2wm_jax.simulate.rules import VERBS
 from e2wm_jax.tasks.verbs import ENGLISH
 
 _ARTICLES = re.compile(r"^(?:the|an?)\s+", re.IGNORECASE)
@@ -16,7 +16,7 @@ _ARTICLES = re.compile(r"^(?:the|an?)\s+", re.IGNORECASE)
 class Meaning(NamedTuple):
     """One way to read a sentence."""
 
-    verb: str  # as in `actions.VERBS`: "PutBack"
+    verb: str  # as in `rules.VERBS`: "PutBack"
     names: tuple[str, ...]  # objects as class names: "home_office"
 
 

@@ -1,89 +1,11 @@
-"""Script lines: the verbs of the world, parsing ``[WALK] <home_office> (319)`` and writing it back."""
+"""Script lines: parsing ``[WALK] <home_office> (319)`` and writing it back."""
 
 import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from e2wm_jax.errors import InputError
-
-
-@dataclass(frozen=True)
-class Verb:
-    """What a verb takes.
-
-    ``needs`` names, per object, properties or classes of which it must have one; an empty set admits everything.
-    The sets are necessary conditions of VirtualHome's executor, never sufficient ones: they only save vain attempts.
-    """
-
-    name: str  # CamelCase, as in plans: "PutBack"
-    needs: tuple[frozenset[str], ...]
-
-    @property
-    def arity(self) -> int:
-        return len(self.needs)
-
-
-def _verb(name: str, *needs: str) -> Verb:
-    return Verb(name, tuple(frozenset(words.split()) for words in needs))
-
-
-_SQUEEZABLE = (
-    "CLOTHES cleaning_solution tooth_paste shampoo food_peanut_butter dish_soap soap towel rag paper sponge "
-    "food_lemon check"
-)
-_OPENABLE = "CAN_OPEN desk window"
-_MOVABLE = "MOVABLE button chair curtain"
-
-VERBS: dict[str, Verb] = {
-    verb.name.upper(): verb
-    for verb in (
-        _verb("Walk", ""),
-        _verb("Run", ""),
-        _verb("Find", ""),
-        _verb("TurnTo", ""),
-        _verb("LookAt", ""),
-        _verb("LookAt_Short", ""),
-        _verb("LookAt_Medium", ""),
-        _verb("LookAt_Long", ""),
-        _verb("PointAt", ""),
-        _verb("Watch", "LOOKABLE"),
-        _verb("Sit", "SITTABLE"),
-        _verb("Lie", "LIEABLE"),
-        _verb("StandUp"),
-        _verb("Sleep"),
-        _verb("WakeUp"),
-        _verb("Grab", "GRABBABLE water child"),
-        _verb("PutBack", "", ""),
-        _verb("PutIn", "", ""),
-        _verb("PutObjBack", ""),
-        _verb("Drop", ""),
-        _verb("Release", ""),
-        _verb("Open", _OPENABLE),
-        _verb("Close", _OPENABLE),
-        _verb("SwitchOn", "HAS_SWITCH"),
-        _verb("SwitchOff", "HAS_SWITCH"),
-        _verb("PlugIn", "HAS_PLUG"),
-        _verb("PlugOut", "HAS_PLUG"),
-        _verb("Pour", "POURABLE DRINKABLE", "RECIPIENT hands_both sponge face"),
-        _verb("Drink", "DRINKABLE RECIPIENT"),
-        _verb("Eat", ""),
-        _verb("Cut", "EATABLE"),
-        _verb("Read", "READABLE"),
-        _verb("Type", "keyboard HAS_SWITCH"),
-        _verb("Touch", ""),
-        _verb("Push", ""),
-        _verb("Pull", _MOVABLE),
-        _verb("Move", _MOVABLE),
-        _verb("Squeeze", _SQUEEZABLE),
-        _verb("Wipe", ""),
-        _verb("Wash", ""),
-        _verb("Rinse", ""),
-        _verb("Scrub", ""),
-        _verb("PutOn", "CLOTHES"),
-        _verb("PutOff", "CLOTHES"),
-        _verb("Greet", "PERSON"),
-    )
-}
+from e2wm_jax.simulate.rules import VERBS
 
 
 class Thing(NamedTuple):
@@ -98,7 +20,7 @@ class Thing(NamedTuple):
 
 @dataclass(frozen=True)
 class Action:
-    """One script line: a verb of `VERBS` in CamelCase and as many things as it takes."""
+    """One script line: a verb of `rules.VERBS` in CamelCase and as many things as it takes."""
 
     verb: str
     things: tuple[Thing, ...] = ()

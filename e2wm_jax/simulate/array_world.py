@@ -3,13 +3,12 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import permutations
 
 import numpy as np
 
-from e2wm_jax.simulate import native, native_edges, native_order, native_places, native_tables
-from e2wm_jax.simulate.actions import VERBS, Action, Thing
-from e2wm_jax.simulate.rules import RULES, VERB_INDEX, Check, Effect, Otherwise, Test
+from e2wm_jax.simulate import native, native_edges, native_legal, native_order, native_places, native_tables
+from e2wm_jax.simulate.actions import Action, Thing
+from e2wm_jax.simulate.rules import RULES, TWO_THINGS, VERB_INDEX, Check, Effect, Otherwise, Test
 from e2wm_jax.simulate.scenes import STATES, Scene
 from e2wm_jax.simulate.tables import CLOSE, EDGE_SLOTS, HOLDING, INSIDE, ON, RELATIONS, Tables, dialect_rules, tables_of
 from e2wm_jax.simulate.trajectory import Edge, NodeState, Step
@@ -126,14 +125,27 @@ class ArrayWorld:
 
     def legal_actions(self, state: ArrayState, verbs: Iterable[str], nodes: Iterable[int]) -> list[Action]:
         """Every line of these verbs over these nodes that works now."""
-        scene = state.base.scene
+        tables, scene = state.base.tables, state.base.scene
         things = [Thing(scene.nodes[node].class_name, node) for node in nodes]
-        candidates = (
-            Action(VERBS[name.upper()].name, chosen)
-            for name in verbs
-            for chosen in permutations(things, VERBS[name.upper()].arity)
-        )
-        return [action for action in candidates if self.advance(state, action) is not None]
+        numbers = [state.base.number[thing.id] for thing in things]
+        masks = np.empty((len(RULES), tables.words), np.uint32), np.empty((3, 2, tables.words), np.uint32)
+        native_legal.legal(state.base.native, state.vector, *masks)
+        one, two = (np.unpackbits(mask.view(np.uint8), axis=-1, bitorder="little") for mask in masks)
+        hands = [int(held) - 1 for held in state.vector[tables.layout.hands : tables.layout.memory]]
+        found = []
+        for verb in verbs:
+            index = VERB_INDEX[verb.upper()]
+            rule = RULES[index]
+            if rule.arity == 0:
+                found += [Action(rule.name)] * int(one[index, tables.character])
+            elif rule.arity == 1:
+                found += [Action(rule.name, (things[place],)) for place in np.flatnonzero(one[index, numbers])]
+            else:
+                of_hands = two[TWO_THINGS.index(index)]
+                for first in (place for place, number in enumerate(numbers) if number in hands):
+                    seconds = np.flatnonzero(of_hands[hands.index(numbers[first])][numbers])
+                    found += [Action(rule.name, (things[first], things[n])) for n in seconds if n != first]
+        return found
 
     def node_states(self, state: ArrayState, node: int) -> frozenset[str]:
         """The names of the states a node has now."""

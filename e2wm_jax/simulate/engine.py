@@ -29,7 +29,7 @@ from e2wm_jax.simulate.engine_tables import (
     vector_of,
 )
 from e2wm_jax.simulate.engine_tests import Line, answers, near, nodes_that_pass, of_thing, questions_of, reachable
-from e2wm_jax.simulate.rules import RULES, VERB_INDEX, Effect, Otherwise, Test
+from e2wm_jax.simulate.rules import RULES, TWO_THINGS, VERB_INDEX, Effect, Otherwise, Test
 from e2wm_jax.simulate.tables import INSIDE, ON, DialectRules, dialect_rules
 
 __all__ = [
@@ -51,7 +51,6 @@ __all__ = [
     "vector_of",
 ]
 
-TWO_THINGS = tuple(verb for verb, rule in enumerate(RULES) if rule.arity == 2)
 WALK = VERB_INDEX["WALK"]
 
 

@@ -29,7 +29,7 @@ from e2wm_jax.simulate.engine_graph import (
 )
 from e2wm_jax.simulate.engine_tables import UNKNOWN, Array, DeviceTables, State, table_mask
 from e2wm_jax.simulate.engine_tasks import LEFT, OPEN, RIGHT, STAND_UP, TO_CLASS, TO_ROOM, UP, Task
-from e2wm_jax.simulate.macros import DOUBLE, NEEDS_HOLDING, NEEDS_STATE, SINGLE
+from e2wm_jax.simulate.macros import DOUBLE, NEEDS_HANDS_FULL, NEEDS_HOLDING, NEEDS_STATE, SINGLE
 from e2wm_jax.simulate.scenes import STATES
 from e2wm_jax.simulate.tables import CLOSE, INSIDE, LYING, SITTING
 
@@ -43,7 +43,7 @@ def _mask(names: Sequence[str]) -> np.uint32:
 
 SINGLES = _mask(SINGLE)
 NEEDS_HELD = _mask([name for name in SINGLE if name in NEEDS_HOLDING])
-NEEDS_SOMETHING_HELD = _mask(["Wipe"])
+NEEDS_SOMETHING_HELD = _mask([*NEEDS_HANDS_FULL])
 
 
 class Options(NamedTuple):

@@ -9,9 +9,9 @@ import random
 from collections.abc import Callable
 from typing import Literal, TypeVar
 
-from e2wm_jax.simulate.actions import VERBS
 from e2wm_jax.simulate.carriers import carry_about
 from e2wm_jax.simulate.episode import Episode, choice
+from e2wm_jax.simulate.rules import VERBS
 from e2wm_jax.simulate.scenes import Node, Scene
 from e2wm_jax.simulate.trajectory import Step
 from e2wm_jax.simulate.world import World

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from e2wm_jax.simulate.actions import VERBS, Action, Thing
+from e2wm_jax.simulate.actions import Action, Thing
+from e2wm_jax.simulate.rules import VERBS, Test
 from e2wm_jax.simulate.scenes import Node, Scene
 from e2wm_jax.simulate.world import World
 
@@ -36,15 +37,10 @@ SINGLE = (
 DOUBLE = ("PutBack", "PutIn", "Pour")
 
 # Necessary conditions of the executor that are cheap to see beforehand; a move without them would fail anyway.
-NEEDS_STATE = {
-    "Open": "CLOSED",
-    "Close": "OPEN",
-    "SwitchOn": "OFF",
-    "SwitchOff": "ON",
-    "PlugIn": "PLUGGED_OUT",
-    "PlugOut": "PLUGGED_IN",
-}
-NEEDS_HOLDING = frozenset({"PutObjBack", "Drop", "PutOn", *DOUBLE})
+_RULES = {name: VERBS[name.upper()] for name in (*SINGLE, *DOUBLE)}
+NEEDS_STATE = {name: check.argument[0] for name, rule in _RULES.items() for check in rule.asks(Test.STATE)}
+NEEDS_HOLDING = frozenset(name for name, rule in _RULES.items() if rule.asks(Test.HELD, Test.GRABBED))
+NEEDS_HANDS_FULL = frozenset(name for name, rule in _RULES.items() if rule.asks(Test.HANDS_FULL_OF_SOMETHING))
 
 
 @dataclass(frozen=True)
@@ -114,7 +110,7 @@ class Moves(Generic[State]):
                     suits(verb, 0, node)
                     and NEEDS_STATE.get(verb) in (None, *states)
                     and (verb not in NEEDS_HOLDING or node.id in held)
-                    and (verb != "Wipe" or held)
+                    and (verb not in NEEDS_HANDS_FULL or held)
                 ):
                     yield (*opening, _action(verb, node))
         for node in near:

@@ -52,7 +52,7 @@ def unpack(scene: Scene, state: ArrayState, move: int) -> Macro:
     return (
         *((Action("StandUp"),) if move >> 30 & 1 else ()),
         *(Action("Open", (thing(number),)) for number in opens if number >= 0),
-        Action(rule.verb, things),
+        Action(rule.name, things),
     )
 
 

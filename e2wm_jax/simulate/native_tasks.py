@@ -73,7 +73,7 @@ def task_of(world: ArrayWorld, state: ArrayState, goal: Goal) -> Task:
             VERB_INDEX[verb.upper()],
             STATES.index(macros.NEEDS_STATE[verb]) if verb in macros.NEEDS_STATE else -1,
             verb in macros.NEEDS_HOLDING,
-            verb == "Wipe",
+            verb in macros.NEEDS_HANDS_FULL,
         )
         for verb in both
     ]

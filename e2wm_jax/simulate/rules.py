@@ -2,7 +2,7 @@
 
 This table is the one place where they are written down. The engines (`native` for a CPU core, `engine` for batches
 on an accelerator) implement its few tests and effects and read the rest from here; `actions` takes the verbs' names
-and arities from it, `array_world` the wording of the messages.
+and arities from it, `macros` and the explorer what a thing must be like, `array_world` the wording of the messages.
 
 Three dialects, each bit-exact with an implementation of VirtualHome's evolving graph: ``vh23`` (PyPI's virtualhome
 2.3.0), ``vh19`` (the repository's commit 91ec919d of 2019, which made the RobotHow graphs) and ``e2wm`` (the copy in
@@ -13,6 +13,7 @@ Letters: C the character, X and Y the first and second thing of a line; in messa
 
 from dataclasses import dataclass
 from enum import IntEnum, auto
+from functools import cached_property
 
 DIALECTS = ("vh23", "vh19", "e2wm")
 WALKED_TO = ("vh19", "e2wm")  # the two that follow the rules of 2019
@@ -98,11 +99,24 @@ class Check:
 class Rule:
     """A verb: its checks in the order in which the executor makes them, and its effect."""
 
-    verb: str  # CamelCase, as in plans
+    name: str  # CamelCase, as in plans: "PutBack"
     arity: int
     checks: tuple[Check, ...] = ()
     effect: Effect = Effect.NOTHING
     swap: tuple[str, str] | None = None  # SWAP: (state lost, state gained)
+
+    def asks(self, *tests: Test, of: str = "X") -> tuple[Check, ...]:
+        """Its checks of these kinds, of X or Y, whatever the dialect."""
+        return tuple(check for check in self.checks if check.test in tests and check.of == of)
+
+    @cached_property
+    def needs(self) -> tuple[frozenset[str], ...]:
+        """Per thing, properties or classes of which it must have one; an empty set admits everything.
+
+        These are the first HAS checks: necessary conditions, never sufficient ones, that save vain attempts.
+        """
+        arguments = [[check.argument for check in self.asks(Test.HAS, of=of)] for of in "XY"[: self.arity]]
+        return tuple(frozenset(found[0] if found else ()) for found in arguments)
 
     def in_dialect(self, dialect: str) -> tuple[Check, ...]:
         """The checks that the dialect makes. In vh19 a thing must have been walked to or found before its use."""
@@ -359,7 +373,9 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule("Greet", 1, (_has("PERSON", "{X} is not person"),)),
 )
-VERB_INDEX: dict[str, int] = {rule.verb.upper(): index for index, rule in enumerate(RULES)}
+VERBS: dict[str, Rule] = {rule.name.upper(): rule for rule in RULES}
+VERB_INDEX: dict[str, int] = {verb: index for index, verb in enumerate(VERBS)}
+TWO_THINGS = tuple(index for index, rule in enumerate(RULES) if rule.arity == 2)  # PutBack, PutIn, Pour
 
 # How many things may be ON a seat when one sits or lies down, by class; 1 for others.
 SEATS = {"couch": 4, "bed": 4, "chair": 1, "loveseat": 2, "sofa": 4, "toilet": 1, "pianobench": 2, "bench": 2}

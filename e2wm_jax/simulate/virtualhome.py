@@ -15,8 +15,9 @@ from types import ModuleType
 from typing import Any
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.simulate.actions import VERBS, Action, Thing
+from e2wm_jax.simulate.actions import Action, Thing
 from e2wm_jax.simulate.overlay import Base, Overlay
+from e2wm_jax.simulate.rules import VERBS
 from e2wm_jax.simulate.scenes import Scene
 from e2wm_jax.simulate.trajectory import Edge, NodeState, Step
 from e2wm_jax.simulate.world import split_fact
