@@ -18,9 +18,10 @@ from e2wm_jax.data.batch import Row, collate
 from e2wm_jax.data.source import read_documents
 from e2wm_jax.data.tokenize import document_rows
 from e2wm_jax.data.tokenizer import load_tokenizer
-from e2wm_jax.fisher.diagonal import Estimator, FisherResult, document_fisher
+from e2wm_jax.errors import InputError
+from e2wm_jax.fisher.diagonal import Computation, Estimator, FisherResult, document_fisher
 from e2wm_jax.fisher.documents import collate_documents, document_batches
-from e2wm_jax.fisher.examples import NonFiniteError
+from e2wm_jax.fisher.finite import NonFiniteError
 from e2wm_jax.model_files import locate
 from e2wm_jax.models import decoder
 from e2wm_jax.models.decoder import weight_table
@@ -184,6 +185,22 @@ def test_a_document_that_is_not_finite_is_named(model):
     untied = LlamaConfig(**{**vars(model.config), "tied": False})
     with pytest.raises(NonFiniteError, match=r"\[1, 3\]"):
         document_fisher(untied, unflatten(flat), document_batches(rows, 4, 32))
+
+
+@pytest.mark.parametrize("method", ["fused", "vmap", "scan"])
+def test_squares_beyond_float32_are_refused(model, method):
+    """A head of 1e-21 behind a norm of 1e21: losses and all gradients are numbers, the square of the head's is not."""
+    scale = jnp.float32(1e21)
+    flat = flatten(model.params)
+    flat = {**flat, "norm.weight": flat["norm.weight"] * scale, "head.weight": flat["embed.weight"] / scale}
+    untied = LlamaConfig(**{**vars(model.config), "tied": False})
+    batches = list(document_batches(random_rows(60, [9, 5]), 2, 32))
+    named = r"head\.weight: squares" if method == "fused" else r"examples \[0, 1\]"
+    options = {"computation": Computation(method=method)}
+    with pytest.raises((InputError, NonFiniteError), match=named):
+        document_fisher(untied, unflatten(flat), batches, select=lambda path: path == "head.weight", **options)
+    found = document_fisher(untied, unflatten(flat), batches, select=lambda path: path == "layers.q.weight", **options)
+    assert np.isfinite(found.values["layers.q.weight"]).all()
 
 
 # ------------------------------------------------------------------------------------------------------ the real model

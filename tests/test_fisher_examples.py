@@ -320,3 +320,11 @@ def test_other_mistakes_are_named():
     with pytest.raises(NonFiniteError, match=r"\[3\]") as found:
         fisher_diagonal(squared_error, LINEAR, (X, y), batch_size=5)
     assert found.value.numbers == [3]
+    y = np.where(np.isin(np.arange(COUNT), (3, 17)), 1e25, Y)
+    for method in ("vmap", "scan"):  # gradients that are numbers, and their squares are not
+        with pytest.raises(NonFiniteError, match=r"\[3, 17\]"):
+            fisher_diagonal(squared_error, LINEAR, (X, y), method=method)
+        with pytest.raises(
+            InputError, match=r"^weight: squares of gradients exceed float32 \(gradients above 1\.8e\+19"
+        ):
+            fisher_diagonal(lambda w, x: 1.5e19 * w["weight"].sum(), LINEAR, (X, Y), method=method)

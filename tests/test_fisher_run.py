@@ -27,9 +27,10 @@ from e2wm_jax.data.batch import Row
 from e2wm_jax.data.source import read_documents
 from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError
-from e2wm_jax.fisher import diagonal, resume, streaming
+from e2wm_jax.fisher import diagonal, streaming
 from e2wm_jax.fisher.corpus import Corpus, check_corpus, read_corpus
 from e2wm_jax.fisher.files import read_fisher
+from e2wm_jax.fisher.finite import check_finite
 from e2wm_jax.fisher.plan import choose
 from e2wm_jax.fisher.run import FisherSettings, run
 from e2wm_jax.fisher.storage import decode
@@ -431,7 +432,7 @@ def test_a_model_that_is_not_finite_leaves_no_document(stream, tiny_llama, tmp_p
 
 def test_sums_beyond_float32_are_refused_by_name():
     with pytest.raises(InputError, match=r"layers\.q\.weight: squares of gradients exceed float32"):
-        resume.check_finite({"norm.weight": jnp.ones(3), "layers.q.weight": jnp.asarray([1, jnp.inf])})
+        check_finite({"norm.weight": jnp.ones(3), "layers.q.weight": jnp.asarray([1, jnp.inf])})
 
 
 # ---------------------------------------------------------------------------------------------------- several corpora
@@ -473,6 +474,12 @@ def test_a_fisher_that_does_not_add_up_is_refused(stream, first, other, tmp_path
     refused(r"has model\.layers\.1\..*which --params leaves out", params=r"model\.layers\.0\..*[qv]_proj\.weight")
     refused("computed for another model", model=str(other))
     refused("no fisher.json in it", previous=Path(stream["model"]))
+    shutil.copytree(first, tmp_path / "negative")
+    damaged = tensors(first)
+    name = sorted(damaged)[0]
+    damaged[name].flat[1] = -1
+    save_file(damaged, tmp_path / "negative/model.safetensors")
+    refused(rf"negative: {re.escape(name)} of model\.safetensors holds -1\.0", previous=tmp_path / "negative")
     refused("--decay 0.5 needs --previous", previous=None, decay=0.5)
     refused("--decay 0: must be above 0", decay=0)
 

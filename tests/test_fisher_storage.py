@@ -188,7 +188,8 @@ def test_damaged_codes_are_refused(written, tiny, tmp_path):
             read_fisher(tmp_path, tiny, [Q])
 
     scale = f"{FILE_Q}.scale"
-    refused({scale: np.full_like(tensors[scale], np.nan)}, r"q_proj\.weight\.scale holds nan")
+    refused({scale: np.full_like(tensors[scale], np.nan)}, r"q_proj\.weight\.scale of model\.safetensors holds nan")
+    refused({scale: np.full_like(tensors[scale], 2**60)}, r"q_proj\.weight\.scale of model\.safetensors holds 1\.15")
     refused({scale: tensors[scale][:, :0]}, r"q_proj\.weight\.scale has shape \[32, 0\], this model's is \[32, 1\]")
     refused({FILE_Q: tensors[FILE_Q].astype(np.float32)}, r"q_proj\.weight is of type float32, not U8")
     del tensors[scale]
@@ -201,7 +202,10 @@ def test_what_cannot_be_a_mean_of_squares_is_refused_by_name(written, tiny, tmp_
     tensors[FILE_Q][3, 4] = bad
     save_file(tensors, tmp_path / "model.safetensors")
     shutil.copy(written["float32"] / "fisher.json", tmp_path)
-    with pytest.raises(InputError, match=rf"{FILE_Q} holds {bad}.*one of 1 entries that are negative, infinite or NaN"):
+    with pytest.raises(
+        InputError,
+        match=rf"{FILE_Q} of model.safetensors holds {bad}.*one of 1 entries that are negative, infinite or NaN",
+    ):
         read_fisher(tmp_path, tiny, [Q])
     assert read_fisher(tmp_path, tiny, ["layers.k.weight"])  # what is not needed is not looked at
 

@@ -23,7 +23,7 @@ from e2wm_jax.choices import Labels, Reduction
 from e2wm_jax.config import ModelConfig
 from e2wm_jax.fisher import fused, sharded, textbook
 from e2wm_jax.fisher.documents import DocumentBatch
-from e2wm_jax.fisher.examples import NonFiniteError
+from e2wm_jax.fisher.finite import NonFiniteError, check_finite
 from e2wm_jax.fisher.fused import Options
 from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.layers import Params
@@ -104,6 +104,7 @@ def document_fisher(
 
     Raises:
         NonFiniteError: for documents whose loss or gradient is no finite number, and those packed in a row with them.
+        InputError: for a parameter whose squares are beyond float32.
     """
     done = start(config, params, select, computation.mesh)
     for now in accumulate(config, params, batches, done, estimator, computation):
@@ -184,8 +185,13 @@ def not_finite(
 
 
 def result(config: ModelConfig, now: Progress, mesh: Mesh | None = None) -> FisherResult:
-    """F of a finished pass."""
+    """F of a finished pass.
+
+    Raises:
+        InputError: for a parameter whose squares are beyond float32.
+    """
     totals = now.totals if mesh is None else sharded.summed(config, now.totals, mesh)
+    check_finite(totals)
     samples = max(now.samples, 1)
     values = {path: total / samples for path, total in totals.items()}
     return FisherResult(values, now.samples, now.tokens, now.peak_bytes, now.compilations, now.nats / samples)

@@ -24,6 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from optax.microbatching import reshape_batch_axis
 
 from e2wm_jax.errors import InputError
+from e2wm_jax.fisher.finite import NonFiniteError, check_finite
 
 Loss = Callable[..., jax.Array]  # (params, example) -> scalar; where there is a key, (params, example, key)
 
@@ -32,15 +33,7 @@ class Losses(NamedTuple):
     """What became of each example of a batch."""
 
     nats: jax.Array  # [B] float32: L_j
-    finite: jax.Array  # [B] bool: loss and gradient are numbers
-
-
-class NonFiniteError(ArithmeticError):
-    """Loss or gradients of some examples are not finite numbers."""
-
-    def __init__(self, numbers: list[int]) -> None:
-        super().__init__(f"loss or gradient is not finite for examples {numbers}")
-        self.numbers = numbers  # their places in the data, from 0
+    finite: jax.Array  # [B] bool: loss and squared gradient are numbers
 
 
 def fisher_diagonal(
@@ -79,9 +72,9 @@ def fisher_diagonal(
         microbatches, method and devices, up to rounding.  Unit: that of the loss squared, by the parameters' squared.
 
     Raises:
-        InputError: if no leaf is selected, there are no examples, they have no common leading axis, or a weight is
-            negative.
-        NonFiniteError: naming the examples whose loss or gradient is no finite number.
+        InputError: if no leaf is selected, there are no examples, they have no common leading axis, a weight is
+            negative, or squares that are numbers sum to more than float32 holds.
+        NonFiniteError: naming the examples whose loss, gradient or squared gradient is no finite number.
     """
     if method not in ("vmap", "scan") or min(microbatch, batch_size) < 1:
         raise InputError(f"{method=}, {microbatch=}, {batch_size=}: method is vmap or scan, the numbers are 1 or more")
@@ -99,6 +92,7 @@ def fisher_diagonal(
         progress(done)
     if total_weight == 0:
         raise InputError(f"examples: there are {done}, and their weights sum to 0; give some that count")
+    check_finite({tree.names[at]: total for at, total in totals.items()})
     return tree.rebuilt({at: total / total_weight for at, total in totals.items()}, None)
 
 
@@ -133,12 +127,13 @@ def add_squares(
 
     def one(example: Any, weight: jax.Array) -> tuple[Any, Losses]:
         value, gradient = jax.value_and_grad(loss)(params, example)
-        finite = jnp.isfinite(value) & jnp.all(jnp.stack([jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(gradient)]))
 
         def square(total: jax.Array, g: jax.Array) -> jax.Array:
             return jnp.where(weight > 0, weight.astype(total.dtype) * jnp.square(g.astype(total.dtype)), 0)
 
-        return jax.tree.map(square, totals, gradient), Losses(value, finite | (weight == 0))
+        squares = jax.tree.map(square, totals, gradient)
+        finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(squares)])
+        return squares, Losses(value, (jnp.isfinite(value) & jnp.all(finite)) | (weight == 0))
 
     def add_one(totals: Any, item: tuple[Any, jax.Array]) -> tuple[Any, Losses]:
         squares, losses = one(*item)
@@ -162,6 +157,7 @@ class _Tree(NamedTuple):
     """A parameter tree, taken apart; keys are places among its leaves."""
 
     structure: Any
+    names: list[str]  # of the leaves
     leaves: list[Any]
     chosen: dict[int, jax.Array]  # differentiated
     constant: dict[int, jax.Array]  # the other arrays
@@ -179,7 +175,7 @@ class _Tree(NamedTuple):
         if not chosen:
             known = ", ".join(names[at] for at in floating[:5]) or "none"
             raise InputError(f"params: no floating-point leaf of {len(names)} is selected; there are, e.g., {known}")
-        return cls(structure, leaves, chosen, {at: leaf for at, leaf in arrays.items() if at not in chosen})
+        return cls(structure, names, leaves, chosen, {at: leaf for at, leaf in arrays.items() if at not in chosen})
 
     def rebuilt(self, values: dict[int, Any], *default: Any) -> Any:
         """The tree with these leaves, and the default, if there is one, or its own for the others."""

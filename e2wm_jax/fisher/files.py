@@ -34,6 +34,8 @@ from e2wm_jax.tensor_files import MAX_SHARD_BYTES, TensorFiles, open_tensors, wr
 
 METADATA_FILE, CONFIG_FILE = "fisher.json", "config.json"
 SCALE = ".scale"  # behind a parameter's name: the scales of its codes
+_LARGEST = float(np.finfo(np.float32).max)
+_LARGEST_SCALE = _LARGEST**0.5 / 255 * (1 - 1e-6)  # whose largest code is a finite number
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
@@ -91,7 +93,7 @@ def check_fisher(folder: Path, config: ModelConfig, needed: Sequence[str]) -> No
     tensors, table = open_tensors(folder), weight_table(config)
     for path in needed:
         for name in _hf_names(table[path], config):
-            _check_tensor(tensors, name, table[path].shape, ("U8", *_FLOATS), folder)
+            _check_tensor(tensors, name, table[path].shape, ("U8", *_FLOATS), f"--fisher {folder}")
 
 
 def _hf_names(spec: WeightSpec, config: ModelConfig) -> list[str]:
@@ -110,12 +112,12 @@ def read_fisher(folder: Path, model: Model, needed: Sequence[str]) -> dict[str, 
     if not folder.is_dir():
         raise InputError(f"--fisher {folder}: no such directory; compute one with `e2wm fisher`")
     dtype = _checked_dtype(folder, model)
-    tensors = open_tensors(folder)
+    tensors, where = open_tensors(folder), f"--fisher {folder}"
     table = weight_table(model.config)
     values: dict[str, StoredFisher] = {}
     for path in needed:
         spec = table[path]
-        layers = [_read(tensors, name, spec.shape, dtype, folder) for name in _hf_names(spec, model.config)]
+        layers = [_read(tensors, name, spec.shape, dtype, where) for name in _hf_names(spec, model.config)]
         values[path] = jax.tree.map(
             lambda *parts, stacked=spec.stacked: jnp.asarray(np.stack(parts) if stacked else parts[0]), *layers
         )
@@ -133,12 +135,22 @@ def stored_tensors(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
         InputError: if there are no tensors, or one holds something that is no Fisher.
     """
     tensors = open_tensors(folder)
-    for name, header in tensors.headers.items():
+    for name in tensors.headers:
         if name.endswith(SCALE) and name.removesuffix(SCALE) in tensors.headers:
             continue
-        dtype: FisherDType | None = "uint8" if name + SCALE in tensors.headers else None
-        value = _read(tensors, name, header.shape, dtype, folder)
-        yield name, np.asarray(decode(value)) if isinstance(value, SquareRootCodes) else value
+        yield name, stored_tensor(tensors, name, f"{folder}")
+
+
+def stored_tensor(tensors: TensorFiles, name: str, where: str) -> np.ndarray:
+    """F of one tensor in float32, of whatever type it is written in.
+
+    Raises:
+        InputError: starting with `where`, if it holds something that is no Fisher.
+    """
+    shape = tensors.headers[name].shape
+    dtype: FisherDType | None = "uint8" if shape and name + SCALE in tensors.headers else None
+    value = _read(tensors, name, shape, dtype, where)
+    return np.asarray(decode(value)) if isinstance(value, SquareRootCodes) else value
 
 
 def _checked_dtype(folder: Path, model: Model) -> FisherDType | None:
@@ -184,51 +196,48 @@ def _stored_tensors(name: str, value: np.ndarray, dtype: FisherDType) -> dict[st
     return {name: np.ascontiguousarray(stored)}
 
 
-def _read(tensors: TensorFiles, name: str, shape: tuple[int, ...], dtype: FisherDType | None, folder: Path) -> Any:
+def _read(tensors: TensorFiles, name: str, shape: tuple[int, ...], dtype: FisherDType | None, where: str) -> Any:
     """F of one parameter as numpy arrays in the structure that `dtype` has in memory."""
     if dtype == "uint8":
-        codes = _tensor(tensors, name, shape, ("U8",), folder)
+        codes = _tensor(tensors, name, shape, ("U8",), where)
         blocks = (*shape[:-1], -(-shape[-1] // BLOCK))
-        scales = _tensor(tensors, name + SCALE, blocks, ("float32",), folder)
-        _check_not_negative(scales, name + SCALE, folder)
+        scales = _tensor(tensors, name + SCALE, blocks, ("float32",), where)
+        _check_squares(scales, tensors, name + SCALE, _LARGEST_SCALE, where)
         return SquareRootCodes(cast(Any, codes), cast(Any, scales))
-    value = _tensor(tensors, name, shape, _FLOATS, folder).astype(np.float32)
-    _check_not_negative(value, name, folder)
+    with np.errstate(over="ignore"):  # of float64: infinite, and said so
+        value = _tensor(tensors, name, shape, _FLOATS, where).astype(np.float32, copy=False)
+    _check_squares(value, tensors, name, _LARGEST, where)
     return Bfloat16Bits(cast(Any, value.astype(jnp.bfloat16).view(np.uint16))) if dtype == "bfloat16" else value
 
 
-def _tensor(
-    tensors: TensorFiles, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...], folder: Path
-) -> np.ndarray:
-    _check_tensor(tensors, name, shape, dtypes, folder)
+def _tensor(tensors: TensorFiles, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...], where: str) -> np.ndarray:
+    _check_tensor(tensors, name, shape, dtypes, where)
     return tensors.read(name)
 
 
-def _check_tensor(
-    tensors: TensorFiles, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...], folder: Path
-) -> None:
+def _check_tensor(tensors: TensorFiles, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...], where: str) -> None:
     if name not in tensors.names:
         raise InputError(
-            f"--fisher {folder}: has no {name}; compute it with `e2wm fisher --params all` or a pattern that matches it"
+            f"{where}: has no {name}; compute it with `e2wm fisher --params all` or a pattern that matches it"
         )
     header = tensors.headers[name]
     if header.dtype not in dtypes:
         raise InputError(
-            f"--fisher {folder}: {name} is of type {header.dtype}, not {' or '.join(dtypes)}; "
+            f"{where}: {name} is of type {header.dtype}, not {' or '.join(dtypes)}; "
             "codes without their scales are no Fisher, compute it with `e2wm fisher`"
         )
     if header.shape != shape:
         raise InputError(
-            f"--fisher {folder}: {name} has shape {list(header.shape)}, this model's is {list(shape)}; "
+            f"{where}: {name} has shape {list(header.shape)}, this model's is {list(shape)}; "
             "give the Fisher of this model"
         )
 
 
-def _check_not_negative(value: np.ndarray, name: str, folder: Path) -> None:
-    if value.min() >= 0 and value.max() < np.inf:  # a NaN fails both
+def _check_squares(value: np.ndarray, tensors: TensorFiles, name: str, most: float, where: str) -> None:
+    if value.min(initial=0) >= 0 and value.max(initial=0) <= most:  # a NaN fails both
         return
-    wrong = value[~(np.isfinite(value) & (value >= 0))]
+    wrong = value[~((value >= 0) & (value <= most))]
     raise InputError(
-        f"--fisher {folder}: {name} holds {wrong[0]}, one of {wrong.size} entries that are negative, infinite or NaN; "
-        "a Fisher is a mean of squares, compute it anew"
+        f"{where}: {name} of {tensors.headers[name].file.name} holds {wrong[0]}, one of {wrong.size} entries that are "
+        "negative, infinite or NaN, in float32 too; a Fisher is a mean of squares, compute it anew"
     )

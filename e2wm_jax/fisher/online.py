@@ -7,18 +7,17 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from e2wm_jax.config import ModelConfig
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json
 from e2wm_jax.fisher.diagonal import Estimator, Flat
-from e2wm_jax.fisher.files import METADATA_FILE, SCALE
-from e2wm_jax.fisher.storage import SquareRootCodes, decode
+from e2wm_jax.fisher.files import METADATA_FILE, SCALE, stored_tensor
+from e2wm_jax.fisher.finite import check_finite
 from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.weights import hf_names
-from e2wm_jax.tensor_files import TensorFiles, open_tensors
+from e2wm_jax.tensor_files import open_tensors
 
 _RECORDED = ("data", "samples", "tokens", "max_length")  # of each corpus
 
@@ -27,7 +26,7 @@ def check_previous(folder: Path, names: Collection[str], estimator: Estimator) -
     """The record of the Fisher to go on from, if it is one of these parameters (Hugging Face names), estimated alike.
 
     Raises:
-        InputError: naming the difference.
+        InputError: naming the difference, or a tensor that is no Fisher.
     """
     if not (folder / METADATA_FILE).is_file():
         raise InputError(
@@ -42,12 +41,15 @@ def check_previous(folder: Path, names: Collection[str], estimator: Estimator) -
                 f"--previous {folder}: estimated with --{key} {earlier.get(key)}, not {value}; their sum would be "
                 "neither, give the same"
             )
-    found = {name for name in open_tensors(folder).names if not name.endswith(SCALE)}
+    tensors = open_tensors(folder)
+    found = {name for name in tensors.names if not name.endswith(SCALE)}
     if odd := sorted(found ^ set(names)):
         rule = f"has {odd[0]}, which --params leaves out" if odd[0] in found else f"lacks {odd[0]}"
         raise InputError(
             f"--previous {folder}: {rule} ({len(odd)} such parameters); give the --params it was made with"
         )
+    for name in sorted(found):  # and once more when the pass is done: one tensor is in memory at a time
+        stored_tensor(tensors, name, f"--previous {folder}")
     return record
 
 
@@ -67,7 +69,11 @@ def check_model(folder: Path, record: Mapping[str, Any], fingerprint: str) -> No
 def add_previous(
     config: ModelConfig, values: Flat, names: Collection[str], folder: Path, decay: float
 ) -> dict[str, Any]:
-    """decay * F of `folder` + F, on the host; parameters outside `names` stay as they are."""
+    """decay * F of `folder` + F, on the host; parameters outside `names` stay as they are.
+
+    Raises:
+        InputError: if `folder` holds something that is no Fisher, or the sum is beyond float32.
+    """
     tensors, table = open_tensors(folder), weight_table(config)
     added: dict[str, Any] = {}
     for path, value in values.items():
@@ -75,8 +81,9 @@ def add_previous(
         for layer, name in enumerate(hf_names(spec, config)):
             if name in names:
                 at = sums[layer] if spec.stacked else sums
-                at += np.float32(decay) * _stored(tensors, name)
+                at += np.float32(decay) * stored_tensor(tensors, name, f"--previous {folder}")
         added[path] = sums
+    check_finite(added)
     return added
 
 
@@ -95,11 +102,3 @@ def corpora(previous: Mapping[str, Any] | None, decay: float, now: Mapping[str, 
 
 def _only_recorded(record: Mapping[str, Any]) -> dict[str, Any]:
     return {key: record[key] for key in _RECORDED}
-
-
-def _stored(tensors: TensorFiles, name: str) -> np.ndarray:
-    """F of one tensor in float32, of whatever type it is written in."""
-    value = tensors.read(name)
-    if name + SCALE not in tensors.names:
-        return value.astype(np.float32)
-    return np.asarray(decode(SquareRootCodes(jax.numpy.asarray(value), jax.numpy.asarray(tensors.read(name + SCALE)))))

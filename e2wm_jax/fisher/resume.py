@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import read_json, write_json
 from e2wm_jax.fisher.diagonal import Flat, Progress
+from e2wm_jax.fisher.finite import check_finite
 from e2wm_jax.tensor_files import open_tensors, write_shards
 
 PARTIAL, STATE_FILE = "partial", "state.json"
@@ -117,20 +118,6 @@ def check_same(saved: Saved, identity: Mapping[str, Any]) -> None:
         raise InputError(f"--resume: the unfinished pass has {key} = {before!r}, not {now!r}; {way_out}")
 
 
-def check_finite(totals: Flat) -> None:
-    """Refuse sums that are no numbers though every gradient is one: squares above 3e38.
-
-    Raises:
-        InputError: naming the parameter.
-    """
-    for path, total in totals.items():
-        if not bool(_all_finite(total)):
-            raise InputError(
-                f"{path}: squares of gradients exceed float32 (gradients above 1.8e19); leave the parameter out with "
-                "--params, or check the model"
-            )
-
-
 def check_shared(out: Path) -> None:
     """Refuse an `out` of which every host has its own: the saves and their record would not be in one place.
 
@@ -151,11 +138,6 @@ def together(name: str) -> None:
     """Wait for the other hosts, if there are any."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
-
-
-@jax.jit
-def _all_finite(total: jax.Array) -> jax.Array:
-    return jnp.all(jnp.isfinite(total))
 
 
 def _host() -> str:

@@ -53,7 +53,6 @@ def run(settings: FisherSettings) -> dict[str, Any]:
         raise InputError(f"--data {' '.join(settings.data)}: no document is left; none gave finite numbers")
     try:
         found = result(job.model.config, done, job.computation.mesh)
-        resume.check_finite(found.values)
         modules = _finish(settings, plan, job, found, skipped) if first else {}
     except Exception:
         keep(job, done, skipped)

@@ -23,7 +23,7 @@ from e2wm_jax.fisher.arrange import Layout, attention_length
 from e2wm_jax.fisher.corpus import Corpus
 from e2wm_jax.fisher.diagonal import Computation, Estimator, Progress, accumulate, not_finite, start
 from e2wm_jax.fisher.documents import DocumentBatch, document_batches
-from e2wm_jax.fisher.examples import NonFiniteError
+from e2wm_jax.fisher.finite import NonFiniteError
 from e2wm_jax.interrupt import StopFlag, stop_requests
 from e2wm_jax.models.weights import Model
 from e2wm_jax.progress import say
