@@ -26,7 +26,7 @@ from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.weights import load
 from e2wm_jax.regularizers.catalogue import REGULARIZERS
 from e2wm_jax.regularizers.regularizer import Scope
-from e2wm_jax.train import parts
+from e2wm_jax.train import nonfinite, parts
 from e2wm_jax.train.run import run
 from e2wm_jax.train.settings import TrainSettings
 from e2wm_jax.train.step import Controls, StepConfig, initial_state, train_step
@@ -153,8 +153,8 @@ def broken_model(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> No
 def test_stops_at_a_loss_that_is_no_number_and_names_its_examples(
     options: dict[str, Any], broken_model: None, tmp_path: Path
 ) -> None:
-    with pytest.raises(FloatingPointError, match=r"step \d: the loss is nan") as caught:
-        run(TrainSettings(out=tmp_path / "run", checkpoint_every=1, **options))
+    with pytest.raises(FloatingPointError, match=r"step [2-9]: the loss is nan.* the last good .* --resume") as caught:
+        run(TrainSettings(out=tmp_path / "run", checkpoint_every=1, seed=1, **options))
     step = int(str(caught.value).split()[1].rstrip(":"))
     (examples,) = (part for part in str(caught.value).split(" on examples ")[1:])
     assert 7 in json.loads(examples.split(";")[0])
@@ -163,6 +163,43 @@ def test_stops_at_a_loss_that_is_no_number_and_names_its_examples(
     assert all(7 not in row["examples"] for row in rows)
     kept = sorted(int(path.name) for path in (tmp_path / "run/checkpoints").iterdir()) if step > 1 else []
     assert kept == list(range(max(1, step - 3), step))
+
+
+@pytest.fixture(scope="module")
+def overflowing(options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model of finite weights whose scores are not."""
+    folder = tmp_path_factory.mktemp("overflowing") / "model"
+    shutil.copytree(options["model"], folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][3:5] = 3e38
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+@pytest.mark.parametrize("more", [{}, {"validation": True}, {"on_nonfinite": "skip"}, {"resume": True}])
+def test_a_model_that_is_at_fault_is_named_at_the_first_step(
+    more: dict[str, Any], options: dict[str, Any], overflowing: str, tmp_path: Path
+) -> None:
+    """And nothing is kept of the run: neither a checkpoint nor an adapter."""
+    options = {**options, **more, "model": overflowing}
+    message = rf"^step 1: .* on examples \[\d, \d\], before anything is learned: .* {overflowing} are beyond float32"
+    if "validation" in more:
+        options["validation"] = options["data"]
+        message = rf"^--validation: the loss is (nan|inf) before anything is learned: .* {overflowing}"
+    if "on_nonfinite" in more:
+        message = rf"^all {STEPS} updates were left out, so nothing is learned: .* {overflowing}"
+    with pytest.raises(InputError, match=message):
+        run(TrainSettings(out=tmp_path / "run", **options))
+    assert not (tmp_path / "run/adapter").exists()
+    assert not [path for path in (tmp_path / "run/checkpoints").iterdir() if path.name.isdigit()]
+
+
+def test_a_penalty_that_is_at_fault_is_named_at_the_first_step(options: dict[str, Any], tmp_path: Path) -> None:
+    settings = TrainSettings(out=tmp_path / "run", regularizer="l2", **options)
+    found = {"loss": np.inf, "task_loss": 2.5, "penalty": np.inf, "grad_norm": np.nan}
+    error = nonfinite.complaint(settings, 1, found, [3], [])
+    assert isinstance(error, InputError)
+    assert "the penalty of --regularizer l2 is inf; lower --strength" in str(error)
 
 
 def test_leaves_updates_out_that_are_no_numbers(options: dict[str, Any], broken_model: None, tmp_path: Path) -> None:

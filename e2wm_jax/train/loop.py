@@ -19,6 +19,7 @@ from e2wm_jax.metrics import read_metrics
 from e2wm_jax.models.weights import Model
 from e2wm_jax.progress import busy, progress_bar, say
 from e2wm_jax.regularizers.regularizer import State
+from e2wm_jax.train import nonfinite
 from e2wm_jax.train.feed import on_devices
 from e2wm_jax.train.records import profile, records
 from e2wm_jax.train.report import VALIDATION_FILE
@@ -95,7 +96,8 @@ def run_loop(job: Job, state: TrainState, saves: Checkpoints) -> tuple[TrainStat
         The last state and what `--json` prints of it.
 
     Raises:
-        FloatingPointError: at a loss or gradient that is no number, naming the examples; no checkpoint holds it.
+        InputError: at a loss or gradient that is no number before anything is learned, or if nothing is at the end.
+        FloatingPointError: at such a loss or gradient later, naming the examples; no checkpoint holds it.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, with a checkpoint of the last whole step.
     """
     first, mesh = int(state.step) + 1, job.config.scope.mesh
@@ -218,13 +220,7 @@ def _report(job: Job, sinks: _Sinks, pending: _Pending, totals: Totals) -> tuple
     finite, tokens = found.pop("finite"), found.pop("tokens")
     examples = [job.kept[name] if isinstance(name, int) else name for name in pending.item.examples]
     if not finite and job.settings.on_nonfinite == "stop":
-        kept = sinks.saves.steps()
-        raise FloatingPointError(
-            f"step {step}: the loss is {found['loss']}, the norm of its gradient {found['grad_norm']} on examples "
-            f"{examples}; "
-            + (f"the last good checkpoint is {kept[-1]}: " if kept else "")
-            + "--resume with --on-nonfinite skip leaves such updates out"
-        )
+        raise nonfinite.complaint(job.settings, step, found, examples, sinks.saves.steps())
     rates = {"lr": float(job.rates[step - 1]), "strength": float(job.strengths[step - 1])}
     row = {"step": step, **found, **rates, "tokens": tokens, "examples": examples}
     if not finite:
@@ -280,6 +276,7 @@ def _validated(job: Job, sinks: _Sinks, step: int, state: TrainState) -> float:
     assert job.validate is not None
     with busy(f"validation after step {step}"):
         nats = job.validate(state.adapters)
+    nonfinite.check_held_out(job.settings, step, nats, sinks.saves.steps())
     sinks.record(VALIDATION_FILE, {"step": step, "nats": nats})
     job.log(step, {"validation": nats})
     return nats
@@ -287,6 +284,8 @@ def _validated(job: Job, sinks: _Sinks, step: int, state: TrainState) -> float:
 
 def _save(job: Job, sinks: _Sinks, step: int, state: TrainState, totals: Totals) -> Totals:
     """A checkpoint, its validation, and the adapter as users read it; with --patience that of the lowest loss."""
+    if step == job.steps:
+        nonfinite.check_learned(job.settings, step, totals.skipped)
     metric, validated = totals.task_loss / totals.since if totals.since else None, totals.validated
     if job.validate is not None:
         metric = _validated(job, sinks, step, state)
