@@ -122,7 +122,8 @@ class Checkpoints:
             return
         with self._disk_errors(f"write the checkpoint of step {step}"):
             leaves = _leaves(state)
-            record = {"position": position, "metric": metric, "leaves": {n: _facts(n, x) for n, x in leaves.items()}}
+            record = {"step": step, "position": position, "metric": metric}
+            record |= {"leaves": {name: _facts(name, leaf) for name, leaf in leaves.items()}}
             self._note_metric(step, metric)
             self._check_room(sum(leaf.nbytes for leaf in leaves.values()) + _ROOM)
             items = {
@@ -137,7 +138,8 @@ class Checkpoints:
         One that is torn, unreadable or not what was saved is said aloud, and set aside with the next save.
 
         Raises:
-            InputError: if what was saved has other leaves, dtypes or shapes than `like`: the state of another run.
+            InputError: if what was saved has other leaves, dtypes or shapes than `like`: the state of another run; if
+                it was saved under another number: a folder renamed by hand.
         """
         self.wait()
         for step in reversed(self.steps()):
@@ -170,6 +172,12 @@ class Checkpoints:
 
     def _restore(self, step: int, like: Any) -> Restored:
         record = self._record(step)
+        number = record.get("step", record["position"].get("step", step))  # of earlier versions, in the position alone
+        if number != step:
+            raise InputError(
+                f"{self.folder / str(step)}: holds the checkpoint of step {number}; rename it to {number}, or move it "
+                "out of the folder"
+            )
         leaves, saved = _leaves(like), record["leaves"]
         for name in sorted(leaves.keys() | saved.keys()):
             here = [str(leaves[name].dtype), list(leaves[name].shape)] if name in leaves else None

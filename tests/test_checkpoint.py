@@ -1,5 +1,6 @@
 """Checkpoints: what comes back is what was saved, whatever happens to the files and to the disk."""
 
+import hashlib
 import json
 import os
 import resource
@@ -276,6 +277,25 @@ def test_damaged_one_stands_in_nobodys_way(copy):
         restored = checkpoints.newest(a_state(0))
         assert (restored.step, restored.position) == (3, {"again": True})
         assert_same(restored.state, a_state(33))
+
+
+@pytest.mark.parametrize("of_an_earlier_version", [False, True])
+def test_a_folder_that_was_renamed_is_named(copy, of_an_earlier_version):
+    """Under its number it goes on."""
+    if of_an_earlier_version:
+        path = copy / "3/position/metadata"
+        record = {name: part for name, part in json.loads(path.read_text()).items() if name not in ("step", "sha256")}
+        digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+        path.write_text(json.dumps({**record, "sha256": digest}))
+    (copy / "3").rename(copy / "9")
+    with (
+        Checkpoints(copy) as checkpoints,
+        pytest.raises(InputError, match="/9: holds the checkpoint of step 3; rename"),
+    ):
+        checkpoints.newest(a_state(0))
+    (copy / "9").rename(copy / "3")
+    with Checkpoints(copy) as checkpoints:
+        assert checkpoints.newest(a_state(0)).step == 3
 
 
 def test_other_things_in_the_folder(copy, capsys):
