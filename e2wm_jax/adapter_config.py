@@ -21,6 +21,7 @@ _UNDERSTOOD = {
     "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
     "megatron_core", "qalora_group_size", "eva_config",
 }  # fmt: skip
+MERGE = "merge it into its base with PEFT (merge_and_unload, then save_pretrained) and give that as --model"
 _MOST = float(np.finfo(np.float32).max)
 _PLAIN_INITIALIZATIONS = (True, False, "gaussian", "orthogonal", "eva", None)  # others also change the base weights
 
@@ -65,7 +66,7 @@ def _refuse_other_kinds(raw: dict[str, Any], path: Path) -> None:
     if raw.get("peft_type") != "LORA":
         raise InputError(f"{path}: peft_type is {raw.get('peft_type')!r}; only 'LORA' adapters can be read")
     if raw.get("bias", "none") != "none":
-        raise InputError(f"{path}: bias is {raw['bias']!r}; only adapters with bias 'none' can be read")
+        raise InputError(f"{path}: bias is {raw['bias']!r}; only adapters with bias 'none' can be read; {MERGE}")
     if raw.get("init_lora_weights", True) not in _PLAIN_INITIALIZATIONS:
         raise InputError(
             f"{path}: init_lora_weights {raw['init_lora_weights']!r} also changes the base weights; "
@@ -74,7 +75,8 @@ def _refuse_other_kinds(raw: dict[str, Any], path: Path) -> None:
     for key, value in sorted(raw.items()):
         if key not in _UNDERSTOOD and value:
             raise InputError(
-                f"{path}: {key} = {value!r} is not supported; only plain LoRA (r, alpha, patterns, rsLoRA)"
+                f"{path}: {key} = {value!r} is not supported; only plain LoRA (r, alpha, patterns, rsLoRA) of the "
+                f"linear layers of blocks; {MERGE}"
             )
 
 

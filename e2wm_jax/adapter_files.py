@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from e2wm_jax.adapter_config import read_config
+from e2wm_jax.adapter_config import MERGE, read_config
 from e2wm_jax.config import ModelConfig
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import write_text
@@ -79,7 +79,7 @@ def read_adapter(folder: Path, config: ModelConfig) -> tuple[Adapters, AdapterSp
         hint = f"the adapter of this run is {folder / 'adapter'}" if inner else "give what `e2wm train` or PEFT wrote"
         raise InputError(f"--adapter: {folder / CONFIG_FILE}: no such file; {hint}")
     said = read_config(folder / CONFIG_FILE)
-    file, factors = _read_factors(folder)
+    file, factors = _read_factors(folder, config)
     where = {
         module: (path, layer) for path, names in linear_modules(config).items() for layer, module in enumerate(names)
     }
@@ -139,7 +139,7 @@ def _peft_config(spec: AdapterSpec, modules: dict[str, list[str]], dropout: floa
     }
 
 
-def _read_factors(folder: Path) -> tuple[Path, dict[str, tuple[np.ndarray, np.ndarray]]]:
+def _read_factors(folder: Path, config: ModelConfig) -> tuple[Path, dict[str, tuple[np.ndarray, np.ndarray]]]:
     """The file that PEFT reads, and of it module name -> (A, B) in float32."""
     path = folder / WEIGHTS_FILE
     if not path.is_file() and (folder / _OLD_WEIGHTS_FILE).is_file():  # of PEFT before 0.6
@@ -148,7 +148,13 @@ def _read_factors(folder: Path) -> tuple[Path, dict[str, tuple[np.ndarray, np.nd
         raise InputError(f"{path}: no such file; an adapter directory holds {CONFIG_FILE} and {WEIGHTS_FILE}")
     tensors = open_safetensors([path]) if path.name == WEIGHTS_FILE else open_bins([path])
     found: dict[str, dict[str, np.ndarray]] = {}
+    others = _other_modules(config)
     for name, (shape, dtype, _) in sorted(tensors.headers.items()):
+        for module, kind in others.items():
+            if name.startswith(f"{_PREFIX}{module}."):
+                raise InputError(
+                    f"{path}: {name} changes {module}, {kind}; only the linear layers of blocks can be adapted: {MERGE}"
+                )
         match = re.fullmatch(rf"{re.escape(_PREFIX)}(.+)\.lora_([AB])(?:\.default)?\.weight", name)
         if match is None:
             raise InputError(f"{path}: unexpected tensor {name}; only lora_A and lora_B of the layers can be read")
@@ -172,6 +178,20 @@ def _read_factors(folder: Path) -> tuple[Path, dict[str, tuple[np.ndarray, np.nd
         if len(pair) != 2 or any(value.ndim != 2 for value in pair.values()):
             raise InputError(f"{path}: {module} must have one lora_A and one lora_B matrix")
     return path, {module: (pair["A"], pair["B"]) for module, pair in found.items()}
+
+
+def _other_modules(config: ModelConfig) -> dict[str, str]:
+    """Name of each module that is no linear layer of a block -> what it is."""
+    found = {"lm_head": "the output head", "embed_out": "the output head"}  # of tied embeddings too
+    for spec in weight_table(config).values():
+        if spec.stacked and (len(spec.shape) == 2 or not spec.hf.endswith(".weight")):
+            continue
+        kind = "a layer norm" if len(spec.shape) == 1 else "a linear layer outside the blocks"
+        if spec.axes[0] in ("vocab", "positions"):
+            kind = "an embedding"
+        for layer in range(config.num_layers if spec.stacked else 1):
+            found.setdefault(spec.hf.format(layer).rpartition(".")[0], kind)
+    return found
 
 
 def _stack(

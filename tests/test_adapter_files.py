@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -563,8 +564,23 @@ def test_adapters_of_another_model_are_refused(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("base_model.model.lm_head.lora_A.weight", "lm_head must have one lora_A and one lora_B matrix"),
-        ("base_model.model.model.embed_tokens.lora_embedding_A", "unexpected tensor .*lora_embedding_A"),
+        (
+            "base_model.model.lm_head.lora_A.weight",
+            r".*lora_A\.weight changes lm_head, the output head; only the linear .* PEFT \(merge_and_unload",
+        ),
+        (
+            "base_model.model.model.embed_tokens.lora_embedding_A",
+            r".* changes model\.embed_tokens, an embedding; only the",
+        ),
+        (
+            "base_model.model.model.layers.1.input_layernorm.weight",
+            r".* model\.layers\.1\.input_layernorm, a layer norm",
+        ),
+        (
+            "base_model.model.model.norm.weight",
+            r".* changes model\.norm, a layer norm; only the linear layers of blocks",
+        ),
+        ("base_model.model.model.other.lora_A.weight", r"model\.other must have one lora_A and one lora_B matrix"),
         ("base_model.model.model.layers.0.self_attn.q_proj.bias", r"unexpected tensor .*q_proj\.bias"),
     ],
 )
@@ -575,3 +591,30 @@ def test_other_tensors_are_refused(name: str, message: str, written: Path, base:
     save_file({**load_file(path), name: np.zeros((4, 32), np.float32)}, path)
     with pytest.raises(InputError, match=rf"adapter_model\.safetensors: {message}"):
         read_adapter(written, base.config)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"target_modules": ["q_proj", "lm_head"]},
+            r"changes lm_head, the output head; only the linear layers of blocks",
+        ),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, r"changes model\.embed_tokens, an embedding; only the linear"),
+        (
+            {"modules_to_save": ["norm"]},
+            r"modules_to_save = \['norm'\] is not supported; .* linear layers of blocks; merge",
+        ),
+        ({"use_dora": True}, r"use_dora = True is not supported; .* merge it into its base with PEFT"),
+        ({"bias": "all"}, r"bias is 'all'; .* merge it into its base with PEFT"),
+    ],
+)
+def test_what_peft_adapts_besides_is_refused_by_module(
+    options: dict[str, Any], message: str, theirs: Any, base: Model, tmp_path: Path
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of embeddings that are saved too
+        adapted = peft.get_peft_model(theirs, peft.LoraConfig(task_type="CAUSAL_LM", **options))
+        adapted.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=message):
+        read_adapter(tmp_path, base.config)
