@@ -198,7 +198,7 @@ def test_a_penalty_that_is_at_fault_is_named_at_the_first_step(options: dict[str
     settings = TrainSettings(out=tmp_path / "run", regularizer="l2", **options)
     found = {"loss": np.inf, "task_loss": 2.5, "penalty": np.inf, "grad_norm": np.nan}
     error = nonfinite.complaint(settings, 1, found, [3], [])
-    assert isinstance(error, InputError)
+    assert isinstance(error, FloatingPointError)
     assert "the penalty of --regularizer l2 is inf; lower --strength" in str(error)
 
 

@@ -18,7 +18,7 @@ def complaint(
         kept: the steps of the checkpoints.
 
     Returns:
-        InputError at the first step of a run, FloatingPointError behind it.
+        InputError at the first step of a run, if the model is at fault; else FloatingPointError.
     """
     what = (
         f"step {step}: the loss is {found['loss']}, the norm of its gradient {found['grad_norm']} on examples "
@@ -28,7 +28,7 @@ def complaint(
         good = f"the last good checkpoint is {kept[-1]}: " if kept else ""
         return FloatingPointError(f"{what}; {good}--resume with --on-nonfinite skip leaves such updates out")
     if math.isfinite(found["task_loss"]) and not math.isfinite(found["penalty"]):
-        return InputError(
+        return FloatingPointError(
             f"{what}, before anything is learned: the penalty of --regularizer {settings.regularizer} is "
             f"{found['penalty']}; lower --strength, or give another --fisher or text for it"
         )
