@@ -13,7 +13,6 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from e2wm_jax import __version__
@@ -21,8 +20,9 @@ from e2wm_jax.allocator import keep_freed_memory
 from e2wm_jax.commands import COMMANDS, command_of, overview, settings_class
 from e2wm_jax.compilation import say_compilations
 from e2wm_jax.compilation_cache import keep_compiled
-from e2wm_jax.environment import check_paths, device_error, trust_own_precision
-from e2wm_jax.errors import WAYS_OUT, InputError, disk_error
+from e2wm_jax.environment import check_paths, check_xla_flags, trust_own_precision
+from e2wm_jax.errors import InputError
+from e2wm_jax.failures import explained
 from e2wm_jax.files import json_text
 from e2wm_jax.options import Option, document, first_sentence, introduction, missing, one_form, options_of
 from e2wm_jax.progress import busy
@@ -50,8 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except FloatingPointError as error:  # of a run that went wrong, not of the program
-        print(f"error: {error}", file=sys.stderr)
+    except (FloatingPointError, MemoryError) as error:  # of a run that went wrong, not of the program
+        print(f"error: {str(error) or 'out of memory'}", file=sys.stderr)
         return 1
     except SystemExit:  # tyro after --help
         return 0
@@ -62,19 +62,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of stdout has gone (`| head`): nothing more to say, and nothing to flush at exit.
         sys.stdout = io.StringIO()
         return 0
-    except OSError as error:
-        code = disk_error(error)
-        if code is None or isinstance(error, FileNotFoundError | NotADirectoryError):
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{os.strerror(code)}; {WAYS_OUT[code]}; --resume continues a run", file=sys.stderr)
-        return 2
-    except (RuntimeError, AssertionError, ValueError) as error:
-        line = device_error(error)
-        if line is None:
-            raise
-        print(f"error: {line}", file=sys.stderr)
-        return 2
 
 
 def _dispatch(words: list[str]) -> int:
@@ -98,13 +85,12 @@ def _dispatch(words: list[str]) -> int:
         print(_config(settings))
         return 0
     check_paths(settings)
-    module, result = _run(name, settings)
-    if as_json:
-        print(json_text(result))
-    else:
-        getattr(module, "show", _show)(result)
-    code: int = getattr(module, "exit_code", lambda _: 0)(result)
-    return code
+    try:
+        return _run(name, settings, as_json)
+    except Exception as error:
+        if (told := explained(error, settings)) is None:
+            raise
+        raise told from error
 
 
 def _without_command(words: list[str], asked_for_help: bool) -> int:
@@ -122,14 +108,23 @@ def _without_command(words: list[str], asked_for_help: bool) -> int:
     raise InputError(f"unknown command {' '.join(given)!r}; commands: {', '.join(known)}")
 
 
-def _run(name: str, settings: Any) -> tuple[ModuleType, dict[str, Any]]:
-    """The command's module and its result."""
+def _run(name: str, settings: Any, as_json: bool) -> int:
+    """Run the command and print its result; the exit code."""
     module_name, _, function = COMMANDS[name].function.rpartition(".")
     with busy("loading the program"):
+        if name != "doctor":  # which reports it
+            check_xla_flags()
         module = importlib.import_module(f"e2wm_jax.{module_name}")
     if "jax" in sys.modules:
         say_compilations()
-    return module, getattr(module, function)(settings)
+    result: dict[str, Any] = getattr(module, function)(settings)
+    if as_json:
+        print(json_text(result))
+    else:
+        getattr(module, "show", _show)(result)
+    print(end="", flush=True)  # here it may fail as all else may, at exit it would be noise
+    code: int = getattr(module, "exit_code", lambda _: 0)(result)
+    return code
 
 
 def _parse(name: str, words: list[str]) -> Any:

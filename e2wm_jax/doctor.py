@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 import e2wm_jax
 from e2wm_jax import compilation_cache
-from e2wm_jax.environment import device_error
+from e2wm_jax.environment import device_error, xla_flags_error
 from e2wm_jax.progress import busy
 
 _CORE = (
@@ -46,6 +47,9 @@ def run(settings: DoctorSettings) -> dict[str, Any]:
     for name, (module, pin, _) in _DATA.items():
         if importlib.util.find_spec(module) is None:
             missing[name] = f"pip install --no-deps {pin}"
+    flags = xla_flags_error()
+    if flags is not None:
+        del os.environ["XLA_FLAGS"]  # so that all else can be looked at
     devices, trouble = _devices() if versions["jax"] else ([], None)
     checks = {}
     for name, check in _CHECKS.items():
@@ -53,7 +57,7 @@ def run(settings: DoctorSettings) -> dict[str, Any]:
             checks[name] = _check(check)
     problems = [f"{name} is missing: {how}" for name, how in missing.items()]
     problems += _out_of_bounds(versions)
-    problems += [trouble] if trouble else []
+    problems += [line for line in (flags, trouble) if line]
     problems += [f"{name}: {outcome}; {_WAY_OUT}" for name, outcome in checks.items() if outcome != "ok"]
     return {
         "e2wm_jax": e2wm_jax.__version__,

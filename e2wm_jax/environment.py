@@ -2,13 +2,16 @@
 
 import os
 import re
+import subprocess
 import sys
-from functools import reduce
+import tempfile
+from collections.abc import Iterator
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.options import options_of
+from e2wm_jax.options import Option, options_of
 
 _WRITTEN = {"out", "predictions", "records"}
 
@@ -65,22 +68,65 @@ def _devices_without_wish() -> str:
         return "none that jax can start"
 
 
-def check_paths(settings: Any) -> None:
-    """Refuse paths that nothing can be read from or written to, before any work.
+def check_xla_flags() -> None:
+    """Refuse an XLA_FLAGS at which XLA would end the process, which no program can catch.
 
     Raises:
-        InputError: for an address such as gs://bucket/x, which no command reads or writes; for a place to write to
-            that is within a file or not writable.
+        InputError: with what XLA says of it.
     """
+    if (line := xla_flags_error()) is not None:
+        raise InputError(line)
+
+
+def xla_flags_error() -> str | None:
+    """What is wrong with XLA_FLAGS, by a process of its own that does no more than to read it (0.3 s)."""
+    flags = os.environ.get("XLA_FLAGS")
+    if not flags or (reason := _refused_by_xla(flags)) is None:
+        return None
+    return f"XLA_FLAGS={flags}: XLA cannot read this environment variable ({reason}); correct it or unset it"
+
+
+@cache
+def _refused_by_xla(flags: str) -> str | None:
+    reading = "from jaxlib import xla_client; xla_client.CompileOptions()"
+    child = subprocess.run(
+        [sys.executable, "-P", "-c", reading],
+        env={**os.environ, "XLA_FLAGS": flags},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    # "F1201 15:51:37.957519   16421 parse_flags_from_env.cc:234] Unknown flag in XLA_FLAGS: --x"
+    found = re.search(
+        r"^[EF]\d{4} \S+ +\d+ \w+\.cc:\d+\] (.*\bflags?\b.*)$", child.stderr, re.MULTILINE | re.IGNORECASE
+    )
+    return found[1].rstrip(".") if child.returncode and found else None
+
+
+def named_paths(settings: Any) -> Iterator[tuple[str, Option, str | Path]]:
+    """The paths of settings, and texts that may be some, each with its flag and option."""
     kind: type = type(settings)
     for option in options_of(kind):
         value = reduce(getattr, [part.replace("-", "_") for part in option.name.split(".")], settings)
         flag = option.name.upper() if option.positional else f"--{option.name}"
         for one in value if isinstance(value, tuple) else (value,):
             if isinstance(one, Path) or (isinstance(one, str) and option.names_files):
-                _check_local(flag, one)
-            if isinstance(one, Path) and option.field.name in _WRITTEN:
-                _check_writable(flag, one)
+                yield flag, option, one
+
+
+def check_paths(settings: Any) -> None:
+    """Refuse paths that nothing can be read from or written to, before any work.
+
+    Raises:
+        InputError: for an address such as gs://bucket/x, which no command reads or writes; for a place to write to
+            that is within a file, not writable, or no name of a file.
+    """
+    for flag, option, one in named_paths(settings):
+        _check_local(flag, one)
+        if isinstance(one, Path) and option.field.name in _WRITTEN:
+            _check_writable(flag, one)
 
 
 def _check_local(flag: str, value: str | Path) -> None:
@@ -93,8 +139,33 @@ def _check_local(flag: str, value: str | Path) -> None:
 
 
 def _check_writable(flag: str, path: Path) -> None:
-    place = next(folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder))
+    try:
+        is_other = os.path.lexists(path.absolute()) and path.exists() and not (path.is_dir() or path.is_file())
+        place = next(folder for folder in (path, *path.absolute().parents) if _is_there(folder))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{flag} {str(path)[:80]!r}: {_reason(error)}; give another place") from error
+    if is_other:
+        raise InputError(f"{flag} {path}: is neither a file nor a folder; give another place")
     if place != path and not place.is_dir():
         raise InputError(f"{flag} {path}: {place} is a file, no folder; give another place")
     if not os.access(place, os.W_OK):
         raise InputError(f"{flag} {path}: {place} is not writable; give another place, or make it writable")
+    if place.is_dir():
+        try:  # /proc says that it is writable, and lets nobody write
+            tempfile.TemporaryFile(dir=place).close()
+        except OSError as error:
+            raise InputError(
+                f"{flag} {path}: nothing can be written to {place} ({_reason(error)}); give another place"
+            ) from error
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

@@ -16,6 +16,7 @@ from e2wm_jax.errors import InputError
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _GZIP = b"\x1f\x8b"
+_DEEPEST = 100  # lists and objects in one another
 # How files begin that are no text, and what to do with them.
 _NO_TEXT = {
     b"PK\x03\x04": "a zip archive; unpack it",
@@ -94,12 +95,28 @@ def parse_json(text: str, *, unique_keys: bool = False) -> Any:
         value = json.loads(text, object_pairs_hook=_object if unique_keys else None)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+    if text.count("[") + text.count("{") > _DEEPEST and _is_deep(value):  # what reads it may call itself at each level
+        raise ValueError("nested too deeply")
     if "\\ud" in text or "\\uD" in text:  # only so can half of a surrogate pair get in
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"half of a surrogate pair, {error.object[error.start]!a}, is no character") from error
     return value
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [
+            part
+            for one in level
+            for part in (one.values() if isinstance(one, dict) else one)
+            if isinstance(part, dict | list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ STEPS = (
         "settings_values",
         "settings_files",
         "environment",
+        "failures",
         "processes",
         "choices",
         "config",
