@@ -257,7 +257,10 @@ def test_a_sequence_shows_what_each_task_changed(tmp_path: Path):
     settings = {"model": "tiny", "regularizer": "ewc"}
     write_sequence(tmp_path / "page.html", {**record, "scores": {"forgetting": 0.5}}, settings)
     html = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "2 rows by 2 columns. From \u22122 at after b, b, to 0.5 at after b, a." in html
+    _, _, changes = html.partition("<figcaption>Change of the loss by training a task</figcaption>")
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", changes.partition("</figure>")[0])
+    assert cells == ["a", "\u22121.000", "0.000", "b", "0.500", "\u22122.000"]
+    assert "a: from 0 at 0 to \u22120.5 at 2. b: from 0 at 0 to \u22122 at 2." in html
     assert "<dt>forgetting, nats</dt><dd>0.5</dd>" in html
     assert re.findall(r">([^<]*)</text>", html)[-4:] == ["0", "1", "2", "tasks trained"], "no half tasks"
     write_sequence(tmp_path / "page.html", {**record, "losses": record["losses"][:1], "scores": {}}, settings)
@@ -293,7 +296,7 @@ def test_a_fisher_shows_where_it_is(fisher: Path, tmp_path: Path):
     assert first_row is not None
     assert first_row[1] == name
     assert largest.max() > 0
-    for title in ("Mean F by layer and module", "Share of F by layer and module", "Share of F by module"):
+    for title in ("Mean F by layer and module", "Share of F by layer", "Share of F by module"):
         assert f">{title}</figcaption>" in html
     assert "general.txt" in html
     assert html == (fisher / "report.html").read_text(encoding="utf-8"), "the command draws what it writes the same way"
@@ -531,7 +534,7 @@ def seen(browser: str, pages: dict[str, Path], folder: Path) -> tuple[list[dict[
 
 
 CHARTS = {
-    "fisher": {"Mean F by layer and module", "Share of F by layer and module", "Share of F by module"},
+    "fisher": {"Mean F by layer and module", "Share of F by layer", "Share of F by module"},
     "run": {
         "Task loss", "Penalty", "Gradient norm", "Learning rate", "Skill against general text", "Questions",
         "Answers written freely", "bAbI", "bAbI by task", "General text",
@@ -544,7 +547,7 @@ CHARTS = {
     "floor plan": {"Steps by verb", "drink in bed"},
     "comparison": {
         "Skill against forgetting", "Score of each set", "Forgetting by corpus", "Task loss",
-        "Mean F by layer and module", "Share of F by layer and module",
+        "Mean F by layer and module", "Share of F by layer",
     },
     "run of a comparison": {"Task loss", "Penalty", "Mean F by layer and module"},
 }  # fmt: skip

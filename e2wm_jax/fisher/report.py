@@ -97,20 +97,19 @@ def write_report(path: Path, tensors: Mapping[str, Tensor], summary: Summary, re
 
 
 def pictures(summary: Summary) -> list[str]:
-    """Mean and share of F by layer and module; nothing if no tensor belongs to a layer."""
+    """Mean F by layer and module, and what each layer holds; nothing if no tensor belongs to a layer."""
     places = {name: place_of(name) for name in summary["tensors"]}
     found = {place: summary["tensors"][name] for name, place in places.items() if place[0] is not None}
     if not found:
         return []
     layers = sorted({layer for layer, _ in found if layer is not None})
     modules = sorted({module for _, module in found}, key=lambda module: (_in_flow(module), module))
-
-    def drawn(value: str, title: str) -> str:
-        cells = [[found[layer, m][value] if (layer, m) in found else math.nan for m in modules] for layer in layers]
-        names = [f"layer {layer}" for layer in layers]
-        return heat_map(cells, names, [_short(module) for module in modules], title=title, value_label=f"{value} of F")
-
-    return [drawn("mean", "Mean F by layer and module"), drawn("share", "Share of F by layer and module")]
+    cells = [[found[layer, m]["mean"] if (layer, m) in found else math.nan for m in modules] for layer in layers]
+    names, title = [f"layer {layer}" for layer in layers], "Mean F by layer and module"
+    means = heat_map(cells, names, [_short(module) for module in modules], title=title, value_label="mean of F")
+    shares = [(layer, sum(one["share"] for (at, _), one in found.items() if at == layer)) for layer in layers]
+    held = {"all modules": shares}
+    return [means, line_chart(held, title="Share of F by layer", x_label="layer", y_label="share of all F")]
 
 
 def summary_pictures(folder: Path) -> list[str]:
