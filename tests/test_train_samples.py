@@ -29,6 +29,8 @@ def test_prompts_are_continued_as_generate_does(train, tiny_llama, capsys):
     rows = [json.loads(line) for line in Path("run/samples.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 2, 4]
     assert rows[0]["samples"] != rows[-1]["samples"]
+    page = Path("run/report.html").read_text(encoding="utf-8")
+    assert f"<figcaption>{prompts[1]}</figcaption>" in page.partition(">What the model wrote</h2>")[2]
     assert f"step 4: {prompts[1]!r} -> {rows[-1]['samples'][1]['text']!r}" in capsys.readouterr().err
     for row, adapter in ((rows[0], []), (rows[-1], ["--adapter", "run/adapter"])):
         words = ["generate", "--model", str(tiny_llama), *adapter, "--max-new-tokens", "32", "--json"]

@@ -14,7 +14,7 @@ from e2wm_jax.metrics import read_metrics
 from e2wm_jax.report import Section, key_values, page, write
 from e2wm_jax.train.directory import CONFIG_FILE, CONTENT
 from e2wm_jax.train.loop import METRICS_FILE
-from e2wm_jax.train.report import charts, lead_of, results, settings_section, start_and_end, title_of, trained
+from e2wm_jax.train.report import charts, lead_of, results, settings_section, start_and_end, title_of, trained, written
 
 
 def write_page(path: Path, folder: Path, evaluations: Sequence[Evaluation], examples: int) -> None:
@@ -33,6 +33,7 @@ def write_page(path: Path, folder: Path, evaluations: Sequence[Evaluation], exam
         Section("What was trained", [key_values(trained(settings))]),
         *evaluation.sections(evaluations, examples),
         Section("Training", charts(folder / METRICS_FILE)),
+        *written(folder),
     ]
     if pictures := _fisher(settings):
         sections.append(Section("Fisher by layer", pictures))

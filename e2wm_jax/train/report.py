@@ -11,10 +11,13 @@ from e2wm_jax.errors import InputError
 from e2wm_jax.metrics import read_metrics
 from e2wm_jax.model_files import EMBEDDED_MODEL, locate, model_name
 from e2wm_jax.models.weights import open_model
-from e2wm_jax.report import Section, details, key_values, line_chart, page, table, write
+from e2wm_jax.report import Section, details, key_values, line_chart, page, paragraph, table, write
+from e2wm_jax.report.blocks import Cell
 from e2wm_jax.report.drawing import number
+from e2wm_jax.train.samples import SAMPLES_FILE
 
 VALIDATION_FILE = "validation.jsonl"
+_WRITTEN = "The text that greedy search puts behind each prompt, before the first step and at the checkpoints."
 # What a result is called on the page; the keys of the JSON stay.
 _NAMES = {
     "step": "steps",
@@ -34,6 +37,7 @@ def write_report(path: Path, metrics: Path, summary: dict[str, Any], settings: d
         Section("Outcome", [start_and_end(rows), results(summary)]),
         Section("What was trained", [key_values(trained(settings))]),
         Section("Training", charts(metrics)),
+        *written(metrics.parent),
         settings_section(settings),
     ]
     footer = f"e2wm_jax {e2wm_jax.__version__}"
@@ -110,6 +114,19 @@ def _parameters(model: str) -> int:
 def settings_section(settings: dict[str, Any]) -> Section:
     """All settings, folded away."""
     return Section("Settings", [details("All settings", key_values(settings))])
+
+
+def written(folder: Path) -> list[Section]:
+    """What the model wrote behind each of --prompt, at its checkpoints; nothing of a run without."""
+    path = folder / SAMPLES_FILE
+    texts_of: dict[str, list[list[Cell]]] = {}
+    for row in read_metrics(path) if path.is_file() else ():
+        for one in row["samples"]:
+            texts_of.setdefault(one["prompt"], []).append([row["step"], one["text"]])
+    if not texts_of:
+        return []
+    blocks = [table(["step", "text"], texts, caption=prompt) for prompt, texts in texts_of.items()]
+    return [Section("What the model wrote", [paragraph(_WRITTEN), *blocks])]
 
 
 def charts(metrics: Path) -> list[str]:
