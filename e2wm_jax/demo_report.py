@@ -51,10 +51,11 @@ def _verdict(scores: dict[str, dict[str, Any]]) -> Iterator[str]:
     for name in _RUNS:
         skill = scores[name]["activity"] - base["activity"]
         forgotten = scores[name]["text_nats"] - base["text_nats"]
+        planned = scores[name]["plan_nats"] - base["plan_nats"]
         yield paragraph(
-            f"{name}: activity recognition {skill:+.2f} (standard error {_standard_error(scores[name]):.2f}), plans "
-            f"{scores[name]['plan_nats'] - base['plan_nats']:+.2f} nats per token, general text {forgotten:+.3f} nats "
-            f"per token (perplexity times {math.exp(forgotten):.2f})."
+            f"{name} against the base: activity recognition {skill:+.2f} (standard error "
+            f"{_standard_error(scores[name]):.2f}), plans {planned:+.2f} nats per token, general text {forgotten:+.3f} "
+            f"nats per token (perplexity times {math.exp(forgotten):.2f})."
         )
 
 
@@ -75,7 +76,7 @@ def _table(scores: dict[str, dict[str, Any]]) -> str:
     base = scores["base"]
     caption = (
         f"Held-out embodied tasks ({base['activity_n']} activity questions with four answers; plans as text) and the "
-        "held-out half of Python's help topics. Nats are per predicted token."
+        "held-out half of Python's help topics. Nats are per predicted token: fewer are better."
     )
     return table(headers, rows, caption=caption, best=best)
 

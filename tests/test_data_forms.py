@@ -243,6 +243,7 @@ LONG = '{"text": "' + "x" * 3_000_000 + '"}\n'
         (" \n\r\n\n", r"a\.json: no (rows|documents)"),
         ('{"text": ""}\n{"text": "\\n"}', r"a\.json: no documents; every text is blank"),
         ('{"a": 1, "b": 2}', r"a\.json: columns a, b are of no known form \(input, ref; prompt, completion; mess"),
+        ('{"nr": 1, "a": 1, "b": 2}', r"; text\); say which are which, e\.g\. --columns prompt=a,completion=b"),
         (json.dumps(dict.fromkeys(map(str, range(99)), "")), r"columns 0, 1, .*11 and 87 more are of no known form"),
         ('{"messages": []}', r"a\.json:1: the key 'messages' must be a list of turns with 'role' and 'content'"),
         ('{"messages": "Hi"}', r"a\.json:1: the key 'messages' must be a list of turns"),

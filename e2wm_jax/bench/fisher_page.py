@@ -65,7 +65,7 @@ def page_of(report: Report, more: Sequence[Section] = ()) -> str:
     sections = [
         Section("Result", blocks),
         *more,
-        Section("Drawn", _charts(report)),
+        Section("Charts", _charts(report)),
         Section("How it was measured", [paragraph(_HOW), details("All settings", key_values(report["settings"]))]),
     ]
     footer = f"e2wm_jax {e2wm_jax.__version__}, jax {report['jax']}, load of the machine {report['load']}"
@@ -91,7 +91,7 @@ def _lead(report: Report) -> str:
     model, size = model_name(report["model"]), report["parameters"] / 1e6
     products = ", ".join(f"{rate:.0f} GFLOP/s ({name})" for name, rate in rates.items())
     return (
-        f"{model}, {size:.1f} M parameters, on {device}, jax {report['jax']}. A plain product of matrices runs at "
+        f"{model}, {size:,.4g} M parameters, on {device}, jax {report['jax']}. A plain product of matrices runs at "
         f"{products}."
     )
 
@@ -150,7 +150,11 @@ def _charts(report: Report) -> list[str]:
     order = ("ours", "peer", "own", "gradient")
     charts = (
         ("Time of a pass", time, "time / ordinary batch gradient by the book"),
-        ("Memory: of peers what the process grew by", memory, "extra memory / memory of the parameters in float32"),
+        (
+            "Memory of a pass; of peers, what their process grew by",
+            memory,
+            "extra memory / memory of the parameters in float32",
+        ),
     )
     return [
         bar_chart(known, title=title, x_label=label, order=order)
@@ -182,7 +186,7 @@ def verdict(row: Report) -> str:
     if "failed" in row:
         return f"failed: {row['failed']}"
     if "error" not in row:
-        return str(row.get("way", ""))
+        return f"no F, a gradient: {row['way']}" if row.get("way") else ""
     notes = [f"{row['error']:.1e}"]
     if row["wrong"]:
         notes.append(f"WRONG in {row['wrong']} of {row['tensors']} tensors, e.g. {row['first_wrong']}")

@@ -40,7 +40,7 @@ def page_of(report: dict[str, Any], more: Sequence[Section] = ()) -> str:
         sections.append(Section("Waiting for data", [paragraph(share)]))
     sections += [
         *more,
-        Section("Drawn", _charts(report)),
+        Section("Charts", _charts(report)),
         Section("How it was measured", [paragraph(_HOW), details("All settings", key_values(report["settings"]))]),
     ]
     footer = f"e2wm_jax {e2wm_jax.__version__}, jax {report['jax']}, load of the machine {report['load']}"
@@ -64,7 +64,7 @@ def _lead(report: dict[str, Any]) -> str:
     device = report["device"] if report["device"] != "cpu" else report.get("processor", "cpu")
     model, size = model_name(report["model"]), report["parameters"] / 1e6
     return (
-        f"{model} ({size:.1f} M parameters), {device}, jax {report['jax']}; a plain product runs at "
+        f"{model} ({size:,.4g} M parameters), {device}, jax {report['jax']}; a plain product runs at "
         f"{report['gflops']:.0f} GFLOP/s, {known}. A measurement reads {report['tokens']} tokens in "
         f"{report['settings']['steps']} steps ({share:.0%} of the places), predicts {report['predicted']}."
     )

@@ -48,9 +48,10 @@ def choose_form(names: Sequence[str], where: str, columns: str = "") -> tuple[Fo
     forms = "; ".join(form.name for form in FORMS)
     if renamed:
         raise InputError(f"--columns {columns}: these do not belong together; forms are {forms}")
+    *_, asked, answered = ["question", "answer", *names] if len(names) < 2 else names
     raise InputError(
         f"{where}: columns {_listed(names)} are of no known form ({forms}); say which are which, "
-        "e.g. --columns prompt=question,completion=answer"
+        f"e.g. --columns prompt={asked},completion={answered}"
     )
 
 

@@ -71,7 +71,10 @@ def fit(
         say(f"{first.where}: {number} examples are cut to the model's {positions} positions, this one and others")
         return Fitted(dict(examples), len(over), too_long)
     if len(over) == len(examples):
-        raise InputError(f"{first.where}: all {len(over)} examples are too long for the model's {positions} positions")
+        raise InputError(
+            f"{first.where}: all {len(over)} examples are too long for the model's {positions} positions; "
+            "leave the file out, or use --too-long truncate"
+        )
     say(f"{first.where}: {number} examples, this one and others, are left out: the model has {positions} positions")
     left_out = set(over)
     return Fitted({i: one for i, one in examples.items() if i not in left_out}, len(over), too_long)
