@@ -239,6 +239,13 @@ def test_a_verdict_says_what_is_more_than_chance(tmp_path: Path):
     ]
 
 
+def test_a_verdict_says_where_a_difference_is_certain_and_small(tmp_path: Path):
+    half = [0, 1] * 20
+    arms = {"base": [(half, [3.5] * 30)], "a": [(half, [3.0] * 30)], "b": [(half, [3.0002] * 30)]}
+    said = verdict(trade_off(made_up(tmp_path, arms), tmp_path))
+    assert "Beyond chance, a forgets less than base and b (by less than 0.001 nats)." in said
+
+
 def test_clear_dominance_needs_all_seeds(tmp_path: Path):
     better, worse = [1] * 30 + [0] * 10, [1] * 10 + [0] * 30
     arms = {

@@ -6,6 +6,7 @@ from typing import Any
 from e2wm_jax.compare.arms import slug
 
 Record = Mapping[str, Any]
+_SHOWN = 1e-3  # the last decimal of nats in the table
 
 
 def for_readers(record: Record) -> Record:
@@ -24,14 +25,15 @@ def for_readers(record: Record) -> Record:
 
 def verdict(standings: Sequence[Record]) -> list[str]:
     """What came out, in sentences: first what is more than chance, then what the means say by themselves."""
-    said = [sentence for one in standings for sentence in _beyond_chance(one)]
+    means = {one["arm"]: one["forgetting"]["mean"] for one in standings}
+    said = [sentence for one in standings for sentence in _beyond_chance(one, means)]
     if not said:
         said = ["No arm differs from another beyond chance: take more examples or seeds before a conclusion."]
     front = listed([one["arm"] for one in standings if one["front"]])
     return [*said, f"By the means alone, on the Pareto front, so that none is better in both: {front}."]
 
 
-def _beyond_chance(one: Record) -> list[str]:
+def _beyond_chance(one: Record, means: Mapping[str, float]) -> list[str]:
     name, both = one["arm"], one["clearly"]
     skill = [other for other in one.get("more_skill", ()) if other not in both]
     kept = [other for other in one.get("less_forgetting", ()) if other not in both]
@@ -41,7 +43,11 @@ def _beyond_chance(one: Record) -> list[str]:
         return said
     if name == "base":
         return [*said, f"Beyond chance, {listed(kept)} forgot some of what the base knows."]
-    return [*said, f"Beyond chance, {name} forgets less than {listed(kept)}."]
+    # The same texts are scored, so that a difference can be certain and too small for the table.
+    small = [
+        f"{other} (by less than {_SHOWN:g} nats)" if means[other] - means[name] < _SHOWN else other for other in kept
+    ]
+    return [*said, f"Beyond chance, {name} forgets less than {listed(small)}."]
 
 
 def listed(names: Sequence[str]) -> str:
