@@ -25,7 +25,7 @@ from e2wm_jax.errors import InputError
 from e2wm_jax.failures import explained
 from e2wm_jax.files import json_text
 from e2wm_jax.options import Option, document, first_sentence, introduction, missing, one_form, options_of
-from e2wm_jax.progress import busy
+from e2wm_jax.progress import busy, one_run
 
 # Of every command, and no settings of it.
 JSON, PRINT_CONFIG, CONFIG, NO_CACHE = "--json", "--print-config", "--config", "--no-compilation-cache"
@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _dispatch(words)
+        with one_run():
+            return _dispatch(words)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -85,6 +86,10 @@ def _dispatch(words: list[str]) -> int:
         print(_config(settings))
         return 0
     check_paths(settings)
+    if getattr(settings, "columns", ""):
+        from e2wm_jax.data.source import check_columns
+
+        check_columns(settings)
     try:
         return _run(name, settings, as_json)
     except Exception as error:

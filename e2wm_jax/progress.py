@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,6 +63,28 @@ def say(message: str) -> None:
         tqdm.write(message, file=sys.stderr)
     elif sys.stderr is not None and not sys.stderr.closed:
         print(message, file=sys.stderr, flush=True)
+
+
+_SAID: ContextVar[set[str] | None] = ContextVar("said", default=None)  # in the run of one command
+
+
+@contextmanager
+def one_run() -> Iterator[None]:
+    """Within, `say_once` says the same thing once; in the next run again."""
+    token = _SAID.set(set())
+    try:
+        yield
+    finally:
+        _SAID.reset(token)
+
+
+def say_once(message: str) -> None:
+    """`say`, but for what was said in the same `one_run`; outside of any, each time."""
+    said = _SAID.get()
+    if said is None or message not in said:
+        say(message)
+    if said is not None:
+        said.add(message)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import re
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -12,9 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from e2wm_jax.cli import main
 from e2wm_jax.data.example import Completion, Conversation, Document, TaskExample
 from e2wm_jax.data.source import parse_mixture, read_documents, read_examples, read_questions, read_task, read_texts
 from e2wm_jax.errors import InputError
+from e2wm_jax.progress import one_run
 
 ROWS = [{"prompt": "2 + 2 is", "completion": " 4, of course"}, {"prompt": 'say "a,\tb"', "completion": "\na\n\nb\n"}]
 MARK = b"\xef\xbb\xbf"
@@ -187,12 +190,18 @@ def test_columns_say_what_names_do_not(tmp_path: Path, capsys: pytest.CaptureFix
             read_examples(path, columns=columns)
 
 
-def test_what_was_recognized_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_was_recognized_is_said_once_in_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps([FORMS["task"][0]] * 3))
-    for _ in range(2):
+    said = f"{path}: JSON list of input, ref, 3 examples\n"
+    for _ in range(2):  # in the next run again
+        with one_run():
+            for _ in range(2):
+                read_examples(path)
+        assert capsys.readouterr().err == said
+    for _ in range(2):  # a caller of the library is told each time
         read_examples(path)
-    assert capsys.readouterr().err == f"{path}: JSON list of input, ref, 3 examples\n"
+    assert capsys.readouterr().err == 2 * said
 
 
 def test_what_plain_text_holds_is_said_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -223,10 +232,10 @@ LONG = '{"text": "' + "x" * 3_000_000 + '"}\n'
     [
         ('{"text": "a"}\n{"text": "b \\ud83d"}', r"a\.json:2: not valid JSON \(half of a surrogate pair, '\\ud83d'"),
         ('{"text": "a"}\n{"\\udc00": 1, "text": "b"}', r"a\.json:2: not valid JSON \(half of a surrogate"),
-        ('[{"text": "b \\uDC00"}]', r"a\.json: not valid JSON \(half of a surrogate"),
+        ('[{"text": "b \\uDC00"}]', r"a\.json: row 1: not valid JSON \(half of a surrogate"),
         ('{"text": "a", "id": ' + "1" * 5000 + "}", r"a\.json:1: not valid JSON \(a number of thousands of digits\)"),
         ('{"text": "a", "x": ' + "[" * 99999 + "]" * 99999 + "}", r"a\.json:1: not valid JSON \(nested too deeply\)"),
-        ("[" * 99999 + "]" * 99999, r"a\.json: not valid JSON \(nested too deeply\)"),
+        ("[" * 99999 + "]" * 99999, r"a\.json: row 1: not valid JSON \(nested too deeply\)"),
         ('{"text": "a", "text": "b"}', r"a\.json:1: not valid JSON \(the key 'text' stands twice\)"),
         ('{"text": "a",}', r"a\.json:1: not valid JSON \("),
         ('[{"text": "a"},\n]', r"a\.json:[12]: not valid JSON \("),
@@ -432,3 +441,90 @@ def test_columns_that_are_not_read_are_said(tmp_path: Path, capsys: pytest.Captu
     first, second = capsys.readouterr().err.splitlines()
     assert first.endswith("a.json: JSON lines of conversations, 1 example; not read: system")
     assert second.endswith("b.json: JSON lines of instruction, output, 1 example")
+
+
+# ------------------------------------------------------------------------------------- rows of lists and indented files
+
+GOOD = '{"input": "a", "ref": "b"}'
+INDENTED = '{\n  "input": "a",\n  "ref": "b"\n}'
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (f'[{GOOD},\n{GOOD[:-1]}, "input": "c"}}]', r": row 2: not valid JSON \(the key 'input' stands twice\)"),
+        (f'[{GOOD}, {{"input": "\\ud800", "ref": "b"}}]', r": row 2: not valid JSON \(half of a surrogate pair"),
+        (f'[{GOOD}, {GOOD}, {{"input": {"9" * 5000}}}]', r": row 3: not valid JSON \(a number of thousands of digits"),
+        (f'[{GOOD},\n{{"input": {"[" * 200}{"]" * 200}}}]', r": row 2: not valid JSON \(nested too deeply"),
+        (f"[{GOOD},\n{INDENTED},\n{INDENTED[:-3]}\n}}]", r":8: not valid JSON \(.*, in row 3\)"),
+        (f"[{GOOD},\n{GOOD}", r":2: not valid JSON \(Expecting ',' delimiter at column \d+, in row 3\)"),
+        (f"[{GOOD}, 3]", r": row 2: expected a JSON object, found int"),
+        (
+            f'{{"version": "1.0 [b]", "data": [{GOOD},\n{GOOD[:-1]}, "ref": "c"}}]}}',
+            ": row 2: not valid JSON .*'ref' stands",
+        ),
+        (f'{{"data": [{GOOD}, 3]}}', r": row 2: expected a JSON object, found int"),
+        (INDENTED.replace('"b"', '"b",\n  "ref": "c"'), r": row 1: not valid JSON \(the key 'ref' stands twice\)"),
+        (INDENTED.replace('"b"', '"\\ud800"'), r": row 1: not valid JSON \(half of a surrogate pair"),
+        (INDENTED.replace('"a",', '"a"'), r":3: not valid JSON \(Expecting ',' delimiter at column 3, in row 1\)"),
+        (f"{INDENTED}\n{INDENTED}", r":5: a second JSON value begins here; give each object a line, or all one list"),
+        (
+            '{\n"messages": [\n{"role": "user"},\n{"role": }]}',
+            r":4: not valid JSON \(Expecting value at column 10, in row 1\)",
+        ),
+        (f"{GOOD}\n{GOOD[:-1]}", r":2: not valid JSON .*each line must be one object"),
+        (f"{GOOD[:-1]}\n{GOOD}", r":1: not valid JSON .*each line must be one object"),
+    ],
+)
+def test_what_is_wrong_in_a_list_is_found_by_its_row(text, says, tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=f"^{re.escape(str(path))}{says}"):
+        read_examples(path)
+
+
+# -------------------------------------------------------------------------------------------------------------- columns
+
+
+@pytest.fixture
+def tables(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.jsonl").write_text('{"q": "What?", "a": "That."}\n{"q": 3}\n')
+    Path("list.json").write_text('[{"q": "What?", "a": "That."}]')
+    Path("t.csv").write_text("q,a\nWhat?,That.\n")
+    Path("prose.txt").write_text("Once upon a time.")
+    return tmp_path
+
+
+TRAIN = ["train", "--model", "m", "--out", "o"]
+
+
+MIXED = [
+    [*TRAIN, "--data"],
+    [*TRAIN, "--data", "a.jsonl", "--validation"],
+    ["sequence", *TRAIN[1:], "--tests", "a.jsonl", "--tasks"],
+]
+LISTED = [["fisher", *TRAIN[1:], "--data"], ["eval", "perplexity", "--model", "m", "--data"]]
+
+
+@pytest.mark.parametrize(
+    ("command", "data"),
+    [
+        *((command, data) for command in MIXED + LISTED for data in ("a.jsonl", "list.json", "t.csv")),
+        *((command, "1 prose.txt 1 t.csv") for command in MIXED),
+    ],
+)
+def test_a_column_that_is_not_there_is_refused_before_anything_is_loaded(command, data, tables, monkeypatch, capsys):
+    monkeypatch.setattr("e2wm_jax.cli._run", lambda *_: pytest.fail("the program was loaded"))
+    for columns in ("prompt=foo,completion=a", "text=foo"):
+        assert main([*command, data, "--columns", columns]) == 2
+        role = columns.partition("=")[0]
+        assert f": --columns {role}=foo: no such column; there are q, a" in capsys.readouterr().err
+    with pytest.raises(pytest.fail.Exception):
+        main([*command, data, "--columns", "prompt=q,completion=a"])
+
+
+@pytest.mark.parametrize("data", ["prose.txt", "pydoc:fisher", "online:act_recog"])
+def test_columns_of_plain_text_are_refused(data, tables, capsys):
+    assert main([*TRAIN, "--data", data, "--columns", "prompt=q,completion=a"]) == 2
+    assert "--columns prompt=q,completion=a: plain text and online tasks have no columns" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from e2wm_jax.compare.arms import Arm, check_names, crossed, read_arms, slug, wi
 from e2wm_jax.compare.sets import Evaluation, check_sets, embodied_sets, text_sets
 from e2wm_jax.compare.settings import CompareSettings, read_config
 from e2wm_jax.config import BaseDType
-from e2wm_jax.data.source import parse_mixture, read_documents
+from e2wm_jax.data.source import check_columns, parse_mixture, read_documents
 from e2wm_jax.data.tokenizer import open_tokenizer
 from e2wm_jax.errors import InputError, check_at_least
 from e2wm_jax.evaluate.model import open_evaluated
@@ -269,6 +269,8 @@ def _check_arms(plan: Plan) -> None:
         try:
             check_train(settings)
             lora.adapter_spec(config, settings.lora)
+            if settings.columns:
+                check_columns(settings)
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
         runs[tuple(getattr(settings, name) for name in _OF_THE_ROWS)] = settings

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,14 @@ from e2wm_jax.files import is_there, parse_json, read_json_lines, read_text, why
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(\?\w+=[^&]+(&\w+=[^&]+)*)?")  # org/name?split=train&name=subset
 _SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".tsv", ".tab", ".txt")
 _COLUMNS = {"input", "prompt", "messages", "conversations", "instruction", "question", "text"}  # `columns.FORMS`
+_FIRST_LIST = re.compile(  # of a text that is one, or an object that begins with values of no depth
+    r'\s*(\{(\s*"[^"\\]*"\s*:\s*("[^"\\]*"|[\w.+-]+)\s*,)*\s*"(?P<key>[^"\\]*)"\s*:\s*)?\['
+)
+_GAP = re.compile(r"[\s,]*")  # between two rows of a list
 _EXTRA = "pip install 'e2wm_jax[datasets]'"
+
+
+Rows = Iterator[tuple[str, Mapping[str, Any]]]  # each with its place
 
 
 class Records(NamedTuple):
@@ -31,19 +39,34 @@ def read_records(path: Path) -> Records:
     Raises:
         InputError: naming file and line of what is malformed, or the file where it is of no format that is known.
     """
+    kind, rows = _opened(path)
+    return Records(kind, list(rows))
+
+
+def column_names(path: Path) -> list[str]:
+    """The names of the columns of the first row; of most formats no other is looked at.
+
+    Raises:
+        InputError: as `read_records`.
+    """
+    first = next(iter(_opened(path)[1]), None)
+    return [] if first is None else list(first[1])
+
+
+def _opened(path: Path) -> tuple[str, Rows]:
     suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
     if is_there(path) and path.is_dir():
-        return Records("datasets folder", _numbered(path, _saved_data_set(path)))
+        return "datasets folder", _numbered(path, _saved_data_set(path))
     if _HUB_ID.fullmatch(str(path)) and suffix not in _SUFFIXES and not (is_there(path) or path.parent.exists()):
-        return Records("data set of the hub", _numbered(path, _hub_data_set(str(path))))
+        return "data set of the hub", _numbered(path, _hub_data_set(str(path)))
     if suffix == ".parquet":
-        return Records("Parquet", _numbered(path, _parquet(path)))
+        return "Parquet", _numbered(path, _parquet(path))
     if suffix in (".csv", ".tsv", ".tab"):
-        return Records("CSV" if suffix == ".csv" else "TSV", list(_table(path, suffix)))
+        return "CSV" if suffix == ".csv" else "TSV", _table(path, suffix)
     return _json(path)
 
 
-def _json(path: Path) -> Records:
+def _json(path: Path) -> tuple[str, Rows]:
     text = read_text(path)
     start = text.lstrip()[:1]
     if start and start not in "{[":
@@ -53,54 +76,86 @@ def _json(path: Path) -> Records:
         raise InputError(
             f"{path}:{line}: not valid JSON (starts with {start!r}); name plain text *.txt, tables *.csv or *.tsv"
         )
-    if start == "[" or _is_one_object(text):
-        return Records("JSON list", list(_listed(path, text)))
-    rows: list[tuple[str, Mapping[str, Any]]] = [(f"{path}:{number}", row) for number, row in read_json_lines(path)]
-    if len(rows) == 1 and (inner := _only_list(rows[0][1])) is not None:  # {"data": [...]} in one line
-        return Records("JSON list", [(f"{path}: row {number}", row) for number, row in enumerate(inner, start=1)])
-    return Records("JSON lines", rows)
+    if start == "[" or _is_one_value(text):
+        return "JSON list", _listed(path, text)
+    lines = read_json_lines(path)
+    first = list(islice(lines, 2))
+    if len(first) == 1 and (inner := _only_list(first[0][1])) is not None:  # {"data": [...]} in one line
+        return "JSON list", _objects(path, inner)
+    return "JSON lines", ((f"{path}:{number}", row) for number, row in chain(first, lines))
 
 
-def _is_one_object(text: str) -> bool:
-    """Whether only all lines together are JSON."""
+def _is_one_value(text: str) -> bool:
+    """Whether only all lines together are JSON, be it such that it is refused for another reason."""
     first, *others = text.strip().split("\n", 1)
+    if not others:
+        return False
     try:
         parse_json(first)
     except json.JSONDecodeError:
         try:
-            return bool(others) and isinstance(parse_json(text), dict)
+            return isinstance(parse_json(text), dict)
+        except json.JSONDecodeError:
+            return first.rstrip()[-1] in "{[,:"  # no row of JSON lines ends so
         except ValueError:
-            return False
+            return True
     except ValueError:
         pass
     return False
 
 
-def _listed(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _listed(path: Path, text: str) -> Rows:
     """The objects of a list, which may stand in an object: {"data": [...]}."""
     try:
         value = parse_json(text, unique_keys=True)
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not valid JSON ({why_not_json(error)})") from error
+        if error.msg == "Extra data":
+            raise InputError(
+                f"{path}:{error.lineno}: a second JSON value begins here; give each object a line, or all one list"
+            ) from error
+        row = f", in row {number}" if (number := _bad_row(text)) else ""
+        raise InputError(f"{path}:{error.lineno}: not valid JSON ({why_not_json(error)}{row})") from error
     except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({why_not_json(error)})") from error
-    if isinstance(value, dict):
-        inner = _only_list(value)
-        value = [value] if inner is None else inner
-    for number, record in enumerate(value, start=1):
+        row = f" row {number}:" if (number := _bad_row(text)) else ""
+        raise InputError(f"{path}:{row} not valid JSON ({why_not_json(error)})") from error
+    inner = _only_list(value) if isinstance(value, dict) else value
+    return _objects(path, [value] if inner is None else inner)
+
+
+def _objects(path: Path, rows: Iterable[Any]) -> Rows:
+    for number, record in enumerate(rows, start=1):
         if not isinstance(record, dict):
             raise InputError(f"{path}: row {number}: expected a JSON object, found {type(record).__name__}")
         yield f"{path}: row {number}", record
 
 
+def _bad_row(text: str) -> int | None:
+    """The first row that is no valid JSON, in a list or in the first list of an object; None where that has none."""
+    start = _FIRST_LIST.match(text)
+    if start is None or start["key"] in _COLUMNS:
+        return 1 if text.lstrip()[:1] == "{" else None
+    decoder, place = json.JSONDecoder(), start.end()
+    for number in count(1):
+        place = _GAP.match(text, place).end()  # type: ignore[union-attr]
+        if text[place : place + 1] == "]":
+            return None
+        try:
+            _, end = decoder.raw_decode(text, place)
+            parse_json(text[place:end], unique_keys=True)
+        except (ValueError, RecursionError):
+            return number
+        place = end
+    return None
+
+
 def _only_list(value: Mapping[str, Any]) -> list[Any] | None:
     """The rows in an object whose only list they are, as in {"data": [...]}; None if it is a row itself."""
     lists = [part for part in value.values() if isinstance(part, list)]
-    is_row = len(lists) != 1 or not all(isinstance(row, dict) for row in lists[0]) or bool(_COLUMNS & value.keys())
+    is_row = len(lists) != 1 or not any(isinstance(row, dict) for row in lists[0]) or bool(_COLUMNS & value.keys())
     return None if is_row else lists[0]
 
 
-def _table(path: Path, suffix: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _table(path: Path, suffix: str) -> Rows:
     """Rows of CSV, or of columns between tabs, under the names in the first line."""
     text = read_text(path)
     csv.field_size_limit(sys.maxsize)  # of the whole process: csv has no other way
@@ -129,7 +184,7 @@ def _header(cells: list[str], where: str) -> list[str]:
     return names
 
 
-def _parquet(path: Path) -> list[Mapping[str, Any]]:
+def _parquet(path: Path) -> Iterator[Mapping[str, Any]]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -138,7 +193,8 @@ def _parquet(path: Path) -> list[Mapping[str, Any]]:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        return list(parquet.read_table(path).to_pylist())
+        for batch in parquet.ParquetFile(path).iter_batches():
+            yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{path}: no readable Parquet file ({_first_line(error)})") from error
 
@@ -190,8 +246,8 @@ def _datasets(path: Path) -> Any:
     return datasets
 
 
-def _numbered(path: Path, rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
-    return [(f"{path}: row {number}", row) for number, row in enumerate(rows, start=1)]
+def _numbered(path: Path, rows: Iterable[Mapping[str, Any]]) -> Rows:
+    return ((f"{path}: row {number}", row) for number, row in enumerate(rows, start=1))
 
 
 def _first_line(error: BaseException) -> str:

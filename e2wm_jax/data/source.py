@@ -4,7 +4,6 @@ import hashlib
 import re
 import shlex
 from collections.abc import Sequence
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -12,12 +11,13 @@ from typing import Any, Literal
 from e2wm_jax.data.columns import choose_form, examples, text_of, text_under
 from e2wm_jax.data.example import Document, Example, Question, TaskExample
 from e2wm_jax.data.online import PREFIX, OnlineTask, parse_online
-from e2wm_jax.data.records import read_records
+from e2wm_jax.data.records import column_names, read_records
 from e2wm_jax.errors import InputError
 from e2wm_jax.files import is_there, read_text
-from e2wm_jax.progress import say
+from e2wm_jax.progress import say_once
 
 PYDOC_SPLITS = ("pydoc:fisher", "pydoc:held-out")
+_OF_COLUMNS = ("data", "validation", "tasks", "tests")  # the settings that --columns is about
 
 
 def parse_mixture(texts: str | Sequence[str], flag: str = "--data") -> list[tuple[float, Path | OnlineTask]]:
@@ -157,7 +157,7 @@ def read_examples(path: Path, weight: float = 1.0, *, columns: str = "", chat: b
         if chat:
             raise InputError(f"{path}: --chat: plain text has no turns; leave it out, or give rows of messages")
         documents: list[Example] = [Document(document, weight, where) for where, document in _documents(path)]
-        _say_once(f"{path}: text, {_count(documents, 'document')}")
+        say_once(f"{path}: text, {_count(documents, 'document')}")
         return documents
     found = read_records(path)
     if not found.rows:
@@ -170,17 +170,33 @@ def read_examples(path: Path, weight: float = 1.0, *, columns: str = "", chat: b
     named = f" (--columns {columns})" if renamed else ""
     others = [name for name in found.rows[0][1] if name and not renamed and name not in form.columns + form.more]
     unread = f"; not read: {', '.join(others[:4])}{' ...' if others[4:] else ''}" if others else ""
-    _say_once(f"{path}: {found.format} of {form.name}{named}, {_count(kept, 'example')}{unread}")
+    say_once(f"{path}: {found.format} of {form.name}{named}, {_count(kept, 'example')}{unread}")
     return kept
+
+
+def check_columns(settings: Any) -> None:
+    """That --columns fits the data of a command's settings, before anything is loaded; no more than the first row of a
+    file is looked at, and of data sets nothing.
+
+    Raises:
+        InputError: for a column that a file does not have, or if there is no file that could have any.
+    """
+    sources: list[Path | OnlineTask] = []
+    for name in _OF_COLUMNS:
+        given = getattr(settings, name, None) or ()
+        for text in [given] if isinstance(given, str) else given:
+            known = text in PYDOC_SPLITS or _is_there(text)
+            sources += [Path(text)] if known else [source for _, source in parse_mixture(text, f"--{name}")]
+    tables = [one for one in sources if isinstance(one, Path) and not (str(one) in PYDOC_SPLITS or _is_plain_text(one))]
+    if not tables:
+        raise InputError(f"--columns {settings.columns}: plain text and online tasks have no columns; leave it out")
+    for path in tables:
+        if is_there(path) and path.is_file() and (names := column_names(path)):
+            choose_form(names, str(path), settings.columns)
 
 
 def _count(things: Sequence[Any], name: str) -> str:
     return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
-
-
-@cache
-def _say_once(message: str) -> None:
-    say(message)
 
 
 def online_tasks(mixture: Sequence[tuple[float, Path | OnlineTask]]) -> tuple[tuple[float, OnlineTask], ...]:
@@ -236,7 +252,7 @@ def read_texts(path: str, *, columns: str = "") -> list[tuple[str, str]]:
     if not texts:
         raise InputError(f"{path}: no documents; every text is blank")
     if form.columns != ("text",) or found.format != "JSON lines":
-        _say_once(f"{path}: {found.format} of {form.name}, {_count(texts, 'document')}")
+        say_once(f"{path}: {found.format} of {form.name}, {_count(texts, 'document')}")
     return texts
 
 
