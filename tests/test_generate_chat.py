@@ -11,6 +11,9 @@ import pytest
 from helpers import byte_tokenizer
 
 from e2wm_jax.cli import main
+from e2wm_jax.compare.plan import as_config, from_config, make_plan
+from e2wm_jax.compare.sets import evaluate as compare_evaluate
+from e2wm_jax.compare.settings import CompareSettings
 from e2wm_jax.data.chat import as_messages, end_of_turn
 from e2wm_jax.data.source import Question
 from e2wm_jax.errors import InputError
@@ -152,6 +155,54 @@ def test_evaluations_take_chats(talking: Any, tmp_path: Path, capsys: Any) -> No
     tokenizer = load_evaluated(str(folder)).tokenizer
     ids = tokenizer.apply_chat_template(as_messages("Where?"), add_generation_prompt=True, return_dict=False)
     expected = torch_text(model, tokenizer, ids, 12, [257, 258])
+    assert record["prediction"] == expected.split("\n")[0].strip()
+
+
+def test_babi_takes_chats(talking: Any, tmp_path: Path, capsys: Any) -> None:
+    """A question with its examples is one turn of the user; `eval all` asks in the same way."""
+    folder, model = talking
+    story = "1 Mary went to the hall.\n2 Where is Mary?\thall\t1\n"
+    for split in ("train", "test"):
+        (tmp_path / f"qa1_made-up_{split}.txt").write_text(story)
+    tokenizer = load_evaluated(str(folder)).tokenizer
+    passage = "Passage: Mary went to the hall.\nQuestion: Where is Mary?\nAnswer:"
+    ids = tokenizer.apply_chat_template(
+        as_messages(f"{passage} hall\n\n{passage}"), add_generation_prompt=True, return_dict=False
+    )
+    expected = torch_text(model, tokenizer, ids, 12, [257, 258]).split("\n")[0].strip()
+    words = ["eval", "babi", "--model", str(folder), "--data", str(tmp_path), "--tasks", "1", "--max-new-tokens", "12"]
+    said = {}
+    for more in ((), ("--chat",)):
+        out = tmp_path / f"out{len(more)}.jsonl"
+        assert main([*words, "--shots", "1", "--predictions", str(out), *more]) == 0
+        said[more] = json.loads(out.read_text())["prediction"]
+    assert said["--chat",] == expected != said[()]
+    assert main([*words, "--shots", "1", "--chat", "--special-tokens"]) == 2
+    assert "--special-tokens with --chat" in capsys.readouterr().err
+
+
+def test_comparisons_take_chats(talking: Any, tmp_path: Path) -> None:
+    """In evaluation and, unless [train] says otherwise, in training."""
+    folder, model = talking
+    (tmp_path / "task.json").write_text('{"input": "Where?", "ref": "kitchen"}\n')
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval/obj_move_path.json").write_text('{"input": "Where?", "ref": "kitchen"}\n')
+    (tmp_path / "text.txt").write_text("The quick brown fox.\n")
+    (tmp_path / "plain.toml").write_text("[train]\nchat = false\n")
+    options = {
+        "model": str(folder), "data": (str(tmp_path / "task.json"),), "eval": (tmp_path / "eval",), "steps": 1,
+        "text": (str(tmp_path / "text.txt"),), "regularizers": ("none",), "beams": 1, "max_new_tokens": 12,
+    }  # fmt: skip
+    plan = make_plan(CompareSettings(out=tmp_path / "out", chat=True, **options))
+    assert plan.train_settings(plan.arms[0], 0).chat
+    plain = make_plan(CompareSettings(out=tmp_path / "out", chat=True, config=tmp_path / "plain.toml", **options))
+    assert not plain.train_settings(plain.arms[0], 0).chat
+    again = from_config(json.loads(json.dumps(as_config(plan))), plan.out)
+    evaluated = load_evaluated(str(folder))
+    compare_evaluate(evaluated, again.sets, (), again.evaluation, tmp_path / "out")
+    (record,) = map(json.loads, (tmp_path / "out/predictions/obj_move_path.jsonl").read_text().splitlines())
+    ids = evaluated.tokenizer.apply_chat_template(as_messages("Where?"), add_generation_prompt=True, return_dict=False)
+    expected = torch_text(model, evaluated.tokenizer, ids, 12, [257, 258])
     assert record["prediction"] == expected.split("\n")[0].strip()
 
 

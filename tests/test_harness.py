@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import ids_of
+from helpers import byte_tokenizer, ids_of
 
 from e2wm_jax import cli
+from e2wm_jax.data.chat import chat_prompt
 from e2wm_jax.errors import InputError
 from e2wm_jax.evaluate import harness
 from e2wm_jax.evaluate.harness import HarnessSettings, harness_model, scores
@@ -45,6 +46,11 @@ PAIRS = [
     ("How to make coffee? 1. Walk to the coffee machine 2.", " Switch on the coffee machine 3. Wait"),
     ("Mary walks to the", " bed"),
 ]
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CHAT_QUESTION = "<|im_start|>user\nWhere is Mary?<|im_end|>\n<|im_start|>assistant\n"
 LONG = "The quick brown fox jumps over 13 lazy dogs. " * 9
 TEXTS = ["Mary grabs the apple and puts the apple on the table.", "x", "", LONG]
 
@@ -364,6 +370,70 @@ def test_requests_equal_the_harness_own_model(tiny_llama, tiny, torch_oracle):
     options = {"until": ["e", "\n"], "max_gen_toks": 12}
     found, expected = ask("generate_until", [(text, options) for text in TEXTS if text])
     assert found == expected
+
+
+@pytest.fixture
+def talking(save_llama, torch_oracle, tmp_path) -> tuple[Evaluated, Path]:
+    """A model with a chat template."""
+    folder = tmp_path / "talking"
+    save_llama(folder, vocab_size=259, eos_token_id=258, bos_token_id=256)
+    byte_tokenizer(special=("<|im_start|>", "<|im_end|>", "<|end|>"), chat_template=CHATML).save_pretrained(folder)
+    return load_evaluated(str(folder)), folder
+
+
+def test_turns_are_those_of_the_chat_template(talking, tiny_llama):
+    """Each goes into the template as transformers puts it there; a model without one is refused before the harness."""
+    evaluated, _ = talking
+    user, begun = {"role": "user", "content": "Where is Mary?"}, {"role": "assistant", "content": "In the"}
+    tokenizer = evaluated.tokenizer
+    expected = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
+    assert chat_prompt(tokenizer, [user]) == expected == CHAT_QUESTION
+    expected = tokenizer.apply_chat_template([user, begun], tokenize=False, continue_final_message=True)
+    assert chat_prompt(tokenizer, [user, begun], answer_begun=True) == expected == f"{CHAT_QUESTION}In the"
+
+
+@needs_harness
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_chats_equal_the_harness_own_model(talking, tiny_llama, own_tasks, tmp_path, capsys, torch_oracle):
+    """Tasks of one's own with the chat template, by us and by its `hf` model."""
+    pytest.importorskip("accelerate", reason="the harness' `hf` model needs accelerate")
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    _, folder = talking
+    words = ["eval", "harness", "--tasks", "own_choices,own_words,own_text", "--include-path", str(own_tasks), "--json"]
+    words += ["--shots", "1", "--chat", "--out", str(tmp_path / "all.json")]
+    assert cli.main([*words, "--model", str(tiny_llama)]) == 2
+    assert "--chat: the model's tokenizer has no chat template" in capsys.readouterr().err
+    assert cli.main([*words, "--model", str(folder)]) == 0
+    theirs = lm_eval.simple_evaluate(
+        model=HFLM(pretrained=str(folder), device="cpu", batch_size=1),
+        tasks=["own_choices", "own_words", "own_text"],
+        task_manager=TaskManager(include_path=str(own_tasks)),
+        num_fewshot=1,
+        apply_chat_template=True,
+        fewshot_as_multiturn=True,
+        random_seed=0,
+        numpy_random_seed=0,
+        fewshot_random_seed=0,
+    )
+    ours = json.loads((tmp_path / "all.json").read_text())
+    for name in ("own_choices", "own_words"):
+        for one, other in zip(ours["samples"][name], theirs["samples"][name], strict=True):
+            asked = one["arguments"][0][0]
+            assert asked.startswith("<|im_start|>user\n")
+            assert asked.endswith("<|im_start|>assistant\n")
+            assert asked.count("<|im_start|>") == 4  # an example is two turns
+            assert one["arguments"] == json.loads(json.dumps(other["arguments"], default=str))
+            for mine, his in zip(one["resps"], other["resps"], strict=True):
+                if name == "own_words":
+                    assert mine == his
+                else:
+                    assert float(mine[0][0]) == pytest.approx(his[0][0], rel=1e-4)
+    perplexities = [found["results"]["own_text"]["word_perplexity,none"] for found in (ours, theirs)]
+    assert perplexities[0] == pytest.approx(perplexities[1], rel=1e-4)
 
 
 def test_standard_errors_that_are_no_numbers_are_left_out():

@@ -120,6 +120,7 @@ def make_plan(settings: CompareSettings) -> Plan:
             beams=settings.beams,
             max_new_tokens=settings.max_new_tokens,
             too_long=settings.too_long,
+            chat=settings.chat,
         ),
         base_dtype=general.get("base_dtype", "float32"),
     )
@@ -220,12 +221,13 @@ def _seeds(texts: Sequence[str]) -> tuple[int, ...]:
 
 
 def _general_train(settings: CompareSettings, table: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of training for all arms: the file's [train], and flags."""
+    """Settings of training for all arms: the file's [train], and flags; --chat stands below the file's own."""
     flags = _said(**{name: getattr(settings, name) for name in _TRAIN_FLAGS})
     if settings.data:
         flags["data"] = list(settings.data)
     adapted = _said(rank=settings.lora_rank, targets=settings.lora_targets, dropout=settings.lora_dropout)
-    return merged(table, flags | ({"lora": adapted} if adapted else {}))
+    flags |= {"lora": adapted} if adapted else {}
+    return merged({"chat": True} if settings.chat else {}, merged(table, flags))
 
 
 def _complete(arm: Arm, settings: CompareSettings, general_fisher: Mapping[str, Any]) -> Arm:

@@ -27,6 +27,7 @@ class Evaluation:
     beams: int = 4
     max_new_tokens: int = 256
     too_long: TooLong = "refuse"
+    chat: bool = False
 
 
 def embodied_sets(places: Sequence[Path]) -> tuple[EvalSet, ...]:
@@ -106,6 +107,7 @@ def _parts(
         max_new_tokens=how.max_new_tokens,
         max_length=how.text_max_length,
         too_long=how.too_long,
+        chat=how.chat,
     )
     parts = (
         ([one for one in sets if one.kind in SKILL_KINDS], how.samples),

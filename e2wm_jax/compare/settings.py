@@ -78,6 +78,9 @@ class CompareSettings:
     """Of generation sets."""
     too_long: TooLong = "refuse"
     """Evaluation examples with more tokens than the model has positions: refuse, skip, or truncate them."""
+    chat: bool = False
+    """Put questions and prompts into the tokenizer's chat template, as what a user says, in evaluation and training;
+    not general text. Where [train] says chat = false, training does not."""
     workers: int = 1
     """Processes that train and evaluate side by side: on GPUs each has its own, on a CPU each its share of cores."""
     resume: bool = False

@@ -31,14 +31,20 @@ def as_messages(prompt: str, system: str | None = None) -> list[Message]:
     return [*first, {"role": "user", "content": prompt}]
 
 
-def chat_prompt(tokenizer: Any, messages: Sequence[Message], where: str = "--chat") -> str:
+def chat_prompt(
+    tokenizer: Any, messages: Sequence[Message], where: str = "--chat", *, answer_begun: bool = False
+) -> str:
     """The text that asks for the assistant's next turn, special tokens written out: encode it without others.
+
+    Args:
+        answer_begun: the last of the messages is the assistant's, and is to go on.
 
     Raises:
         InputError: if there is no chat template, or it does not take the messages.
     """
     check_template(tokenizer, where)
-    return str(_apply(tokenizer, messages, where, add_generation_prompt=True, tokenize=False))
+    options = {"add_generation_prompt": not answer_begun, "continue_final_message": answer_begun}
+    return str(_apply(tokenizer, messages, where, tokenize=False, **options))
 
 
 def chat_prompt_ids(tokenizer: Any, messages: Sequence[Message], where: str = "--chat") -> list[int]:

@@ -20,8 +20,9 @@ prompts under "shortened"; one that does not fit without any is refused before a
 
 The model continues greedily up to the end of the line.  What it wrote is right if it equals the answer, both without
 white space around them, periods at their end and regard to case.  Several answers count as the file has them, in its
-order: "football,apple".  Beside each accuracy stands the share of the most common answer, which needs no reading, and
-the interval of a bootstrap over stories, since questions about one story are not independent.
+order: "football,apple".  With --chat the whole prompt is what a user says, and the assistant's turn is the answer.
+Beside each accuracy stands the share of the most common answer, which needs no reading, and the interval of a bootstrap
+over stories, since questions about one story are not independent.
 """
 
 from collections import Counter
@@ -109,7 +110,8 @@ def evaluate(
     )
     kept = Predictions(predictions, made, len(asked), resume=resume, is_record=_is_record)
     prompts, names = [one.ids for one in asked], [one.question.where for one in asked]
-    for batch in first_lines(evaluated, prompts, names, decoding, options.batch_size, kept.done.keys()):
+    done = kept.done.keys()
+    for batch in first_lines(evaluated, prompts, names, decoding, options.batch_size, done, chat=options.chat):
         kept.add([_record(asked[place], line) for place, line in batch])
     skipped = sum(len(test[: options.samples]) for _, test in data.values()) - len(asked)
     truncated = sum(one.cut for one in asked)
@@ -127,6 +129,7 @@ def check(options: BabiOptions) -> None:
         ("--shots", options.shots, 0), ("--samples", options.samples, 1), ("--batch-size", options.batch_size, 1)
     )
     Decoding(options.max_new_tokens).check()
+    _prompting(options).check()
 
 
 def prompt(question: StoryQuestion) -> str:
@@ -207,7 +210,7 @@ def _fitting(
         places = [place for place in range(len(questions)) if place not in found]
         names = [questions[place].where for place in places]
         texts = ["".join(examples[len(examples) - number :]) + prompt(questions[place]) for place in places]
-        encoded = prompt_ids(model, texts, Prompting(options.special_tokens), where=names.__getitem__)
+        encoded = prompt_ids(model, texts, _prompting(options), where=names.__getitem__)
         for place, text, ids in zip(places, texts, encoded, strict=True):
             question = questions[place]
             if len(ids) <= room:
@@ -221,6 +224,11 @@ def _fitting(
             elif number == 0:
                 found[place] = question, text, ids[-room:], 0, True
     return [found[place] for place in range(len(questions))]
+
+
+def _prompting(options: BabiOptions) -> Prompting:
+    """How a question with its examples is put to the model."""
+    return Prompting(options.special_tokens, options.too_long, options.chat)
 
 
 def _record(one: _Asked, text: str) -> dict[str, Any]:

@@ -60,6 +60,9 @@ class BabiOptions:
     """Add the tokenizer's default special tokens."""
     too_long: TooLong = "refuse"
     """Questions that do not fit the model without any example: refuse, skip, or truncate them from the left."""
+    chat: bool = False
+    """Put each question with its examples into the tokenizer's chat template, as what a user says; the assistant's turn
+    is the answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,5 +113,7 @@ class HarnessSettings:
     """Tokens that the model may read at a time; its positions by default."""
     special_tokens: bool = True
     """Add the tokenizer's default special tokens, as the harness does."""
+    chat: bool = False
+    """Put each question into the tokenizer's chat template, and worked examples as turns."""
     base_dtype: BaseDType = "float32"
     """Weights and activations; int8 and nf4 hold the matrices in 8 or 4 bits."""

@@ -17,7 +17,9 @@ is none, a task of one's own, a YAML file below --include-path, may name local f
     doc_to_choice: "{{choices}}"
     doc_to_target: "{{gold}}"
 
-Chat templates are not applied.  From Python, `lm_eval.simple_evaluate(model=harness_model(lambda: evaluated), ...)`.
+With --chat the harness puts questions and worked examples into the tokenizer's chat template, as turns; texts whose
+perplexity is asked for stay as they are.  From Python, `lm_eval.simple_evaluate(model=harness_model(lambda: evaluated),
+...)`.
 """
 
 import difflib
@@ -26,6 +28,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from e2wm_jax.data.chat import chat_prompt, check_template
+from e2wm_jax.data.tokenizer import open_tokenizer
 from e2wm_jax.errors import InputError, check_at_least
 from e2wm_jax.evaluate.benchmark_settings import HarnessSettings
 from e2wm_jax.evaluate.harness_requests import Answering, generate_until, loglikelihoods, rolling
@@ -49,7 +53,9 @@ def run(settings: HarnessSettings) -> dict[str, Any]:
         ("--max-length", settings.max_length, 2),
     )
     harness = _lm_eval("lm_eval")
-    locate(settings.model)  # a wrong name is said before data are loaded, and the model is loaded after them
+    files = locate(settings.model)  # a wrong name is said before data are loaded, and the model is loaded after them
+    if settings.chat:
+        check_template(open_tokenizer(files))
     manager, names = _tasks(settings)
     model = harness_model(
         cache(lambda: load_evaluated(settings.model, settings.adapter, settings.base_dtype)),
@@ -68,6 +74,8 @@ def run(settings: HarnessSettings) -> dict[str, Any]:
             numpy_random_seed=settings.seed,
             torch_random_seed=None,
             fewshot_random_seed=settings.seed,
+            apply_chat_template=settings.chat,
+            fewshot_as_multiturn=settings.chat,
         )
     except (ConnectionError, FileNotFoundError) as error:  # of the library that loads data
         reason = str(error).partition("\n")[0]
@@ -105,6 +113,18 @@ def harness_model(load: Callable[[], Evaluated], how: Answering | None = None) -
 
         def generate_until(self, requests: Sequence[Any]) -> list[str]:
             return generate_until(load(), [request.args for request in requests], options)
+
+        def apply_chat_template(
+            self, chat_history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
+        ) -> str:
+            return chat_prompt(load().tokenizer, chat_history, answer_begun=not add_generation_prompt)
+
+        def chat_template(self, chat_template: bool | str = False) -> str:
+            return str(load().tokenizer.chat_template) if chat_template else ""
+
+        @property
+        def tokenizer_name(self) -> str:
+            return str(load().tokenizer.name_or_path).replace("/", "__")
 
     return E2wmLM()
 

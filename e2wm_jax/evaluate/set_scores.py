@@ -124,6 +124,7 @@ def _babi_options(options: SuiteOptions) -> babi.BabiOptions:
         batch_size=options.batch_size,
         special_tokens=options.special_tokens,
         too_long=options.too_long,
+        chat=options.chat,
     )
 
 

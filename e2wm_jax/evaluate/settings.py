@@ -169,7 +169,7 @@ class SuiteOptions:
     too_long: TooLong = "refuse"
     """Examples with more tokens than the model has positions: refuse, skip, or truncate them, prompts from the left."""
     chat: bool = False
-    """Put questions and prompts into the tokenizer's chat template, as what a user says; not bAbI's, nor text."""
+    """Put questions and prompts into the tokenizer's chat template, as what a user says; not general text."""
     train: tuple[Path, ...] = ()
     """Training files {"input", "ref"}: what of the sets occurs in them is reported, and scored apart."""
     resume: bool = False
