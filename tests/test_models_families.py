@@ -399,6 +399,13 @@ def test_options_without_a_meaning_are_refused(model_type: str, change: dict[str
         config_from_hf(raw, Path("config.json"))
 
 
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3", "gpt_neox", "opt"])
+def test_a_model_that_reads_both_ways_is_refused(model_type: str) -> None:
+    """As embedding models of LLaMA's and Qwen's form do: transformers lets them see what comes behind."""
+    with pytest.raises(InputError, match=r"is_causal is False; only models that read from left to right"):
+        config_from_hf({"model_type": model_type, "is_causal": False}, Path("config.json"))
+
+
 def test_sizes_that_are_missing_are_refused() -> None:
     for model_type, sizes in SIZES.items():
         raw = {"model_type": model_type, "vocab_size": VOCAB, **sizes}

@@ -286,6 +286,10 @@ def config_from_hf(raw: dict[str, Any], path: Path) -> ModelConfig:
     Raises:
         InputError: for another architecture or an option that the forward pass does not implement.
     """
+    if raw.get("is_causal", True) is not True:
+        raise InputError(
+            f"{path}: is_causal is {raw['is_causal']!r}; only models that read from left to right can be read"
+        )
     known = {name: family for family in FAMILIES.values() for name in family.MODEL_TYPES}
     if not isinstance(raw.get("model_type"), str) or raw["model_type"] not in known:
         raise InputError(f"{path}: model_type is {raw.get('model_type')!r}; supported: {', '.join(sorted(known))}")
