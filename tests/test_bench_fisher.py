@@ -12,14 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from e2wm_jax.bench import fisher, fisher_peers
+from e2wm_jax.bench import fisher
 from e2wm_jax.bench.fisher import FisherBenchSettings
-from e2wm_jax.bench.fisher_job import SHAPES, Job, compare, documents, reference_folder
-from e2wm_jax.bench.fisher_methods import corpus, operations, selected
 from e2wm_jax.bench.fisher_page import verdict
-from e2wm_jax.bench.fisher_peers import PACKAGES, PeerPass, peer_operations
-from e2wm_jax.bench.gradient import WAYS, batch_gradient
-from e2wm_jax.bench.peers import Peer
+from e2wm_jax.bench.jobs.fisher import SHAPES, Job, compare, documents, reference_folder
+from e2wm_jax.bench.ours.fisher import corpus, operations, selected
+from e2wm_jax.bench.ours.gradient import WAYS, batch_gradient
+from e2wm_jax.bench.peers import fisher as fisher_peers
+from e2wm_jax.bench.peers.fisher import PACKAGES, PeerPass, peer_operations
+from e2wm_jax.bench.process import Peer
 from e2wm_jax.cli import main
 from e2wm_jax.data.batch import Row
 from e2wm_jax.errors import InputError
@@ -28,7 +29,7 @@ from e2wm_jax.models import decoder
 from e2wm_jax.tensor_files import open_tensors
 
 SMALL = FisherBenchSettings(shape="tiny", length=12, batch_size=3, rounds=1, against=(), cores=0)
-JOB = Job("", "", "tiny", "float32", "all", (12, 12, 12), 3, 2, 12, "xla", 0.1, 1, 0, "cpu", 0)
+JOB = Job(shape="tiny", lengths=(12, 12, 12), batch_size=3, step_size=2, row=12, cores=0, clock="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +123,8 @@ def test_a_wrong_peer_is_called_wrong(job):
 @pytest.mark.parametrize("peer", ["official", "torch-func"])
 def test_torch_peers_give_our_f(job, peer, torch_oracle):
     made, _ = job
-    theirs = dataclasses.replace(made, model=made.folder, shape="", cores=1)
-    with Peer(peer, dataclasses.asdict(theirs), module="e2wm_jax.bench.fisher_peers") as process:
+    theirs = dataclasses.replace(made, model=made.folder, shape=None, cores=1)
+    with Peer(peer, theirs, module="e2wm_jax.bench.peers.fisher") as process:
         assert process.ask("prepare")["grown_bytes"] >= 0
         process.ask("measure")
         found = process.ask("check")

@@ -7,8 +7,9 @@ import pytest
 from e2wm_jax.bench import generate as generate_bench
 from e2wm_jax.bench import models as models_bench
 from e2wm_jax.bench.generate import GenerateBenchSettings
-from e2wm_jax.bench.models import SHAPES, ModelsBenchSettings
-from e2wm_jax.bench.peers import Peer, best_of
+from e2wm_jax.bench.harness import best_of
+from e2wm_jax.bench.models import SHAPES, SIDES, ModelsBenchSettings
+from e2wm_jax.bench.process import Peer
 from e2wm_jax.errors import InputError
 from e2wm_jax.models.decoder import FAMILIES
 
@@ -17,7 +18,10 @@ def test_both_sides_read_one_model_and_agree(tiny_llama, torch_oracle):
     """Loss and tokens of the same request to both processes, and the report's arithmetic."""
     model = {"model": str(tiny_llama), "dtype": "float32"}
     ids = [[5, 9, 33, 2, 100, 7, 8, 9], [4, 4, 4, 90, 91, 3, 2, 1]]
-    with Peer("ours", model) as ours, Peer("transformers", model) as theirs:
+    with (
+        Peer("ours", model, module=SIDES["ours"]) as ours,
+        Peer("transformers", model, module=SIDES["transformers"]) as theirs,
+    ):
         for operation in ("forward", "gradient"):
             losses = [peer.ask(operation, ids=ids)["loss"] for peer in (ours, theirs)]
             assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -1,7 +1,8 @@
 """The benchmark of the training step: its sides compute the same, and its report says what was measured."""
 
+import importlib
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -9,9 +10,13 @@ import numpy as np
 import pytest
 
 from e2wm_jax import lora
-from e2wm_jax.bench import train, train_job, train_meshes, train_methods, train_peers
+from e2wm_jax.bench import train
+from e2wm_jax.bench.jobs import train as train_job
+from e2wm_jax.bench.jobs.train import Job, adapter_folder, fisher_of, loader_of, read_rows, write_rows
+from e2wm_jax.bench.ours import meshes as train_meshes
+from e2wm_jax.bench.ours import train as train_methods
+from e2wm_jax.bench.peers import peft as train_peers
 from e2wm_jax.bench.train import TrainBenchSettings, check, run
-from e2wm_jax.bench.train_job import Job, adapter_folder, fisher_of, loader_of, read_rows, write_rows
 from e2wm_jax.cli import COMMANDS
 from e2wm_jax.config import MODELS, GPTNeoConfig, LoraConfig
 from e2wm_jax.data.batch import Row
@@ -51,13 +56,11 @@ def small_job(folder: Path, shape: str) -> Job:
     """Four rows of unequal lengths, two a step."""
     job = Job(
         folder=str(folder),
-        model="",
         shape=shape,
-        dtype="float32",
+        base_dtype="float32",
         targets=("all-linear", "q_proj"),
         rank=2,
         dropout=0.0,
-        remat="none",
         batch_size=2,
         max_length=48,
         cores=1,
@@ -110,13 +113,10 @@ def test_f_is_the_same_everywhere_and_another_for_each_module() -> None:
 class InThisProcess:
     """Stands for a `Peer`: five processes would each import jax."""
 
-    def __init__(self, side: str, case: dict[str, Any], *, module: str) -> None:
-        assert (side, module) in (("ours", train._MODULE), ("mesh", train._MESHES))
-        case = json.loads(json.dumps(case))
-        if side == "ours":
-            self._operations = train_methods.operations(Job(**{**case, "targets": tuple(case["targets"])}))
-        else:
-            self._operations = train_meshes.operations(case)
+    def __init__(self, side: str, case: Any, *, module: str) -> None:
+        assert (side, module) in (("ours", train._OURS), ("mesh", train._MESHES))
+        case = asdict(case) if side == "ours" else case
+        self._operations = importlib.import_module(module).SIDES[side](json.loads(json.dumps(case, default=str)))
 
     def ask(self, operation: str, **arguments: Any) -> Any:
         return json.loads(json.dumps({"seconds": 0.0, **self._operations[operation](**arguments)}))
@@ -168,7 +168,7 @@ def test_report_of_a_small_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
 def test_random_weights_of_any_base(tmp_path: Path) -> None:
     job = small_job(tmp_path, "tiny")
     for dtype, held in (("float32", 4 * 2 * 64 * 128), ("int8", 2 * 64 * 128 + 2 * 128 * 4)):  # with a scale per row
-        _, params = train_methods.load_model(replace(job, dtype=dtype))
+        _, params = train_methods.load_model(replace(job, base_dtype=dtype))
         assert train_methods._bytes(params["layers"]["up"]) == held
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from e2wm_jax import lora
-from e2wm_jax.bench.program import read_program
+from e2wm_jax.bench.ours.program import read_program
 from e2wm_jax.config import MODELS, GPTNeoConfig, LlamaConfig, LoraConfig, ModelConfig
 from e2wm_jax.data.batch import Batch, Row, collate
 from e2wm_jax.models import decoder

@@ -6,23 +6,20 @@ a machine that is slow for a while is slow for both.
 """
 
 import contextlib
-import os
 import re
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 from statistics import median
 from typing import Any
 
-import numpy as np
-
-from e2wm_jax.bench import fisher_peers
-from e2wm_jax.bench.fisher_job import SHAPES, Job
-from e2wm_jax.bench.fisher_methods import selected
 from e2wm_jax.bench.fisher_page import show, write_report
-from e2wm_jax.bench.fisher_rows import Seconds, ratio, ratio_range, row_of, spread, through_textbook
-from e2wm_jax.bench.machine import processor
-from e2wm_jax.bench.own_method import check_own
-from e2wm_jax.bench.peers import Peer
+from e2wm_jax.bench.harness import Seconds, circumstances, ratio, ratio_range, seconds_in_turn, spread
+from e2wm_jax.bench.jobs.fisher import SHAPES, Job
+from e2wm_jax.bench.ours.fisher import selected
+from e2wm_jax.bench.ours.own_method import check_own
+from e2wm_jax.bench.peers import fisher as fisher_peers
+from e2wm_jax.bench.process import Peer
 from e2wm_jax.bench.settings import FisherBenchSettings
 from e2wm_jax.config import ModelConfig
 from e2wm_jax.errors import InputError, check_at_least
@@ -33,11 +30,12 @@ from e2wm_jax.progress import say
 
 LAYOUTS = ("full", "padded", "rows", "packed")
 _ANCHORS = ("textbook", "fused")  # measured again beside every peer
-_MODULE = "e2wm_jax.bench.fisher_peers"
+_OURS, _PEERS = "e2wm_jax.bench.ours.fisher", "e2wm_jax.bench.peers.fisher"
 __all__ = ["run", "show"]
+Report = dict[str, Any]
 
 
-def run(settings: FisherBenchSettings) -> dict[str, Any]:
+def run(settings: FisherBenchSettings) -> Report:
     """Run the command; returns what `--json` prints (docs/performance.md says what the numbers are).
 
     Raises:
@@ -45,16 +43,14 @@ def run(settings: FisherBenchSettings) -> dict[str, Any]:
     """
     config = check(settings)
     with tempfile.TemporaryDirectory() as folder:
-        job = _job(settings, folder)
-        report = _packed(settings, job) if settings.packed else _compared(settings, job)
+        job = Job.of(settings, folder)
+        report = _packed(job) if settings.packed else _compared(job)
     report = {
         "command": "bench fisher",
         "model": settings.shape or settings.model,
         "family": type(config).__name__.removesuffix("Config"),
         **report,
-        "settings": {**asdict(settings), "out": None if settings.out is None else str(settings.out)},
-        "processor": processor(),
-        "load": [round(load, 2) for load in os.getloadavg()],
+        **circumstances(settings),
     }
     if settings.out is not None:
         write_report(settings.out, report)
@@ -103,73 +99,44 @@ def check(settings: FisherBenchSettings) -> ModelConfig:
     return config
 
 
-def _job(settings: FisherBenchSettings, folder: str) -> Job:
-    lengths = [settings.length] * settings.batch_size
-    if settings.packed:
-        rng = np.random.default_rng(settings.seed)
-        lengths = rng.integers(settings.shortest, settings.length, settings.documents, endpoint=True).tolist()
-    return Job(
-        folder=folder,
-        model="" if settings.shape else settings.model,
-        shape=settings.shape or "",
-        dtype=settings.base_dtype,
-        params=settings.params,
-        lengths=tuple(lengths),
-        batch_size=settings.batch_size,
-        step_size=settings.step_size or settings.batch_size,
-        row=settings.row or settings.length,
-        kernel=settings.kernel,
-        keep=settings.keep,
-        group=settings.group,
-        cores=settings.cores,
-        clock=settings.clock,
-        seed=settings.seed,
-    )
-
-
-def _compared(settings: FisherBenchSettings, job: Job) -> dict[str, Any]:
+def _compared(job: Job) -> Report:
     """Our methods with the official loop, then each other peer beside `_ANCHORS`."""
-    absent = {peer: how for peer in settings.against if (how := fisher_peers.missing(peer))}
-    peers = [peer for peer in settings.against if peer not in absent]
-    facts: dict[str, dict[str, Any]] = {}
-    with contextlib.ExitStack() as stack:
-        ours = stack.enter_context(_process("ours", job))
+    absent = {peer: how for peer in job.against if (how := fisher_peers.missing(peer))}
+    peers = [peer for peer in job.against if peer not in absent]
+    others = [peer for peer in peers if peer != "official"]
+    facts: dict[str, Report] = {}
+    seconds: dict[str, Seconds] = {}  # by peer; "official": of ours too, whether it is there or not
+    with _process("ours", job) as ours:
         about = ours.ask("describe")
         say("bench fisher: F of single documents, to compare with")
         ours.ask("save", weights=bool(peers))
-        theirs = replace(job, model=job.folder, shape="")
-        for method in (*settings.methods, *settings.method_from):
+        for method in (*job.methods, *job.method_from):
             say(f"bench fisher: {method} compiles")
-            facts[method] = ours.ask("prepare", method=method, own=method in settings.method_from)
-        sides: dict[str, Peer] = {method: ours for method in facts if "failed" not in facts[method]}
-        with contextlib.ExitStack() as first:
-            if "official" in peers:
-                peers.remove("official")
-                facts["official"], official = _start(first, "official", theirs)
-                sides |= {} if official is None else {"official": official}
-            seconds = {"": _measure(sides, settings.rounds)}  # by peer; "": all that were measured together
-            for name, side in sides.items():
-                facts[name] |= _checked(name, side)
-        anchors: dict[str, Peer] = {name: ours for name in _ANCHORS if name in settings.methods}
-        for peer in peers:
-            with contextlib.ExitStack() as other:
-                facts[peer], process = _start(other, peer, theirs)
-                if process is not None:
+            facts[method] = ours.ask("prepare", method=method, own=method in job.method_from)
+        sides = {method: (ours, {"method": method}) for method in facts if "failed" not in facts[method]}
+        anchors = {name: sides[name] for name in _ANCHORS if name in sides}
+        for peer in ("official", *others):
+            mine = sides if peer == "official" else anchors
+            with contextlib.ExitStack() as stack:
+                if peer in peers:
+                    facts[peer], process = _start(stack, peer, job)
+                    mine = mine | ({peer: (process, {})} if process else {})
+                if peer == "official":
+                    seconds[peer] = _measure(mine, job.rounds, facts)
+                elif peer in mine:
                     try:
-                        seconds[peer] = _measure({**anchors, peer: process}, settings.rounds)
-                        facts[peer] |= _checked(peer, process)
+                        seconds[peer] = _measure(mine, job.rounds, facts)
                     except RuntimeError as error:
                         facts[peer]["failed"] = str(error)
-    rows = [row_of(name, facts[name], seconds.get(name, seconds[""]), about, job) for name in facts]
+    rows = [_row(name, facts[name], seconds.get(name, seconds["official"]), about, job) for name in facts]
     for row in rows:
-        if row["method"] in seconds:
+        if row["method"] in others and row["method"] in seconds:
             row["beside"] = {name: spread(seconds[row["method"]][name]) for name in anchors}
-        row["side"] = "own" if row["method"] in settings.method_from else row["side"]
-    through_textbook(rows)
+    _through_textbook(rows)
     return {**_about(about), "rows": rows, "not_installed": absent}
 
 
-def _packed(settings: FisherBenchSettings, job: Job) -> dict[str, Any]:
+def _packed(job: Job) -> Report:
     """Documents of unequal lengths in every layout."""
     with _process("ours", job) as ours:
         about = ours.ask("describe")
@@ -178,58 +145,86 @@ def _packed(settings: FisherBenchSettings, job: Job) -> dict[str, Any]:
         for layout, name in names.items():
             say(f"bench fisher: {layout} compiles")
             facts[layout] = ours.ask("prepare", method=name)
-        seconds = _measure(dict.fromkeys(names.values(), ours), settings.rounds)
-    rows = []
-    for layout, name in names.items():
-        per_token = [s / facts[layout]["tokens"] for s in seconds[name]]
-        full = [s / facts["full"]["tokens"] for s in seconds[names["full"]]]
-        rows.append(
-            {
-                "layout": layout,
-                "documents": facts[layout]["documents"],
-                "tokens": facts[layout]["tokens"],
-                "real_share": round(facts[layout]["tokens"] / facts[layout]["places"], 3),
-                **spread(seconds[name]),
-                "microseconds_per_token": round(1e6 * median(per_token), 2),
-                "over_full": ratio(per_token, full),
-                "over_full_range": ratio_range(per_token, full),
-            }
-        )
+        measures = {layout: partial(ours.ask, "measure", method=name) for layout, name in names.items()}
+        seconds = seconds_in_turn(measures, job.rounds, "bench fisher")
+    per_token = {layout: [each / facts[layout]["tokens"] for each in seconds[layout]] for layout in LAYOUTS}
+    rows = [
+        {
+            "layout": layout,
+            "documents": facts[layout]["documents"],
+            "tokens": facts[layout]["tokens"],
+            "real_share": round(facts[layout]["tokens"] / facts[layout]["places"], 3),
+            **spread(seconds[layout]),
+            "microseconds_per_token": round(1e6 * median(per_token[layout]), 2),
+            "over_full": ratio(per_token[layout], per_token["full"]),
+            "over_full_range": ratio_range(per_token[layout], per_token["full"]),
+        }
+        for layout in LAYOUTS
+    ]
     return {**_about(about), "rows": rows}
 
 
 def _process(side: str, job: Job) -> Peer:
-    return Peer(side, asdict(job), module=_MODULE)
+    return Peer(side, job, module=_OURS if side == "ours" else _PEERS)
 
 
-def _start(stack: contextlib.ExitStack, name: str, job: Job) -> tuple[dict[str, Any], Peer | None]:
+def _start(stack: contextlib.ExitStack, name: str, job: Job) -> tuple[Report, Peer | None]:
     """A peer's facts and process; no process where it cannot do it."""
     say(f"bench fisher: {name} starts")
     try:
-        peer = stack.enter_context(_process(name, job))
+        peer = stack.enter_context(_process(name, replace(job, model=job.folder, shape=None)))
         facts = peer.ask("prepare")
     except (RuntimeError, BrokenPipeError) as error:
         return {"failed": str(error)}, None
     return facts, None if "failed" in facts else peer
 
 
-def _measure(sides: dict[str, Peer], rounds: int) -> Seconds:
-    seconds: Seconds = {name: [] for name in sides}
-    for number in range(rounds):
-        say(f"bench fisher: {', '.join(sides)}: round {number + 1} of {rounds}")
-        for name, side in sides.items():
-            seconds[name].append(side.ask("measure", **_named(name))["seconds"])
+def _measure(sides: dict[str, tuple[Peer, Report]], rounds: int, facts: dict[str, Report]) -> Seconds:
+    """Times of all rounds, and into ``facts`` what is said of each F that was not looked at before."""
+    measures = {name: partial(side.ask, "measure", **words) for name, (side, words) in sides.items()}
+    seconds = seconds_in_turn(measures, rounds, f"bench fisher: {', '.join(sides)}")
+    for name, (side, words) in sides.items():
+        if "error" not in facts[name]:
+            facts[name] |= side.ask("check", **words)
     return seconds
 
 
-def _checked(name: str, side: Peer) -> dict[str, Any]:
-    return side.ask("check", **_named(name))
-
-
-def _named(name: str) -> dict[str, str]:
-    """Ours is told which method; a peer has but one."""
-    return {} if name in fisher_peers.PACKAGES else {"method": name}
-
-
-def _about(about: dict[str, Any]) -> dict[str, Any]:
+def _about(about: Report) -> Report:
     return {key: about[key] for key in ("parameters", "device", "jax", "gflops")}
+
+
+def _row(name: str, facts: Report, seconds: Seconds, about: Report, job: Job) -> Report:
+    """What is said of one method; memory in units of P, all parameters in float32."""
+    side = "peer" if name in fisher_peers.PACKAGES else "own" if name in job.method_from else "ours"
+    row: Report = {"method": name, "side": side}
+    row |= {key: facts[key] for key in ("way", "failed", "gflops") if key in facts}
+    if name not in seconds:
+        return row
+    row |= spread(seconds[name])
+    row["examples_per_second"] = round(len(job.lengths) / row["seconds"], 3)
+    row["tokens_per_second"] = round(sum(job.lengths) / row["seconds"], 1)
+    for other in ("textbook", "plain", "fused"):
+        if other in seconds:
+            row[f"over_{other}"] = ratio(seconds[name], seconds[other])
+            row[f"over_{other}_range"] = ratio_range(seconds[name], seconds[other])
+    if "official" in seconds:
+        row["times_official"] = ratio(seconds["official"], seconds[name])
+        row["times_official_range"] = ratio_range(seconds["official"], seconds[name])
+    row |= {key: facts[key] for key in ("peak_bytes", "extra_bytes", "grown_bytes") if key in facts}
+    unit = 4 * about["parameters"]
+    if "extra_bytes" in facts:
+        row["extra_parameters"] = round(facts["extra_bytes"] / unit, 3)
+    if "grown_bytes" in facts:
+        row["grown_parameters"] = round((facts["grown_bytes"] - 4 * about["selected"]) / unit, 2)
+    if facts.get("error") is not None:
+        row |= {key: facts[key] for key in ("error", "worst", "tensors", "missing", "wrong", "first_wrong")}
+    return row
+
+
+def _through_textbook(rows: list[Report]) -> None:
+    """An estimate for peers that were not measured beside the official loop; tables leave it out, for it is of two
+    measurements."""
+    official = next((row["over_textbook"] for row in rows if row["method"] == "official" and "over_textbook" in row), 0)
+    for row in rows:
+        if official and "over_textbook" in row and "times_official" not in row:
+            row["times_official"] = round(official / row["over_textbook"], 3)

@@ -1,17 +1,20 @@
 """`e2wm bench generate`: new tokens per second against transformers, and answers scored with a shared prompt."""
 
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from e2wm_jax.bench.peers import Answer, Peer, Side, best_of, has_transformers
+from e2wm_jax.bench.harness import best_of, print_table
+from e2wm_jax.bench.models import SIDES
+from e2wm_jax.bench.peers.transformers import has_transformers
+from e2wm_jax.bench.process import Answer, Peer
 from e2wm_jax.bench.settings import GenerateBenchSettings
 from e2wm_jax.data.source import read_documents, read_questions
 from e2wm_jax.errors import check_at_least
 from e2wm_jax.progress import say
 
-_BOTH: tuple[Side, Side] = ("ours", "transformers")
 _ANSWERS = ("go to sleep", "make coffee", "read a book", "wash the dishes")
 
 
@@ -42,16 +45,16 @@ def _generation(settings: GenerateBenchSettings) -> dict[str, Any]:
     rng = np.random.default_rng(settings.seed)
     lengths = np.linspace(settings.prompt_tokens // 2, settings.prompt_tokens, settings.prompts).astype(int)
     prompts = [rng.integers(5, 200, max(length, 1)).tolist() for length in lengths]
-    sides: list[tuple[Side, str]] = [("ours", dtype) for dtype in settings.dtypes]
+    sides: list[tuple[str, str]] = [("ours", dtype) for dtype in settings.dtypes]
     if has_transformers():
         sides += [("transformers", dtype) for dtype in ("float32", "bfloat16") if dtype in settings.dtypes]
     with ExitStack() as stack:
-        peers = [stack.enter_context(Peer(side, {"model": settings.model, "dtype": dtype})) for side, dtype in sides]
+        peers = [stack.enter_context(_peer(settings, side, dtype)) for side, dtype in sides]
 
         def measures(new_tokens: int) -> list[Answer]:
             say(f"bench generate: {new_tokens} tokens behind {len(prompts)} prompts")
             options = {"prompts": prompts, "new_tokens": new_tokens, "beams": settings.beams}
-            return best_of(settings.rounds, *(lambda peer=peer: peer.ask("generate", **options) for peer in peers))
+            return best_of(settings.rounds, *(partial(peer.ask, "generate", **options) for peer in peers))
 
         prefill, whole = measures(1), measures(settings.new_tokens)
     rows = {
@@ -65,9 +68,13 @@ def _generation(settings: GenerateBenchSettings) -> dict[str, Any]:
                 row[f"decode_{name}"] = round(row["decode_tokens_per_second"] / base["decode_tokens_per_second"], 3)
     for dtype in ("float32", "bfloat16"):
         if f"ours {dtype}" in rows and f"transformers {dtype}" in rows:
-            ours, theirs = (np.array(whole[sides.index((side, dtype))]["tokens"]) for side in _BOTH)
+            ours, theirs = (np.array(whole[sides.index((side, dtype))]["tokens"]) for side in SIDES)
             rows[f"ours {dtype}"]["same_tokens"] = round(float(np.mean(ours == theirs)), 4)
     return rows
+
+
+def _peer(settings: GenerateBenchSettings, side: str, dtype: str) -> Peer:
+    return Peer(side, {"model": settings.model, "dtype": dtype}, module=SIDES[side])
 
 
 def _row(settings: GenerateBenchSettings, prefill: Answer, whole: Answer) -> dict[str, float]:
@@ -90,12 +97,9 @@ def _scoring(settings: GenerateBenchSettings) -> dict[str, Any]:
         read = sorted(read_questions(settings.data), key=lambda question: len(question.input))
         questions = [[question.input, list(question.answers)] for question in read[: settings.questions]]
     naive = [[text, [answer]] for text, answers in questions for answer in answers]
-    with Peer("ours", {"model": settings.model, "dtype": "float32"}) as peer:
-        found = best_of(
-            settings.rounds,
-            lambda: peer.ask("score", questions=questions, batch_size=settings.batch_size),
-            lambda: peer.ask("score", questions=naive, batch_size=settings.batch_size),
-        )
+    with _peer(settings, "ours", "float32") as peer:
+        score = partial(peer.ask, "score", batch_size=settings.batch_size)
+        found = best_of(settings.rounds, partial(score, questions=questions), partial(score, questions=naive))
     shared, alone = (np.concatenate(answer["scores"]) for answer in found)
     seconds = [answer["seconds"] for answer in found]
     return {
@@ -110,10 +114,9 @@ def _scoring(settings: GenerateBenchSettings) -> dict[str, Any]:
 
 def show(report: dict[str, Any]) -> None:
     """The report as tables on stdout."""
-    columns = ("prefill_seconds", "tokens_per_second", "decode_tokens_per_second", "over_transformers", "over_float32")
-    print(f"{'':<24}{'prefill s':>12}{'tokens/s':>12}{'decode/s':>12}{'ratio':>12}{'over f32':>12}")
-    for name, row in report["generation"].items():
-        print(f"{name:<24}" + "".join(f"{row[key]:>12.2f}" if key in row else f"{'':>12}" for key in columns))
+    keys = ("prefill_seconds", "tokens_per_second", "decode_tokens_per_second", "over_transformers", "over_float32")
+    rows = [[name, *map(row.get, keys)] for name, row in report["generation"].items()]
+    print_table(["", "prefill s", "tokens/s", "decode/s", "ratio", "over f32"], rows)
     if scoring := report.get("scoring"):
         print(
             f"{scoring['answers']} answers of {scoring['questions']} questions: {scoring['shared_seconds']:.2f} s with "

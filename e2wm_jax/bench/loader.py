@@ -12,6 +12,8 @@ from typing import Any
 import jax
 
 from e2wm_jax import lora
+from e2wm_jax.bench.harness import print_table, seconds_of
+from e2wm_jax.bench.ours.step import prepared
 from e2wm_jax.bench.settings import LoaderBenchSettings
 from e2wm_jax.config import LoraConfig
 from e2wm_jax.data.batch import Row, collate, padded_length
@@ -29,7 +31,6 @@ from e2wm_jax.models.weights import load
 from e2wm_jax.processes import Workers
 from e2wm_jax.progress import say
 from e2wm_jax.regularizers.regularizer import Scope
-from e2wm_jax.train.step import Controls, StepConfig, initial_state, train_step
 
 _FILE_EXAMPLES = 512
 _OBJ_MOVE = OnlineTask(f"{PREFIX}obj_move", "obj_move")
@@ -81,16 +82,11 @@ def run(settings: LoaderBenchSettings) -> dict[str, Any]:
 
 def show(report: dict[str, Any]) -> None:
     """The report as a table on stdout."""
-    print(f"{'':<42}{'examples/s':>12}{'tokens/s':>12}{'over plain':>12}{'over step':>12}")
-    print(_line("training step", report["train_step"]))
-    for name, paces in {"files": report["files"], **report["online"]}.items():
-        for way, pace in paces.items():
-            print(_line(f"{name}, {way}", pace))
-
-
-def _line(name: str, pace: dict[str, float]) -> str:
-    ratios = "".join(f"{pace[key]:>12.2f}" if key in pace else f"{'':>12}" for key in ("over_plain", "over_step"))
-    return f"{name:<42}{pace['examples_per_second']:>12.1f}{pace['tokens_per_second']:>12.0f}{ratios}"
+    paces = {f"{name}, {way}": pace for name in report["online"] for way, pace in report["online"][name].items()}
+    paces = {f"files, {way}": pace for way, pace in report["files"].items()} | paces
+    keys = ("examples_per_second", "tokens_per_second", "over_plain", "over_step")
+    rows = [[name, *map(pace.get, keys)] for name, pace in {"training step": report["train_step"], **paces}.items()]
+    print_table(["", "examples/s", "tokens/s", "over plain", "over step"], rows)
 
 
 def _train_step(settings: LoaderBenchSettings, files: ModelFiles, maker: RowMaker) -> _Pace:
@@ -98,17 +94,13 @@ def _train_step(settings: LoaderBenchSettings, files: ModelFiles, maker: RowMake
     say(f"bench loader: training steps of {settings.model}")
     model = load(files)
     spec = lora.adapter_spec(model.config, LoraConfig())
-    config = StepConfig(Scope(model.config, spec), dropout=0.1)
-    state = initial_state(config, lora.initialize(model.config, spec, jax.random.key(settings.seed)))
+    adapters = lora.initialize(model.config, spec, jax.random.key(settings.seed))
+    step = prepared(Scope(model.config, spec), "none", model.params, adapters)
     rows = [row for unit in range(math.ceil(settings.batch_size / UNIT)) for row in maker(Unit(0, unit))]
     item = Loader(rows[: settings.batch_size], settings.batch_size, 1, settings.max_length, settings.seed).step(1)
-    state, metrics = train_step(config, state, Controls(8e-4), model.params, (), item.batch)
-    jax.block_until_ready(metrics)
-    started = time.perf_counter()
-    for _ in range(settings.steps):
-        state, metrics = train_step(config, state, Controls(8e-4), model.params, (), item.batch)
-        jax.block_until_ready(metrics)
-    return _Pace(settings.steps * settings.batch_size, settings.steps * item.tokens, time.perf_counter() - started)
+    step(item.batch)
+    seconds = seconds_of(lambda: [step(item.batch) for _ in range(settings.steps)])
+    return _Pace(settings.steps * settings.batch_size, settings.steps * item.tokens, seconds)
 
 
 def _files(settings: LoaderBenchSettings, maker: RowMaker, step: _Pace) -> dict[str, Any]:

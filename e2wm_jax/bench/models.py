@@ -1,28 +1,25 @@
 """`e2wm bench models`: forward, gradient and generation of every family, against transformers."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from e2wm_jax.bench.peers import Answer, Peer, Side, best_of, has_transformers
+from e2wm_jax.bench.harness import best_of, print_table
+from e2wm_jax.bench.jobs.shapes import sizes
+from e2wm_jax.bench.peers.transformers import has_transformers
+from e2wm_jax.bench.process import Peer
 from e2wm_jax.bench.settings import ModelsBenchSettings
 from e2wm_jax.config import GPTJConfig, GPTNeoConfig, GPTNeoXConfig, LlamaConfig, ModelConfig, OPTConfig
 from e2wm_jax.errors import InputError, check_at_least
 from e2wm_jax.models.weights import config_to_hf
 from e2wm_jax.progress import say
 
-_SIZES: dict[str, Any] = {
-    "vocab_size": 8192,
-    "hidden_size": 256,
-    "intermediate_size": 1024,
-    "num_layers": 6,
-    "num_heads": 8,
-    "num_kv_heads": 8,
-    "head_dim": 32,
-    "max_positions": 512,
-}
+SIDES = {"ours": "e2wm_jax.bench.ours.models", "transformers": "e2wm_jax.bench.peers.transformers"}
+_POSITIONS = 512
+_SIZES = sizes(256, layers=6, heads=8, words=8192, positions=_POSITIONS)
 _LLAMA = {**_SIZES, "num_kv_heads": 2, "tied": True}
 SHAPES: dict[str, ModelConfig] = {
     "gpt_neo": GPTNeoConfig(**_SIZES, tied=True, windows=(0, 64) * 3),
@@ -49,8 +46,8 @@ def run(settings: ModelsBenchSettings) -> dict[str, Any]:
     )
     if unknown := [name for name in settings.families if name not in SHAPES]:
         raise InputError(f"--families {unknown[0]}: unknown; choose from {', '.join(SHAPES)}")
-    if settings.tokens > _SIZES["max_positions"]:
-        raise InputError(f"--tokens {settings.tokens}: at most {_SIZES['max_positions']}")
+    if settings.tokens > _POSITIONS:
+        raise InputError(f"--tokens {settings.tokens}: at most {_POSITIONS}")
     return {name: _measure(settings, name, model) for name, model in _models(settings)}
 
 
@@ -71,31 +68,26 @@ def _measure(settings: ModelsBenchSettings, name: str, model: dict[str, Any]) ->
         "gradient": (passes, settings.tokens),
         "generate": (prompts, settings.new_tokens),
     }
-    with Peer("ours", model) as ours:
-        if not has_transformers():
-            found = {key: _of_all(settings.rounds, key, options, [ours]) for key, (options, _) in work.items()}
-        else:
-            with Peer("transformers", model) as theirs:
-                found = {
-                    key: _of_all(settings.rounds, key, options, [ours, theirs]) for key, (options, _) in work.items()
-                }
-    sides: tuple[Side, ...] = ("ours", "transformers")
+    sides = ("ours", "transformers") if has_transformers() else ("ours",)
     report: dict[str, Any] = {}
-    for key, answers in found.items():
-        number = settings.batch_size * work[key][1]
-        report[key] = {side: round(number / a["seconds"], 1) for side, a in zip(sides, answers, strict=False)}
-        if len(answers) == 2:
-            report[key]["over_transformers"] = round(answers[1]["seconds"] / answers[0]["seconds"], 3)
+    with ExitStack() as stack:
+        peers = [stack.enter_context(Peer(side, model, module=SIDES[side])) for side in sides]
+        for key, (options, tokens) in work.items():
+            answers = best_of(settings.rounds, *(partial(peer.ask, key, **options) for peer in peers))
+            seconds = [answer["seconds"] for answer in answers]
+            number = settings.batch_size * tokens
+            report[key] = {side: round(number / each, 1) for side, each in zip(sides, seconds, strict=True)}
+            if len(sides) == 2:
+                report[key]["over_transformers"] = round(seconds[1] / seconds[0], 3)
     return report
-
-
-def _of_all(rounds: int, operation: str, options: dict[str, Any], peers: list[Peer]) -> list[Answer]:
-    return best_of(rounds, *(partial(peer.ask, operation, **options) for peer in peers))
 
 
 def show(report: dict[str, Any]) -> None:
     """The report as a table on stdout: tokens per second, and times transformers'."""
-    print(f"{'':<16}" + "".join(f"{name + ' tok/s':>18}{'ratio':>8}" for name in ("forward", "gradient", "generate")))
-    for name, row in report.items():
-        cells = ((work["ours"], work.get("over_transformers")) for work in row.values())
-        print(f"{name:<16}" + "".join(f"{ours:>18.1f}{'' if r is None else format(r, '.2f'):>8}" for ours, r in cells))
+    passes = ("forward", "gradient", "generate")
+    headers = ["", *(header for name in passes for header in (f"{name} tok/s", "ratio"))]
+    rows = [
+        [name, *(cell for key in passes for cell in (row[key]["ours"], row[key].get("over_transformers")))]
+        for name, row in report.items()
+    ]
+    print_table(headers, rows)

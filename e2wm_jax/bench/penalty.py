@@ -7,8 +7,6 @@ penalty` gives both the same core.  G6 of the GPU cases is `--modules 48 --imple
 Letters: L matrices, N outputs, D inputs, R rank, B rows, T tokens.
 """
 
-import json
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -18,7 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from e2wm_jax import report as html
-from e2wm_jax.bench.peers import Answer, Peer, best_of, has_transformers, serve
+from e2wm_jax.bench.harness import best_of, print_table
+from e2wm_jax.bench.jobs.shapes import sizes
+from e2wm_jax.bench.peers.transformers import has_transformers
+from e2wm_jax.bench.process import Answer, Peer
 from e2wm_jax.bench.settings import PenaltyBenchSettings
 from e2wm_jax.config import MODELS, DType, GPTNeoConfig, LoraConfig, ModelConfig
 from e2wm_jax.errors import InputError, check_at_least
@@ -40,18 +41,7 @@ class StepCase(NamedTuple):
     dtype: DType
 
 
-_SMALL = GPTNeoConfig(
-    vocab_size=8192,
-    hidden_size=512,
-    intermediate_size=2048,
-    num_layers=6,
-    num_heads=8,
-    num_kv_heads=8,
-    head_dim=64,
-    max_positions=512,
-    tied=True,
-    windows=(0, 256) * 3,
-)
+_SMALL = GPTNeoConfig(**sizes(512, layers=6, heads=8, words=8192, positions=512), tied=True, windows=(0, 256) * 3)
 STEPS = {
     "small-qv": StepCase(_SMALL, "q_proj,v_proj", 4, 128, "float32"),
     "small-all": StepCase(_SMALL, "all-linear", 4, 128, "float32"),
@@ -234,47 +224,31 @@ def _training(case: dict[str, Any]) -> dict[str, Callable[..., Answer]]:
     import jax
     import jax.numpy as jnp
 
+    from e2wm_jax.bench.ours.step import Step, prepared
     from e2wm_jax.data.batch import Row, collate
     from e2wm_jax.fisher.storage import encode
     from e2wm_jax.lora import adapter_spec, initialize
     from e2wm_jax.models import decoder
-    from e2wm_jax.regularizers.catalogue import regularizer
-    from e2wm_jax.regularizers.regularizer import Material, Options, Scope
-    from e2wm_jax.train.step import Controls, StepConfig, initial_state, train_step
+    from e2wm_jax.regularizers.regularizer import Scope
 
     config, targets, batch_size, tokens, dtype = STEPS[case["name"]]
-    params = decoder.initialize(config, jax.random.key(case["seed"]), dtype)
+    key, rng = jax.random.key(case["seed"]), np.random.default_rng(case["seed"])
+    params = decoder.initialize(config, key, dtype)
     spec = adapter_spec(config, LoraConfig(rank=case["rank"], targets=targets))
-    rng = np.random.default_rng(case["seed"])
     rows = [Row(ids, 1) for ids in rng.integers(0, config.vocab_size, (batch_size, tokens)).astype(np.int32)]
     batch = collate(rows, length=tokens, num_targets=tokens - 1, batch_size=batch_size)
     batch = jax.tree.map(lambda x: jnp.asarray(x[None]), batch)
-    shapes = {f"{target.path}.weight": decoder.weight_table(config)[f"{target.path}.weight"].shape for target in spec}
-    states: dict[Any, Any] = {}
-    controls = Controls(lr=1e-4, strength=1.0, weight_decay=0.01, seed=case["seed"])
-
-    def prepared(stored: FisherDType | None) -> Any:
-        if stored not in states:
-            name = "none" if stored is None else "ewc"
-            step = StepConfig(Scope(config, spec), name, dropout=0.1)
-            fisher = {}
-            if stored is not None:
-                for path, shape in shapes.items():
-                    values = np.square(rng.standard_normal((config.num_layers, *shape), np.float32))
-                    fisher[path] = encode(values, stored)
-            adapters = initialize(config, spec, jax.random.key(case["seed"]))
-            material = Material(step.scope, params, adapters, fisher, (), Options())
-            states[stored] = [step, initial_state(step, adapters), regularizer(name).prepare(material)]
-        return states[stored]
+    table, paths = decoder.weight_table(config), [f"{target.path}.weight" for target in spec]
+    steps: dict[FisherDType | None, Step] = {}
 
     def step(dtype: FisherDType | None) -> Answer:
-        kept = prepared(dtype)
-
-        def call() -> Any:
-            kept[1], metrics = train_step(kept[0], kept[1], controls, params, kept[2], batch)
-            return jax.block_until_ready(metrics)
-
-        return {"seconds": time_call(call)[0]}
+        if dtype not in steps:
+            shapes = {path: (config.num_layers, *table[path].shape) for path in paths if dtype is not None}
+            squares = {path: np.square(rng.standard_normal(shape, np.float32)) for path, shape in shapes.items()}
+            fisher = {path: encode(values, dtype or "float32") for path, values in squares.items()}
+            scope, name = Scope(config, spec), "none" if dtype is None else "ewc"
+            steps[dtype] = prepared(scope, name, params, initialize(config, spec, key), fisher=fisher)
+        return {"seconds": time_call(partial(steps[dtype], batch))[0]}
 
     return {"step": step}
 
@@ -294,10 +268,7 @@ def time_call(call: Callable[[], Any]) -> tuple[float, Any]:
 
 def show(report: dict[str, Any]) -> None:
     """The report as tables on stdout."""
-    headers, rows = _table(report)
-    print("".join(f"{header:>{24 if n == 0 else 14}}" for n, header in enumerate(headers)))
-    for name, *cells in rows:
-        print(f"{name:>24}" + "".join(f"{'':>14}" if cell is None else f"{cell:>14.4g}" for cell in cells))
+    print_table(*_table(report))
     for name, step in report["steps"].items():
         times = ", ".join(f"with {key} {row['overhead']:.3f}" for key, row in step.items() if "overhead" in row)
         print(f"step {name}: {1000 * step['without']['seconds']:.1f} ms without the penalty; {times} times that")
@@ -329,10 +300,4 @@ def _page(report: dict[str, Any]) -> str:
     return html.page("The EWC penalty", sections, lead=lead)
 
 
-def main() -> None:
-    """The process of a `Peer`."""
-    serve({"ours": _ours, "official": _official, "step": _training}[sys.argv[1]](json.loads(sys.argv[2])))
-
-
-if __name__ == "__main__":
-    main()
+SIDES = {"ours": _ours, "official": _official, "step": _training}

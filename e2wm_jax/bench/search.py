@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
+from e2wm_jax.bench.harness import print_table
 from e2wm_jax.bench.settings import SearchBenchSettings
 from e2wm_jax.errors import InputError, check_at_least
 from e2wm_jax.progress import progress_bar
@@ -27,6 +28,24 @@ class _Tally:
     lengths: list[int] = field(default_factory=list)
     of_reached: list[int] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
+
+    def add(self, world: Any, scene: Scene, goal: Goal, plan: Plan) -> None:
+        """A plan that a search found."""
+        self.simulations += plan.simulations
+        self.rewards.append(plan.total_reward)
+        self.score(world, scene, goal, plan.actions)
+
+    def score(self, world: Any, scene: Scene, goal: Goal, actions: tuple[Action, ...]) -> None:
+        """Play the lines; those that fail are passed over, as people's programs need it in vh23."""
+        state = world.initial(scene)
+        for action in actions:
+            state, _ = world.step(state, action)
+        achieved = world.gained_test(scene, goal.facts)(state)
+        self.facts += len(achieved)
+        self.lengths.append(len(actions))
+        if len(achieved) == len(set(goal.facts)):
+            self.reached += 1
+            self.of_reached.append(len(actions))
 
     def to_json(self, goals: int, facts: int) -> dict[str, Any]:
         return {
@@ -57,12 +76,7 @@ def run(settings: SearchBenchSettings) -> dict[str, Any]:
     if unknown := set(settings.methods) - set(get_args(Method)):
         raise InputError(f"--methods {' '.join(sorted(unknown))}: choose among {', '.join(get_args(Method))}")
     array = open_world("array", settings.dialect)
-    options = {
-        "max_depth": settings.max_depth,
-        "reward": settings.reward,
-        "seed": settings.seed,
-        "shorten": settings.shorten,
-    }
+    options = {key: getattr(settings, key) for key in ("max_depth", "reward", "seed", "shorten")}
 
     def searching(world: Any, simulations: int, method: str) -> Callable[[Scene, Goal], Any]:
         return lambda scene, goal: search(world, scene, goal, method=method, simulations=simulations, **options)  # type: ignore[arg-type]
@@ -88,10 +102,8 @@ def run(settings: SearchBenchSettings) -> dict[str, Any]:
                 started = time.perf_counter()
                 plan = find(scene, goal)
                 tallies[name].seconds += time.perf_counter() - started
-                tallies[name].simulations += plan.simulations
-                tallies[name].rewards.append(plan.total_reward)
-                _score(tallies[name], array, scene, goal, plan.actions)
-            _score(tallies["people's programs"], array, scene, goal, robothow.program(program).script)
+                tallies[name].add(array, scene, goal, plan)
+            tallies["people's programs"].score(array, scene, goal, robothow.program(program).script)
             bar.update()
     if "mcts-batched" in settings.methods:
         people = tallies.pop("people's programs")
@@ -124,33 +136,21 @@ def _side_by_side(world: Any, programs: list[str], settings: SearchBenchSettings
     planned = found(settings.simulations)
     tally.seconds = time.perf_counter() - started
     for index, plan in planned:
-        tally.simulations += plan.simulations
-        tally.rewards.append(plan.total_reward)
-        _score(tally, world, queries[index].scene, wanted[index], plan.actions)
+        tally.add(world, queries[index].scene, wanted[index], plan)
     return tally
-
-
-def _score(tally: _Tally, world: Any, scene: Scene, goal: Goal, actions: tuple[Action, ...]) -> None:
-    """Play the lines; those that fail are passed over, as people's programs need it in vh23."""
-    state = world.initial(scene)
-    for action in actions:
-        state, _ = world.step(state, action)
-    achieved = world.gained_test(scene, goal.facts)(state)
-    tally.facts += len(achieved)
-    tally.lengths.append(len(actions))
-    if len(achieved) == len(set(goal.facts)):
-        tally.reached += 1
-        tally.of_reached.append(len(actions))
 
 
 def show(result: dict[str, Any]) -> None:
     """The report as a table on stdout."""
     print(f"{result['goals']} goals, dialect {result['dialect']}, {result['simulations']} simulations")
-    print(f"{'':<32}{'sims/s':>10}{'ratio':>8}{'s/goal':>9}{'reached':>9}{'facts':>8}{'lines':>7}{'reward':>8}")
-    for name, row in result["searches"].items():
-        cells = (row["simulations_per_second"], row.get("ratio"), row["seconds_per_goal"])
-        shown = "".join(f"{'' if x is None else format(x, '.4g'):>{w}}" for x, w in zip(cells, (10, 8, 9), strict=True))
-        reward = "" if row["mean_reward"] is None else f"{row['mean_reward']:.2f}"
-        print(
-            f"{name:<32}{shown}{row['goals_reached']:>9.3f}{row['facts_achieved']:>8.3f}{row['mean_lines']:>7.2f}{reward:>8}"
-        )
+    columns = {
+        "simulations_per_second": "sims/s",
+        "ratio": "ratio",
+        "seconds_per_goal": "s/goal",
+        "goals_reached": "reached",
+        "facts_achieved": "facts",
+        "mean_lines": "lines",
+        "mean_reward": "reward",
+    }
+    rows = [[name, *map(row.get, columns)] for name, row in result["searches"].items()]
+    print_table(["", *columns.values()], rows)

@@ -6,22 +6,19 @@ What is compared is measured in turn, round by round: a ratio is the median over
 
 import contextlib
 import math
-import os
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 
 from e2wm_jax import lora
-from e2wm_jax.bench import train_peers
-from e2wm_jax.bench.machine import processor
-from e2wm_jax.bench.peers import Peer
+from e2wm_jax.bench.harness import circumstances, ratio, seconds_in_turn, spread
+from e2wm_jax.bench.jobs.train import SHAPES, Job, loader_of, write_rows
+from e2wm_jax.bench.peers import peft
+from e2wm_jax.bench.process import Peer
 from e2wm_jax.bench.settings import TrainBenchSettings
-from e2wm_jax.bench.train_job import SHAPES, Job, loader_of, write_rows
 from e2wm_jax.bench.train_page import show, write_report
 from e2wm_jax.config import LoraConfig, ModelConfig
 from e2wm_jax.data.batch import Row
@@ -39,35 +36,31 @@ from e2wm_jax.regularizers.catalogue import regularizer
 from e2wm_jax.sharding import mesh_shape
 
 __all__ = ["TrainBenchSettings", "run", "show"]
-_MODULE, _MESHES = "e2wm_jax.bench.train_peers", "e2wm_jax.bench.train_meshes"
-Seconds = list[float]  # of each round
+_OURS, _PEERS, _MESHES = (f"e2wm_jax.bench.{name}" for name in ("ours.train", "peers.peft", "ours.meshes"))
+Report = dict[str, Any]
 
 
-def run(settings: TrainBenchSettings) -> dict[str, Any]:
+def run(settings: TrainBenchSettings) -> Report:
     """Run the command; returns what `--json` prints (docs/performance.md says what the numbers are).
 
     Raises:
         InputError: for settings out of range, a model that is too large for a CPU, or data that cannot be read.
     """
     check(settings)
-    absent = train_peers.missing() if settings.against else ""
+    absent = peft.missing() if settings.against else ""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         job = _job(settings, folder)
-        ours = stack.enter_context(_process("ours", job))
+        ours = stack.enter_context(Peer("ours", job, module=_OURS))
         about = ours.ask("describe")
-        if "refused" in about:
-            raise InputError(about["refused"])
         beside = bool(settings.against) and not absent and settings.base_dtype == "float32"
         ours.ask("save", weights=beside)
-        model = settings.shape or settings.model
-        report: dict[str, Any] = {"command": "bench train", "model": model, "processor": processor(), **about}
-        report["steps"] = _steps(settings, job, ours, about, beside)
+        report = {"command": "bench train", "model": settings.shape or settings.model, **about}
+        report["steps"] = _steps(job, ours, about, beside)
         report["waiting"] = _waiting(settings, ours)
         report["regularizers"] = _regularizers(settings, ours)
     report["meshes"] = _meshes(settings)
     report["not_installed"] = {"peft": absent} if absent else {}
-    report["settings"] = {**asdict(settings), "out": None if settings.out is None else str(settings.out)}
-    report["load"] = [round(load, 2) for load in os.getloadavg()]
+    report |= circumstances(settings)
     if settings.out is not None:
         write_report(settings.out, report)
     return report
@@ -113,21 +106,7 @@ def check(settings: TrainBenchSettings) -> ModelConfig:
 
 
 def _job(settings: TrainBenchSettings, folder: str) -> Job:
-    job = Job(
-        folder=folder,
-        model="" if settings.shape else settings.model,
-        shape=settings.shape or "",
-        dtype=settings.base_dtype,
-        targets=settings.targets,
-        rank=settings.rank,
-        dropout=settings.dropout,
-        remat=settings.remat,
-        batch_size=settings.batch_size,
-        max_length=settings.length or settings.max_length,
-        cores=settings.cores,
-        clock=settings.clock,
-        seed=settings.seed,
-    )
+    job = Job(**vars(settings), folder=folder)
     rows = _made_up(settings) if settings.length else _rows(settings)
     if len(rows) < settings.steps * settings.batch_size:
         raise InputError(f"--data {settings.data}: {len(rows)} rows; {settings.steps} steps need more")
@@ -163,58 +142,43 @@ def _rows(settings: TrainBenchSettings) -> list[Row]:
     return rows[:count]
 
 
-def _process(side: str, job: Job) -> Peer:
-    return Peer(side, asdict(job), module=_MODULE)
-
-
-def _steps(
-    settings: TrainBenchSettings, job: Job, ours: Peer, about: dict[str, Any], beside: bool
-) -> list[dict[str, Any]]:
+def _steps(job: Job, ours: Peer, about: Report, beside: bool) -> list[Report]:
     """The EWC-LoRA step of both sides, for each choice of targets."""
     rows = []
     with contextlib.ExitStack() as stack:
-        theirs = stack.enter_context(_process("peft", job)) if beside else None
-        rate = about["peak"] or 1e9 * about["gflops"]
-        their_rate = 1e9 * theirs.ask("describe")["gflops"] if theirs else 0.0
-        for index, targets in enumerate(settings.targets):
+        sides = {"ours": ours}
+        rates = {"ours": about["peak"] or 1e9 * about["gflops"]}
+        if beside:
+            sides["peft"] = stack.enter_context(Peer("peft", job, module=_PEERS))
+            rates["peft"] = 1e9 * sides["peft"].ask("describe")["gflops"]
+        for index, targets in enumerate(job.targets):
             say(f"bench train: {targets} compiles")
-            facts = ours.ask("prepare", index=index, name="ewc")
-            error, grown = None, 0
-            if theirs is not None:
-                grown = theirs.ask("prepare", index=index)["grown_bytes"]
-                losses = [side.ask("losses", index=index)["losses"] for side in (ours, theirs)]
-                error = max(abs(a - b) / abs(b) for a, b in zip(*losses, strict=True))
-            mine, other = Seconds(), Seconds()
-            for number in range(settings.rounds):
-                say(f"bench train: {targets}: round {number + 1} of {settings.rounds}")
-                mine.append(ours.ask("measure", index=index, name="ewc")["seconds"])
-                if theirs is not None:
-                    other.append(theirs.ask("measure", index=index, ewc=True)["seconds"])
+            facts = {name: side.ask("prepare", index=index, name="ewc") for name, side in sides.items()}
+            losses = [side.ask("losses", index=index)["losses"] for side in sides.values()] if beside else []
+            measures = {name: partial(side.ask, "measure", index=index, name="ewc") for name, side in sides.items()}
+            seconds = seconds_in_turn(measures, job.rounds, f"bench train: {targets}")
             if index:
                 ours.ask("drop", index=index, name="ewc")
-            work = facts["flops_per_token"] * about["tokens"]
-            common = {"targets": targets, "gflop": round(work / 1e9, 1)}
-            rows.append(
-                {"side": "ours", **common, **_speed(mine, about["tokens"], work, rate)}
-                | {key: facts[key] for key in ("peak_bytes", "held_bytes", "first_seconds")}
-            )
-            if theirs is not None:
-                rows[-1] |= {"times_peft": _ratio(other, mine), "loss_error": error}
-                speed = _speed(other, about["tokens"], work, their_rate)
-                rows.append({"side": "peft", **common, **speed, "grown_bytes": grown})
+            work = facts["ours"]["flops_per_token"] * about["tokens"]
+            for name in sides:
+                middle = spread(seconds[name])["seconds"]
+                row = {
+                    "side": name,
+                    "targets": targets,
+                    "gflop": round(work / 1e9, 1),
+                    "seconds": middle,
+                    "tokens_per_second": round(about["tokens"] / middle, 1),
+                    "mfu": round(work / middle / rates[name], 4),
+                }
+                kept = ("peak_bytes", "held_bytes", "first_seconds", "grown_bytes")
+                rows.append(row | {key: facts[name][key] for key in kept if key in facts[name]})
+            if beside:
+                error = max(abs(a - b) / abs(b) for a, b in zip(*losses, strict=True))
+                rows[-2] |= {"times_peft": ratio(seconds["peft"], seconds["ours"], 4), "loss_error": error}
     return rows
 
 
-def _speed(seconds: Seconds, tokens: int, work: float, rate: float) -> dict[str, Any]:
-    middle = median(seconds)
-    return {
-        "seconds": round(middle, 5),
-        "tokens_per_second": round(tokens / middle, 1),
-        "mfu": round(work / middle / rate, 4),
-    }
-
-
-def _waiting(settings: TrainBenchSettings, ours: Peer) -> dict[str, Any]:
+def _waiting(settings: TrainBenchSettings, ours: Peer) -> Report:
     if not settings.waiting_steps:
         return {}
     say("bench train: waiting for data")
@@ -222,25 +186,22 @@ def _waiting(settings: TrainBenchSettings, ours: Peer) -> dict[str, Any]:
     return {"steps": settings.waiting_steps, "share": found["waited"] / found["total"]}
 
 
-def _regularizers(settings: TrainBenchSettings, ours: Peer) -> list[dict[str, Any]]:
+def _regularizers(settings: TrainBenchSettings, ours: Peer) -> list[Report]:
     """Every regularizer's step, on the first batch, in turn."""
     names = ["none", *(name for name in settings.regularizers if name != "none")]
     if len(names) == 1:
         return []
-    facts = {}
+    facts, measures = {}, {}
     for name in names:
         say(f"bench train: {name} compiles")
         facts[name] = ours.ask("prepare", index=0, name=name, batches=1)
-    seconds: dict[str, Seconds] = {name: [] for name in names}
-    for number in range(settings.rounds):
-        say(f"bench train: regularizers: round {number + 1} of {settings.rounds}")
-        for name in names:
-            seconds[name].append(ours.ask("measure", index=0, name=name, batches=1)["seconds"])
+        measures[name] = partial(ours.ask, "measure", index=0, name=name, batches=1)
+    seconds = seconds_in_turn(measures, settings.rounds, "bench train: regularizers")
     return [
         {
             "regularizer": name,
-            "seconds": round(median(seconds[name]), 5),
-            "over_none": _ratio(seconds[name], seconds["none"]),
+            "seconds": spread(seconds[name])["seconds"],
+            "over_none": ratio(seconds[name], seconds["none"], 4),
             "peak_bytes": facts[name]["peak_bytes"],
             "state_bytes": facts[name]["state_bytes"],
         }
@@ -248,25 +209,19 @@ def _regularizers(settings: TrainBenchSettings, ours: Peer) -> list[dict[str, An
     ]
 
 
-def _meshes(settings: TrainBenchSettings) -> list[dict[str, Any]]:
+def _meshes(settings: TrainBenchSettings) -> list[Report]:
     """The step of a small model compiled for every mesh, and for one device."""
+    sizes = {text: math.prod(mesh_shape(text).values()) for text in settings.meshes}
     rows = []
-    for text in ("", *settings.meshes) if settings.meshes else ():
-        devices = math.prod(mesh_shape(text).values()) if text else 1
+    for text, devices in {"": 1, **sizes}.items() if sizes else ():
         say(f"bench train: mesh {text or 'of one device'}")
-        most = max(math.prod(mesh_shape(each).values()) for each in settings.meshes)
         case = {
             "shape": settings.mesh_model,
             "targets": settings.targets[0],
             "rank": settings.rank,
-            "batch_size": most,
-            "regularizer": "ewc",
+            "batch_size": max(sizes.values()),
             "devices": devices,
         }
         with Peer("mesh", case, module=_MESHES) as process:
             rows.append({"mesh": text or "one device", "devices": devices, **process.ask("mesh", text=text)})
     return rows
-
-
-def _ratio(seconds: Sequence[float], base: Sequence[float]) -> float:
-    return round(median(a / b for a, b in zip(seconds, base, strict=True)), 4)

@@ -1,16 +1,17 @@
 """`e2wm bench world`: steps per second of every engine on the same lines, against VirtualHome's own executor."""
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
+from e2wm_jax.bench.harness import in_turn, print_table, seconds_of
+from e2wm_jax.bench.process import Answer
 from e2wm_jax.bench.settings import WorldBenchSettings
 from e2wm_jax.errors import check_at_least
-from e2wm_jax.progress import say
 from e2wm_jax.simulate import engine, native, native_legal, native_tables, scenes
 from e2wm_jax.simulate.actions import Action, Thing
 from e2wm_jax.simulate.array_world import ArrayWorld
@@ -20,6 +21,8 @@ from e2wm_jax.simulate.scenes import Scene
 from e2wm_jax.simulate.tables import tables_of
 from e2wm_jax.simulate.virtualhome import VERSION, VirtualHome, load_rules
 
+# (engine, environments, whether with legal masks) -> lines that are played, and how.
+Ways = dict[tuple[str, int, bool], tuple[int, Callable[[], Any]]]
 _LOOKS = ("LookAt_Short", "LookAt_Long")  # executors crash on them
 
 
@@ -38,14 +41,13 @@ def run(settings: WorldBenchSettings) -> dict[str, Any]:
     Raises:
         InputError: for settings out of range, a scene that cannot be loaded, or if virtualhome is not installed.
     """
-    for name in ("slots", "episodes", "length", "rounds"):
-        check_at_least((f"--{name}", getattr(settings, name), 1))
-    for count in settings.environments:
-        check_at_least(("--environments", count, 1))
+    counted = [(name, getattr(settings, name)) for name in ("slots", "episodes", "length", "rounds")]
+    check_at_least(*((f"--{name}", count, 1) for name, count in counted))
+    check_at_least(*(("--environments", count, 1) for count in settings.environments))
     scene = scenes.load(settings.scene)
     lines = _draw(scene, settings)
     total = settings.episodes * settings.length
-    ways: dict[tuple[str, int, bool], tuple[int, Callable[[], Any]]] = {
+    ways: Ways = {
         (f"virtualhome {VERSION}, as published", 1, False): (total, _published(scene, lines)),
         ("engine virtualhome", 1, False): (total, _world(VirtualHome(), scene, lines)),
         ("engine array, with records", 1, False): (total, _world(ArrayWorld(settings.dialect), scene, lines)),
@@ -53,18 +55,12 @@ def run(settings: WorldBenchSettings) -> dict[str, Any]:
     }
     for count in settings.environments:
         for legal in (False, True):
-            ways[f"array on {jax.default_backend()} by JAX", count, legal] = (
-                count * settings.length,
-                _batched(scene, settings, lines, count, legal),
-            )
-    best = dict.fromkeys(ways, float("inf"))
-    for turn in range(settings.rounds):
-        say(f"bench world: round {turn + 1} of {settings.rounds}")
-        for key, (_, play) in ways.items():
-            started = time.perf_counter()
-            play()
-            best[key] = min(best[key], time.perf_counter() - started)
-    paces = {key: ways[key][0] / seconds for key, seconds in best.items()}
+            play = _batched(scene, settings, lines, count, legal)
+            ways[f"array on {jax.default_backend()} by JAX", count, legal] = count * settings.length, play
+    measures = {str(key): partial(_measured, play) for key, (_, play) in ways.items()}
+    answers = in_turn(measures, settings.rounds, "bench world")
+    fastest = (min(answer["seconds"] for answer in each) for each in answers.values())
+    paces = {key: steps / seconds for (key, (steps, _)), seconds in zip(ways.items(), fastest, strict=True)}
     baseline = next(iter(paces.values()))
     return {
         "scene": settings.scene,
@@ -85,15 +81,18 @@ def run(settings: WorldBenchSettings) -> dict[str, Any]:
     }
 
 
+def _measured(play: Callable[[], Any]) -> Answer:
+    return {"seconds": seconds_of(play)}
+
+
 def show(result: dict[str, Any]) -> None:
     """The report as a table on stdout."""
     print(f"{result['lines']} lines in {result['scene']} ({result['nodes']} nodes), dialect {result['dialect']}")
-    print(f"{'engine':<36}{'environments':>13}{'legal masks':>13}{'steps/s':>14}{'ratio':>9}")
-    for row in result["engines"]:
-        masks = "yes" if row["legal"] else ""
-        print(
-            f"{row['engine']:<36}{row['environments']:>13}{masks:>13}{row['steps_per_second']:>14.0f}{row['ratio']:>9.1f}"
-        )
+    rows = [
+        [row["engine"], row["environments"], "yes" if row["legal"] else "", row["steps_per_second"], row["ratio"]]
+        for row in result["engines"]
+    ]
+    print_table(["engine", "environments", "legal masks", "steps/s", "ratio"], rows)
 
 
 def _draw(scene: Scene, settings: WorldBenchSettings) -> _Lines:
@@ -128,13 +127,7 @@ def _published(scene: Scene, lines: _Lines) -> Callable[[], None]:
     rules = load_rules()
     environment, scripts, execution = rules.environment, rules.scripts, rules.execution
     nodes = [
-        {
-            "id": node.id,
-            "class_name": node.class_name,
-            "category": node.category,
-            "properties": sorted(node.properties),
-            "states": sorted(node.states),
-        }
+        {**asdict(node), "properties": sorted(node.properties), "states": sorted(node.states)}
         for node in scene.nodes.values()
     ]
     edges = [{"from_id": a, "relation_type": r, "to_id": b} for a, r, b in scene.edges]
@@ -190,23 +183,18 @@ def _play_natively(T: Any, start: Any, numbers: Any, times: int, with_legal: boo
     return done
 
 
-def _native(
-    scene: Scene, settings: WorldBenchSettings, lines: _Lines
-) -> dict[tuple[str, int, bool], tuple[int, Callable[[], Any]]]:
+def _native(scene: Scene, settings: WorldBenchSettings, lines: _Lines) -> Ways:
     """One compiled environment on one core; the lines are repeated, for they would be over too soon."""
     tables = tables_of(scene, settings.dialect)
     flat = native_tables.native_tables(tables)
     one = np.zeros((len(RULES), tables.words), np.uint32)
     two = np.zeros((len(engine.TWO_THINGS), 2, tables.words), np.uint32)
     times, total = 50, settings.episodes * settings.length
-    ways: dict[tuple[str, int, bool], tuple[int, Callable[[], Any]]] = {}
+    ways: Ways = {}
     for legal in (False, True):
         _play_natively(flat, tables.start, lines.numbers, 1, legal, one, two)  # compiles
-
-        def play(legal: bool = legal) -> Any:
-            return _play_natively(flat, tables.start, lines.numbers, times, legal, one, two)
-
-        ways["array on one CPU core, compiled", 1, legal] = (times * total, play)
+        play = partial(_play_natively, flat, tables.start, lines.numbers, times, legal, one, two)
+        ways["array on one CPU core, compiled", 1, legal] = times * total, play
     return ways
 
 

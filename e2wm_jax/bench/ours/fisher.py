@@ -13,20 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from e2wm_jax import lora
-from e2wm_jax.bench.fisher_job import (
-    PRODUCT,
-    SHAPES,
-    Job,
-    compare,
-    documents,
-    full_documents,
-    product_rate,
-    reference_folder,
-    seconds_of,
-)
-from e2wm_jax.bench.gradient import WAYS, batch_gradient
-from e2wm_jax.bench.own_method import check_result, load_own
-from e2wm_jax.bench.peers import Answer
+from e2wm_jax.bench.harness import PRODUCT, product_rate, seconds_of
+from e2wm_jax.bench.jobs.fisher import SHAPES, Job, compare, documents, full_documents, reference_folder
+from e2wm_jax.bench.ours.gradient import WAYS, batch_gradient
+from e2wm_jax.bench.ours.own_method import check_result, load_own
+from e2wm_jax.bench.process import Answer
 from e2wm_jax.config import LoraConfig, ModelConfig
 from e2wm_jax.errors import InputError
 from e2wm_jax.fisher.arrange import attention_length
@@ -54,7 +45,7 @@ class _Made:
 
 
 def operations(job: Job) -> dict[str, Callable[..., Answer]]:
-    """What the process can be asked for (`peers.Peer`)."""
+    """What the process can be asked for (`process.Peer`)."""
     config, params = load_model(job)
     chosen = selected(config, job.params)
     of_adapters = {f"{target.path}.weight" for target in lora.adapter_spec(config, LoraConfig())}
@@ -68,7 +59,7 @@ def operations(job: Job) -> dict[str, Callable[..., Answer]]:
             "selected": sum(x.size for x in start(config, params, chosen.__contains__).totals.values()),
             "device": jax.devices()[0].device_kind,
             "jax": jax.__version__,
-            "gflops": product_rate(job, lambda: multiply(square, square).block_until_ready()),
+            "gflops": product_rate(lambda: multiply(square, square).block_until_ready(), job.clock),
         }
 
     def save(weights: bool) -> Answer:
@@ -90,7 +81,7 @@ def operations(job: Job) -> dict[str, Callable[..., Answer]]:
         return made[method].facts
 
     def measure(method: str) -> Answer:
-        return {"seconds": seconds_of(job, made[method].run)}
+        return {"seconds": seconds_of(made[method].run, job.clock)}
 
     def check(method: str) -> Answer:
         if made[method].fisher is None:
@@ -104,10 +95,10 @@ def operations(job: Job) -> dict[str, Callable[..., Answer]]:
 
 def load_model(job: Job) -> tuple[ModelConfig, Params]:
     """A model's files, or random weights of a shape."""
-    if job.model:
-        model = load(job.model, job.dtype)
+    if job.shape is None:
+        model = load(job.model, job.base_dtype)
         return model.config, model.params
-    return SHAPES[job.shape], decoder.initialize(SHAPES[job.shape], jax.random.key(job.seed), job.dtype)
+    return SHAPES[job.shape], decoder.initialize(SHAPES[job.shape], jax.random.key(job.seed), job.base_dtype)
 
 
 def selected(config: ModelConfig, params: str) -> set[str]:
@@ -137,7 +128,7 @@ def _make(job: Job, config: ModelConfig, params: Params, method: str, chosen: se
         return _fastest(job, config, params, _rows(job, config, job.batch_size))
     if method.startswith("corpus: "):
         return _fisher(job, config, params, chosen, "fused", corpus(job, config, method.removeprefix("corpus: ")))
-    size = job.step_size if method.startswith("fused") else job.batch_size
+    size = job.step_size if job.step_size and method.startswith("fused") else job.batch_size
     paths = of_adapters if method == "fused-qv" else chosen
     return _fisher(job, config, params, paths, method.removesuffix("-qv"), _rows(job, config, size))
 
@@ -153,7 +144,7 @@ def corpus(job: Job, config: ModelConfig, layout: str) -> list[DocumentBatch]:
     length and pads to the longest of a batch, about; "packed" puts several into rows of at most `Job.row` tokens.
     """
     longest = max(job.lengths)
-    rows, batch_size = documents(job, config.vocab_size), job.step_size
+    rows, batch_size = documents(job, config.vocab_size), job.step_size or job.batch_size
     if layout == "padded":
         size = {"length": longest, "rows": batch_size, "documents": batch_size, "window": longest, "per_row": 1}
         numbered = [[(number, row)] for number, row in enumerate(rows)]
@@ -163,9 +154,10 @@ def corpus(job: Job, config: ModelConfig, layout: str) -> list[DocumentBatch]:
         rows = documents(full_documents(job), config.vocab_size)
     if layout != "packed":
         return list(document_batches(rows, batch_size, longest))
-    of_a_step = max(1, round(batch_size * longest / job.row))  # as many tokens as in the other layouts
+    room = job.row or job.length
+    of_a_step = max(1, round(batch_size * longest / room))  # as many tokens as in the other layouts
     attention = attention_length(config)
-    return list(document_batches(rows, of_a_step, job.row, layout="packed", attention=attention))
+    return list(document_batches(rows, of_a_step, room, layout="packed", attention=attention))
 
 
 def _gradient(
@@ -190,7 +182,7 @@ def _fastest(job: Job, config: ModelConfig, params: Params, batches: Sequence[Do
     found: dict[str, tuple[float, _Made]] = {}
     for name, way in WAYS.items():
         made = _gradient(config, params, batches, **way)
-        found[name] = (min(seconds_of(job, made.run) for _ in range(_TRIALS)), made)
+        found[name] = (min(seconds_of(made.run, job.clock) for _ in range(_TRIALS)), made)
     best = min(found, key=lambda name: found[name][0])
     made = found[best][1]
     return dataclasses.replace(made, facts={**made.facts, "way": best})
@@ -270,3 +262,6 @@ def _write_reference(config: ModelConfig, values: Flat, folder: Path) -> None:
     folder.mkdir()
     tensors = dict(hf_tensors(config, values))
     write_shards(folder, {name: value.nbytes for name, value in tensors.items()}, tensors.__getitem__)
+
+
+SIDES = {"ours": lambda case: operations(Job(**case))}

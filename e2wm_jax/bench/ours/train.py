@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,71 +13,54 @@ import numpy as np
 from e2wm_jax import lora
 from e2wm_jax.adapter_files import read_adapter, write_adapter
 from e2wm_jax.allocator import keep_freed_memory
-from e2wm_jax.bench.fisher_job import PRODUCT, product_rate, seconds_of
-from e2wm_jax.bench.peers import Answer
-from e2wm_jax.bench.train_job import (
-    LR,
+from e2wm_jax.bench.harness import PRODUCT, product_rate, seconds_of
+from e2wm_jax.bench.jobs.train import (
     SHAPES,
-    STRENGTH,
-    WEIGHT_DECAY,
     Job,
     adapter_folder,
     fisher_of,
     loader_of,
     read_rows,
 )
+from e2wm_jax.bench.ours.step import Step, prepared
+from e2wm_jax.bench.process import Answer
 from e2wm_jax.config import LoraConfig, ModelConfig
-from e2wm_jax.data.batch import Batch
 from e2wm_jax.errors import InputError
-from e2wm_jax.fisher.diagonal import peak_bytes
 from e2wm_jax.fisher.storage import Fisher
 from e2wm_jax.models import decoder
-from e2wm_jax.models.decoder import Remat
 from e2wm_jax.models.layers import Params
 from e2wm_jax.models.quantized import compute_dtype, load, quantizer
 from e2wm_jax.models.saving import write_model
 from e2wm_jax.models.weight_table import WeightSpec, initialize
 from e2wm_jax.models.weights import unflatten
 from e2wm_jax.regularizers.catalogue import regularizer
-from e2wm_jax.regularizers.regularizer import Material, Options, Scope, State
+from e2wm_jax.regularizers.regularizer import Options, Scope
 from e2wm_jax.train.feed import on_devices
-from e2wm_jax.train.step import Controls, StepConfig, TrainState, initial_state, train_step
 from e2wm_jax.train.throughput import mean_work, peak_flops
 
 _TEXT_ROWS, _TEXT_LENGTH = 2, 64  # of what a regularizer reads before the first step; its cost is not measured here
 _LARGEST_ON_CPU = 5e8  # parameters of random weights
-CONTROLS = Controls(np.float32(LR), np.float32(STRENGTH), np.float32(WEIGHT_DECAY), np.uint32(0))
-
-
-@dataclass
-class _Made:
-    """A step that is compiled, and the state it has come to."""
-
-    config: StepConfig
-    constants: State
-    state: TrainState
-    calls: dict[tuple[int, ...], Any]  # by the shapes of the batch
 
 
 def operations(job: Job) -> dict[str, Callable[..., Answer]]:
-    """What the process can be asked for (`peers.Peer`)."""
+    """What the process can be asked for (`process.Peer`)."""
     keep_freed_memory()  # as `e2wm train` does
     config, params = load_model(job)
     all_rows, orders = read_rows(job)
     rows = [all_rows[number] for order in orders for number in order]
     loader = loader_of(job, all_rows)
     device_batches = [jax.device_put(loader.step(step + 1).batch) for step in range(len(orders))]
-    made: dict[tuple[int, str], _Made] = {}
+    made: dict[tuple[int, str], Step] = {}
 
     def describe() -> Answer:
         kind = jax.devices()[0].device_kind
-        square = jnp.ones((PRODUCT, PRODUCT), compute_dtype(job.dtype))
+        square = jnp.ones((PRODUCT, PRODUCT), compute_dtype(job.base_dtype))
         multiply = jax.jit(jnp.matmul)
         return {
             "parameters": sum(spec_size(config, spec) for spec in decoder.weight_table(config).values()),
             "device": kind,
             "jax": jax.__version__,
-            "gflops": product_rate(job, lambda: multiply(square, square).block_until_ready()),
+            "gflops": product_rate(lambda: multiply(square, square).block_until_ready(), job.clock),
             "peak": peak_flops(kind),
             "tokens": sum(len(row.ids) for row in rows),
             "predicted": sum(row.num_targets for row in rows),
@@ -99,32 +82,14 @@ def operations(job: Job) -> dict[str, Callable[..., Answer]]:
             write_adapter(adapter_folder(job, index), adapters, spec, config, **options)
         return {}
 
-    def make(index: int, name: str, dropout: float) -> _Made:
+    def make(index: int, name: str, dropout: float) -> Step:
         adapters, spec = read_adapter(adapter_folder(job, index), config)
-        scope = Scope(config, spec, remat=cast(Remat, job.remat))
-        step = StepConfig(scope, name, dropout=dropout)
-        found = regularizer(name)
-        fisher = _fisher(job, config, spec) if found.reads == "fisher" else None
+        fisher = _fisher(job, config, spec) if regularizer(name).reads == "fisher" else None
         text = [replace(row, ids=row.ids[:_TEXT_LENGTH], first_target=1) for row in rows[:_TEXT_ROWS]]
         options = Options(batch_size=_TEXT_ROWS, max_length=_TEXT_LENGTH)
-        constants = found.prepare(Material(scope, params, adapters, fisher, text, options))
-        return _Made(step, constants, initial_state(step, adapters), {})
-
-    def compiled(it: _Made, batch: Batch) -> Any:
-        shapes = (*batch.ids.shape, *batch.targets.shape)
-        if shapes not in it.calls:
-            given = it.state, CONTROLS, params, it.constants, batch, text_of(it, batch)
-            it.calls[shapes] = train_step.lower(it.config, *given).compile()
-        return it.calls[shapes]
-
-    def text_of(it: _Made, batch: Batch) -> Batch | None:
-        # The same rows, but an argument of its own: else the compiler might see that both passes are one.
-        return None if regularizer(it.config.regularizer).token_penalty is None else batch
-
-    def call(it: _Made, batch: Batch) -> dict[str, jax.Array]:
-        given = it.state, CONTROLS, params, it.constants, batch, text_of(it, batch)
-        it.state, metrics = compiled(it, batch)(*given)
-        return jax.block_until_ready(metrics)
+        scope = Scope(config, spec, remat=job.remat)
+        reads: dict[str, Any] = {"fisher": fisher, "text": text, "options": options}
+        return prepared(scope, name, params, adapters, dropout=dropout, **reads)
 
     def prepare(index: int, name: str, batches: int | None = None) -> Answer:
         """The step, after it has run once on each batch, or on so many."""
@@ -133,11 +98,11 @@ def operations(job: Job) -> dict[str, Callable[..., Answer]]:
             made[index, name] = make(index, name, job.dropout)
         it = made[index, name]
         for batch in device_batches[:batches]:
-            call(it, batch)
+            it(batch)
         lengths = [(len(row.ids), row.num_targets) for row in rows]
         return {
             "first_seconds": time.perf_counter() - started,
-            "peak_bytes": max(map(peak_bytes, it.calls.values())),
+            "peak_bytes": it.peak_bytes,
             "held_bytes": _bytes((params, it.constants, it.state)),
             "state_bytes": _bytes((it.constants, it.state.path)),
             "flops_per_token": mean_work(config, it.config.scope.spec, lengths).total,
@@ -145,25 +110,25 @@ def operations(job: Job) -> dict[str, Callable[..., Answer]]:
 
     def measure(index: int, name: str, batches: int | None = None) -> Answer:
         it = made[index, name]
-        return {"seconds": seconds_of(job, lambda: [call(it, batch) for batch in device_batches[:batches]])}
+        return {"seconds": seconds_of(lambda: [it(batch) for batch in device_batches[:batches]], job.clock)}
 
     def losses(index: int) -> Answer:
         """Of the EWC step without dropout, from where the adapters start."""
         it = make(index, "ewc", 0.0)
-        return {"losses": [float(call(it, batch)["loss"]) for batch in device_batches]}
+        return {"losses": [float(it(batch)["loss"]) for batch in device_batches]}
 
     def waiting(index: int, name: str, steps: int) -> Answer:
         """Time until batches are there, from the loader that training has.  Nothing compiles meanwhile, and the first
         step, which waits for the loader to start, is left out."""
         it, waited, total = made[index, name], 0.0, 0.0
         for step in range(1, steps + 2):
-            compiled(it, loader.step(step).batch)
+            it.compiled(loader.step(step).batch)
         fed = on_devices(loader.batches(1, steps + 1))
         for step in range(steps + 1):
             started = time.perf_counter()
             item = next(fed)
             got = time.perf_counter()
-            call(it, item.batch)
+            it(item.batch)
             if step:
                 waited, total = waited + got - started, total + time.perf_counter() - started
         return {"waited": waited, "total": total}
@@ -186,17 +151,17 @@ def operations(job: Job) -> dict[str, Callable[..., Answer]]:
 
 def load_model(job: Job) -> tuple[ModelConfig, Params]:
     """A model's files, or random weights of a shape, one weight at a time in full."""
-    if job.model:
-        model = load(job.model, job.dtype)
+    if job.shape is None:
+        model = load(job.model, job.base_dtype)
         return model.config, model.params
     config = SHAPES[job.shape]
     numbers = sum(spec_size(config, spec) for spec in decoder.weight_table(config).values())
     if jax.default_backend() == "cpu" and numbers > _LARGEST_ON_CPU:
         raise InputError(f"--shape {job.shape}: {numbers / 1e9:.1f} B parameters are too many for a CPU; try neo4")
-    transform, flat = quantizer(job.dtype), {}
+    transform, flat = quantizer(job.base_dtype), {}
     for number, (path, spec) in enumerate(decoder.weight_table(config).items()):
         key = jax.random.fold_in(jax.random.key(job.seed), number)
-        flat[path] = transform(path, spec, _random(config, path, spec, key, compute_dtype(job.dtype)))
+        flat[path] = transform(path, spec, _random(config, path, spec, key, compute_dtype(job.base_dtype)))
     return config, unflatten(flat)
 
 
@@ -223,3 +188,6 @@ def _fisher(job: Job, config: ModelConfig, spec: lora.AdapterSpec) -> Fisher:
         )
         for target in spec
     }
+
+
+SIDES = {"ours": lambda case: operations(Job(**case))}

@@ -1,6 +1,6 @@
 """The peers of `e2wm bench fisher`: what there is elsewhere to square the gradients of single documents.
 
-Each runs in a process of its own (`peers.Peer`), on the weights that ours wrote, in float32, on the cores ours has.
+Each runs in a process of its own (`process.Peer`), on the weights that ours wrote, in float32, on the cores ours has.
 They are used as their documentation says, and helped where that costs them nothing: positions are given per document,
 so that the position table has a gradient for each.
 
@@ -15,7 +15,6 @@ Letters: N documents, T tokens, V vocabulary.
 
 import functools
 import importlib.util
-import json
 import operator
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -24,19 +23,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from e2wm_jax.bench.fisher_job import (
-    PRODUCT,
-    Job,
-    compare,
-    documents,
-    most_memory,
-    product_rate,
-    reference_folder,
-    seconds_of,
-    take_cores,
-    watch_memory,
-)
-from e2wm_jax.bench.peers import Answer, serve
+from e2wm_jax.bench.harness import PRODUCT, most_memory, product_rate, seconds_of, watch_memory
+from e2wm_jax.bench.jobs.fisher import Job, compare, documents, reference_folder
+from e2wm_jax.bench.process import Answer
 from e2wm_jax.tensor_files import open_tensors
 
 Sums = Mapping[str, Any]  # Hugging Face name -> sum over documents of the squared gradient, an array of some kind
@@ -113,7 +102,7 @@ def _official(job: Job) -> PeerPass:
 
     it = _load_torch(job)
     square = torch.ones((PRODUCT, PRODUCT), device=it.ids.device)
-    rate = product_rate(job, lambda: (square @ square)[0, 0].item())
+    rate = product_rate(lambda: (square @ square)[0, 0].item(), job.clock)
 
     def run() -> Sums:
         sums: dict[str, Any] = {}
@@ -201,7 +190,7 @@ def _jax_privacy(job: Job) -> PeerPass:
     import jax.numpy as jnp
     from jax_privacy.clipping import clipped_fun
 
-    from e2wm_jax.bench.fisher_methods import document_loss, hf_tensors, load_model
+    from e2wm_jax.bench.ours.fisher import document_loss, hf_tensors, load_model
     from e2wm_jax.models import decoder
     from e2wm_jax.models.weights import flatten, hf_names
 
@@ -220,15 +209,6 @@ def _jax_privacy(job: Job) -> PeerPass:
     return PeerPass(lambda: jax.block_until_ready(compiled(chosen, ids)), lambda found: dict(hf_tensors(config, found)))
 
 
-_PEERS: dict[str, Callable[[Job], PeerPass]] = {
-    "official": _official,
-    "torch-func": _torch_func,
-    "backpack": _backpack,
-    "opacus": _opacus,
-    "jax-privacy": _jax_privacy,
-}
-
-
 def peer_operations(job: Job, peer: PeerPass) -> dict[str, Callable[..., Answer]]:
     """What a peer's process can be asked for, after a first pass."""
     before = watch_memory()
@@ -241,17 +221,11 @@ def peer_operations(job: Job, peer: PeerPass) -> dict[str, Callable[..., Answer]
 
     once()
 
-    def prepare() -> Answer:
-        grown = most_memory() - before
-        return {"grown_bytes": grown, **peer.facts}
-
-    def measure() -> Answer:
-        return {"seconds": seconds_of(job, once)}
-
-    def check() -> Answer:
-        return compare(job, _host(peer.sums(found[0]), len(job.lengths)))
-
-    return {"prepare": prepare, "measure": measure, "check": check}
+    return {
+        "prepare": lambda: {"grown_bytes": most_memory() - before, **peer.facts},
+        "measure": lambda: {"seconds": seconds_of(once, job.clock)},
+        "check": lambda: compare(job, _host(peer.sums(found[0]), len(job.lengths))),
+    }
 
 
 def _wait() -> None:
@@ -266,28 +240,15 @@ def _host(sums: Sums, count: int) -> Iterator[tuple[str, np.ndarray]]:
         yield name, on_host.astype(np.float32) / count
 
 
-def _failing(said: str) -> dict[str, Callable[..., Answer]]:
-    return {"prepare": lambda: {"failed": said}}
+def _side(ready: Callable[[Job], PeerPass], case: dict[str, Any]) -> dict[str, Callable[..., Answer]]:
+    job = Job(**case)
+    return peer_operations(job, ready(job))
 
 
-def main() -> None:
-    """The process of one side."""
-    side, fields = sys.argv[1], json.loads(sys.argv[2])
-    job = Job(**{**fields, "lengths": tuple(fields["lengths"])})
-    take_cores(job.cores)
-    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
-    if side == "ours":
-        from e2wm_jax.bench.fisher_methods import operations
-
-        made = operations(job)
-    else:
-        try:
-            made = peer_operations(job, _PEERS[side](job))
-        except Exception as error:  # a library that cannot: the table says so, and the others go on
-            made = _failing(f"{type(error).__name__}: {str(error)[:120]}")
-    sys.stdout = answers
-    serve(made)
-
-
-if __name__ == "__main__":
-    main()
+SIDES = {
+    "official": functools.partial(_side, _official),
+    "torch-func": functools.partial(_side, _torch_func),
+    "backpack": functools.partial(_side, _backpack),
+    "opacus": functools.partial(_side, _opacus),
+    "jax-privacy": functools.partial(_side, _jax_privacy),
+}

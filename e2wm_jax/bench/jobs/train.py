@@ -1,45 +1,23 @@
-"""What every process of `e2wm bench train` is told: the model, the rows of its steps, F, and which cores it has.
-
-No jax and no torch at import: a process first takes its cores, then starts what it measures.
-"""
+"""What every process of `e2wm bench train` is told: the model, the rows of its steps, F, and which cores it has."""
 
 import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from e2wm_jax.config import MODELS, BaseDType, GPTNeoConfig, LlamaConfig, ModelConfig
+from e2wm_jax.bench.jobs.shapes import sizes
+from e2wm_jax.bench.settings import TrainBenchSettings
+from e2wm_jax.config import MODELS, GPTNeoConfig, LlamaConfig, ModelConfig
 from e2wm_jax.data.batch import Row
 from e2wm_jax.data.loader import Loader
 
+_SIZES = {"layers": 4, "heads": 8, "words": 4096, "positions": 1024}
 SHAPES: dict[str, ModelConfig] = {
-    "neo4": GPTNeoConfig(
-        vocab_size=4096,
-        hidden_size=256,
-        intermediate_size=1024,
-        num_layers=4,
-        num_heads=8,
-        num_kv_heads=8,
-        head_dim=32,
-        max_positions=1024,
-        tied=True,
-        windows=(0, 128) * 2,
-    ),
-    "llama4": LlamaConfig(
-        vocab_size=4096,
-        hidden_size=256,
-        intermediate_size=768,
-        num_layers=4,
-        num_heads=8,
-        num_kv_heads=4,
-        head_dim=32,
-        max_positions=1024,
-        tied=True,
-    ),
+    "neo4": GPTNeoConfig(**sizes(256, **_SIZES), tied=True, windows=(0, 128) * 2),
+    "llama4": LlamaConfig(**sizes(256, **_SIZES, kv_heads=4, hidden=768), tied=True),
     **MODELS,
 }
 LR, WEIGHT_DECAY, STRENGTH = 1e-4, 0.01, 1.0
@@ -47,22 +25,10 @@ _FISHER = 1e-3  # mean of F: with the adapters that steps start from, a penalty 
 
 
 @dataclass(frozen=True)
-class Job:
-    """One model and its steps."""
+class Job(TrainBenchSettings):
+    """One model, by `shape` where it has one, and its steps."""
 
-    folder: str  # "model", "adapter-0", ... and "rows.json" in it
-    model: str  # as --model; "" for random weights
-    shape: str  # of `SHAPES`; "" for a model
-    dtype: BaseDType
-    targets: tuple[str, ...]  # --lora.targets of each adapter
-    rank: int
-    dropout: float
-    remat: str
-    batch_size: int
-    max_length: int
-    cores: int
-    clock: Literal["wall", "cpu"]
-    seed: int
+    folder: str = ""  # "model", "adapter-0", ... and "rows.json" in it
 
 
 def write_rows(job: Job, rows: Sequence[Row], steps: Sequence[Sequence[int]]) -> None:
@@ -79,7 +45,7 @@ def read_rows(job: Job) -> tuple[list[Row], list[list[int]]]:
 
 def loader_of(job: Job, rows: Sequence[Row]) -> Loader:
     """Whose first steps are measured."""
-    return Loader(rows, job.batch_size, 1, job.max_length, job.seed)
+    return Loader(rows, job.batch_size, 1, job.length or job.max_length, job.seed)
 
 
 def adapter_folder(job: Job, index: int) -> Path:

@@ -7,16 +7,13 @@ the adapters that ours wrote.
 """
 
 import importlib.util
-import json
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from e2wm_jax.bench.fisher_job import PRODUCT, most_memory, product_rate, seconds_of, take_cores, watch_memory
-from e2wm_jax.bench.peers import Answer, serve
-from e2wm_jax.bench.train_job import LR, STRENGTH, WEIGHT_DECAY, Job, adapter_folder, fisher_of, read_rows
+from e2wm_jax.bench.harness import PRODUCT, most_memory, product_rate, seconds_of, watch_memory
+from e2wm_jax.bench.jobs.train import LR, STRENGTH, WEIGHT_DECAY, Job, adapter_folder, fisher_of, read_rows
+from e2wm_jax.bench.process import Answer
 from e2wm_jax.data.batch import Row
-from e2wm_jax.errors import InputError
 
 INSTALL = "pip install 'e2wm_jax[peers]'"
 
@@ -87,7 +84,7 @@ def padded(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def operations(job: Job) -> dict[str, Callable[..., Answer]]:
-    """What the process can be asked for (`peers.Peer`)."""
+    """What the process can be asked for (`process.Peer`)."""
     import torch
 
     torch.set_num_threads(job.cores or torch.get_num_threads())
@@ -97,19 +94,20 @@ def operations(job: Job) -> dict[str, Callable[..., Answer]]:
 
     def describe() -> Answer:
         square = torch.ones((PRODUCT, PRODUCT))
-        return {"torch": torch.__version__, "gflops": product_rate(job, lambda: (square @ square)[0, 0].item())}
+        return {"torch": torch.__version__, "gflops": product_rate(lambda: (square @ square)[0, 0].item(), job.clock)}
 
-    def prepare(index: int) -> Answer:
+    def prepare(index: int, name: str) -> Answer:
         """The step, after it has run once on each batch."""
         torch.manual_seed(job.seed)
         made[index] = TorchStep(job, index, dropout=job.dropout)
         before = watch_memory()
         for rows in steps:
-            made[index](rows, ewc=True)
+            made[index](rows, ewc=name == "ewc")
         return {"grown_bytes": most_memory() - before}
 
-    def measure(index: int, ewc: bool) -> Answer:
-        return {"seconds": seconds_of(job, lambda: [made[index](rows, ewc=ewc) for rows in steps])}
+    def measure(index: int, name: str) -> Answer:
+        ewc = name == "ewc"
+        return {"seconds": seconds_of(lambda: [made[index](rows, ewc=ewc) for rows in steps], job.clock)}
 
     def losses(index: int) -> Answer:
         step = TorchStep(job, index, dropout=0.0)
@@ -118,28 +116,4 @@ def operations(job: Job) -> dict[str, Callable[..., Answer]]:
     return {"describe": describe, "prepare": prepare, "measure": measure, "losses": losses}
 
 
-def _refusing(said: str) -> dict[str, Callable[..., Answer]]:
-    return {"describe": lambda: {"refused": said}}
-
-
-def main() -> None:
-    """The process of one side."""
-    side, fields = sys.argv[1], json.loads(sys.argv[2])
-    job = Job(**{**fields, "targets": tuple(fields["targets"])})
-    take_cores(job.cores)
-    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
-    if side == "ours":
-        from e2wm_jax.bench import train_methods
-
-        try:
-            made = train_methods.operations(job)
-        except InputError as error:
-            made = _refusing(str(error))
-    else:
-        made = operations(job)
-    sys.stdout = answers
-    serve(made)
-
-
-if __name__ == "__main__":
-    main()
+SIDES = {"peft": lambda case: operations(Job(**case))}

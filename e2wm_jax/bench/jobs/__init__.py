@@ -1,0 +1,1 @@
+"""What all sides of a benchmark are told, without jax and torch."""
