@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any
 
 from e2wm_jax.bench.fisher_page import show, write_report
-from e2wm_jax.bench.harness import Seconds, circumstances, ratio, ratio_range, seconds_in_turn, spread
+from e2wm_jax.bench.harness import Seconds, check_least, circumstances, ratio, ratio_range, seconds_in_turn, spread
 from e2wm_jax.bench.jobs.fisher import SHAPES, Job
 from e2wm_jax.bench.ours.fisher import selected
 from e2wm_jax.bench.ours.own_method import check_own
@@ -22,7 +22,7 @@ from e2wm_jax.bench.peers import fisher as fisher_peers
 from e2wm_jax.bench.process import Peer
 from e2wm_jax.bench.settings import FisherBenchSettings
 from e2wm_jax.config import ModelConfig
-from e2wm_jax.errors import InputError, check_at_least
+from e2wm_jax.errors import InputError
 from e2wm_jax.model_files import locate
 from e2wm_jax.models.saving import check_new
 from e2wm_jax.models.weights import open_model
@@ -63,17 +63,8 @@ def check(settings: FisherBenchSettings) -> ModelConfig:
     Raises:
         InputError: naming the flag, its value and the rule.
     """
-    check_at_least(
-        ("--length", settings.length, 2),
-        ("--batch-size", settings.batch_size, 1),
-        ("--step-size", settings.step_size, 1),
-        ("--rounds", settings.rounds, 1),
-        ("--cores", settings.cores, 0),
-        ("--group", settings.group, 1),
-        ("--documents", settings.documents, 1),
-        ("--shortest", settings.shortest, 2),
-        ("--row", settings.row, settings.length),
-    )
+    check_least(settings, length=2, shortest=2, cores=0, row=settings.length)
+    check_least(settings, batch_size=1, step_size=1, rounds=1, group=1, documents=1)
     if settings.packed and settings.shortest > settings.length:
         raise InputError(f"--shortest {settings.shortest}: at most --length {settings.length}")
     if settings.shape is None:

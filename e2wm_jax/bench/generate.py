@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from e2wm_jax.bench.harness import best_of, print_table
+from e2wm_jax.bench.harness import best_of, check_least, print_table
 from e2wm_jax.bench.models import SIDES
 from e2wm_jax.bench.peers.transformers import has_transformers
 from e2wm_jax.bench.process import Answer, Peer
 from e2wm_jax.bench.settings import GenerateBenchSettings
 from e2wm_jax.data.source import read_documents, read_questions
-from e2wm_jax.errors import check_at_least
 from e2wm_jax.progress import say
 
 _ANSWERS = ("go to sleep", "make coffee", "read a book", "wash the dishes")
@@ -26,15 +25,7 @@ def run(settings: GenerateBenchSettings) -> dict[str, Any]:
     Raises:
         InputError: for settings out of range.
     """
-    check_at_least(
-        ("--prompts", settings.prompts, 1),
-        ("--prompt-tokens", settings.prompt_tokens, 2),
-        ("--new-tokens", settings.new_tokens, 2),
-        ("--beams", settings.beams, 1),
-        ("--questions", settings.questions, 0),
-        ("--batch-size", settings.batch_size, 1),
-        ("--rounds", settings.rounds, 1),
-    )
+    check_least(settings, prompts=1, prompt_tokens=2, new_tokens=2, beams=1, questions=0, batch_size=1, rounds=1)
     report: dict[str, Any] = {"generation": _generation(settings)}
     if settings.questions:
         report["scoring"] = _scoring(settings)

@@ -14,12 +14,25 @@ from statistics import median
 from typing import Any, Literal
 
 from e2wm_jax.bench.process import Answer
+from e2wm_jax.errors import check_at_least
 from e2wm_jax.progress import say
 
 Measure = Callable[[], Answer]
 Seconds = dict[str, list[float]]  # by what was measured together, of each round
 Clock = Literal["wall", "cpu"]
 PRODUCT = 2048  # rows and columns of the matrices of `product_rate`
+
+
+def check_least(settings: Any, **least: int) -> None:
+    """Refuse settings below their least values, by the names of the fields; of a field of several, each.
+
+    Raises:
+        InputError: naming the first such flag, its value and the least.
+    """
+    for name, value in least.items():
+        given = getattr(settings, name)
+        flag = f"--{name.replace('_', '-')}"
+        check_at_least(*((flag, each, value) for each in (given if isinstance(given, tuple) else [given])))
 
 
 def in_turn(measures: Mapping[str, Measure], rounds: int, name: str = "") -> dict[str, list[Answer]]:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from e2wm_jax import lora
-from e2wm_jax.bench.harness import print_table, seconds_of
+from e2wm_jax.bench.harness import check_least, print_table, seconds_of
 from e2wm_jax.bench.ours.step import prepared
 from e2wm_jax.bench.settings import LoaderBenchSettings
 from e2wm_jax.config import LoraConfig
@@ -24,7 +24,7 @@ from e2wm_jax.data.online_rows import OnlineRows, RowMaker, Unit
 from e2wm_jax.data.source import read_task
 from e2wm_jax.data.tokenize import task_rows
 from e2wm_jax.data.tokenizer import load_tokenizer
-from e2wm_jax.errors import InputError, check_at_least
+from e2wm_jax.errors import InputError
 from e2wm_jax.files import write_json_lines
 from e2wm_jax.model_files import ModelFiles, locate
 from e2wm_jax.models.weights import load
@@ -61,13 +61,7 @@ def run(settings: LoaderBenchSettings) -> dict[str, Any]:
     Raises:
         InputError: for settings out of range, or if the model, the simulator or a scene is missing.
     """
-    check_at_least(
-        ("--batch-size", settings.batch_size, 1),
-        ("--steps", settings.steps, 1),
-        ("--max-length", settings.max_length, 2),
-    )
-    for count in settings.workers:
-        check_at_least(("--workers", count, 0))
+    check_least(settings, batch_size=1, steps=1, max_length=2, workers=0)
     if not 0 < settings.seconds < math.inf:
         raise InputError(f"--seconds {settings.seconds}: must be a positive number")
     tasks = [task for name in settings.tasks for task in parse_online(PREFIX + name.removeprefix(PREFIX))]

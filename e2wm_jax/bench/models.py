@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from e2wm_jax.bench.harness import best_of, print_table
+from e2wm_jax.bench.harness import best_of, check_least, print_table
 from e2wm_jax.bench.jobs.shapes import sizes
 from e2wm_jax.bench.peers.transformers import has_transformers
 from e2wm_jax.bench.process import Peer
 from e2wm_jax.bench.settings import ModelsBenchSettings
 from e2wm_jax.config import GPTJConfig, GPTNeoConfig, GPTNeoXConfig, LlamaConfig, ModelConfig, OPTConfig
-from e2wm_jax.errors import InputError, check_at_least
+from e2wm_jax.errors import InputError
 from e2wm_jax.models.weights import config_to_hf
 from e2wm_jax.progress import say
 
@@ -38,12 +38,7 @@ def run(settings: ModelsBenchSettings) -> dict[str, Any]:
     Raises:
         InputError: for settings out of range or an unknown family.
     """
-    check_at_least(
-        ("--batch-size", settings.batch_size, 1),
-        ("--tokens", settings.tokens, 8),
-        ("--new-tokens", settings.new_tokens, 1),
-        ("--rounds", settings.rounds, 1),
-    )
+    check_least(settings, batch_size=1, tokens=8, new_tokens=1, rounds=1)
     if unknown := [name for name in settings.families if name not in SHAPES]:
         raise InputError(f"--families {unknown[0]}: unknown; choose from {', '.join(SHAPES)}")
     if settings.tokens > _POSITIONS:

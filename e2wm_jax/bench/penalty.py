@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from e2wm_jax import report as html
-from e2wm_jax.bench.harness import best_of, print_table
+from e2wm_jax.bench.harness import best_of, check_least, print_table
 from e2wm_jax.bench.jobs.shapes import sizes
 from e2wm_jax.bench.peers.transformers import has_transformers
 from e2wm_jax.bench.process import Answer, Peer
 from e2wm_jax.bench.settings import PenaltyBenchSettings
 from e2wm_jax.config import MODELS, DType, GPTNeoConfig, LoraConfig, ModelConfig
-from e2wm_jax.errors import InputError, check_at_least
+from e2wm_jax.errors import InputError
 from e2wm_jax.fisher.storage import FisherDType
 from e2wm_jax.kernels.weighted_square import Implementation
 from e2wm_jax.progress import say
@@ -60,12 +60,7 @@ def run(settings: PenaltyBenchSettings) -> dict[str, Any]:
     Raises:
         InputError: for settings out of range or an unknown step.
     """
-    check_at_least(
-        ("--modules", settings.modules, 1),
-        ("--size", settings.size, 1),
-        ("--rank", settings.rank, 1),
-        ("--repeats", settings.repeats, 1),
-    )
+    check_least(settings, modules=1, size=1, rank=1, repeats=1)
     steps = [name for name in settings.steps if name != "none"]
     if unknown := [name for name in steps if name not in STEPS]:
         raise InputError(f"--steps {unknown[0]}: unknown; choose from {', '.join(STEPS)}, none")

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from e2wm_jax.bench.harness import print_table
+from e2wm_jax.bench.harness import check_least, print_table
 from e2wm_jax.bench.settings import SearchBenchSettings
-from e2wm_jax.errors import InputError, check_at_least
+from e2wm_jax.errors import InputError
 from e2wm_jax.progress import progress_bar
 from e2wm_jax.simulate import goals, robothow, scenes
 from e2wm_jax.simulate.actions import Action
@@ -66,13 +66,7 @@ def run(settings: SearchBenchSettings) -> dict[str, Any]:
     Raises:
         InputError: for settings out of range or an unknown dialect, or if virtualhome-eval is not installed.
     """
-    check_at_least(
-        ("--goals", settings.goals, 1),
-        ("--search-batch", settings.search_batch, 1),
-        ("--simulations", settings.simulations, 1),
-        ("--reference-simulations", settings.reference_simulations, 0),
-        ("--max-depth", settings.max_depth, 1),
-    )
+    check_least(settings, goals=1, search_batch=1, simulations=1, reference_simulations=0, max_depth=1)
     if unknown := set(settings.methods) - set(get_args(Method)):
         raise InputError(f"--methods {' '.join(sorted(unknown))}: choose among {', '.join(get_args(Method))}")
     array = open_world("array", settings.dialect)

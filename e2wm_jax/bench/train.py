@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from e2wm_jax import lora
-from e2wm_jax.bench.harness import circumstances, ratio, seconds_in_turn, spread
+from e2wm_jax.bench.harness import check_least, circumstances, ratio, seconds_in_turn, spread
 from e2wm_jax.bench.jobs.train import SHAPES, Job, loader_of, write_rows
 from e2wm_jax.bench.peers import peft
 from e2wm_jax.bench.process import Peer
@@ -27,7 +27,7 @@ from e2wm_jax.data.online_rows import RowMaker, Unit
 from e2wm_jax.data.source import online_tasks, parse_mixture, read_mixture
 from e2wm_jax.data.tokenize import task_rows
 from e2wm_jax.data.tokenizer import load_tokenizer
-from e2wm_jax.errors import InputError, check_at_least
+from e2wm_jax.errors import InputError
 from e2wm_jax.model_files import locate
 from e2wm_jax.models.saving import check_new
 from e2wm_jax.models.weights import open_model
@@ -72,16 +72,7 @@ def check(settings: TrainBenchSettings) -> ModelConfig:
     Raises:
         InputError: naming the flag, its value and the rule.
     """
-    check_at_least(
-        ("--batch-size", settings.batch_size, 1),
-        ("--steps", settings.steps, 1),
-        ("--max-length", settings.max_length, 2),
-        ("--length", settings.length, 8),
-        ("--rank", settings.rank, 1),
-        ("--rounds", settings.rounds, 1),
-        ("--waiting-steps", settings.waiting_steps, 0),
-        ("--cores", settings.cores, 0),
-    )
+    check_least(settings, batch_size=1, steps=1, max_length=2, length=8, rank=1, rounds=1, waiting_steps=0, cores=0)
     for flag, shape in (("--shape", settings.shape), ("--mesh-model", settings.mesh_model)):
         if shape is not None and shape not in SHAPES:
             raise InputError(f"{flag} {shape}: unknown; choose from {', '.join(SHAPES)}")

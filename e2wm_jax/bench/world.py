@@ -8,10 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from e2wm_jax.bench.harness import in_turn, print_table, seconds_of
+from e2wm_jax.bench.harness import check_least, in_turn, print_table, seconds_of
 from e2wm_jax.bench.process import Answer
 from e2wm_jax.bench.settings import WorldBenchSettings
-from e2wm_jax.errors import check_at_least
 from e2wm_jax.simulate import engine, native, native_legal, native_tables, scenes
 from e2wm_jax.simulate.actions import Action, Thing
 from e2wm_jax.simulate.array_world import ArrayWorld
@@ -41,9 +40,7 @@ def run(settings: WorldBenchSettings) -> dict[str, Any]:
     Raises:
         InputError: for settings out of range, a scene that cannot be loaded, or if virtualhome is not installed.
     """
-    counted = [(name, getattr(settings, name)) for name in ("slots", "episodes", "length", "rounds")]
-    check_at_least(*((f"--{name}", count, 1) for name, count in counted))
-    check_at_least(*(("--environments", count, 1) for count in settings.environments))
+    check_least(settings, slots=1, episodes=1, length=1, rounds=1, environments=1)
     scene = scenes.load(settings.scene)
     lines = _draw(scene, settings)
     total = settings.episodes * settings.length

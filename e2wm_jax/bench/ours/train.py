@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from e2wm_jax import lora
 from e2wm_jax.adapter_files import read_adapter, write_adapter
@@ -30,8 +29,8 @@ from e2wm_jax.fisher.storage import Fisher
 from e2wm_jax.models import decoder
 from e2wm_jax.models.layers import Params
 from e2wm_jax.models.quantized import compute_dtype, load, quantizer
-from e2wm_jax.models.saving import write_model
-from e2wm_jax.models.weight_table import WeightSpec, initialize
+from e2wm_jax.models.saving import parameter_sizes, write_model
+from e2wm_jax.models.weight_table import initialize
 from e2wm_jax.models.weights import unflatten
 from e2wm_jax.regularizers.catalogue import regularizer
 from e2wm_jax.regularizers.regularizer import Options, Scope
@@ -57,7 +56,7 @@ def operations(job: Job) -> dict[str, Callable[..., Answer]]:
         square = jnp.ones((PRODUCT, PRODUCT), compute_dtype(job.base_dtype))
         multiply = jax.jit(jnp.matmul)
         return {
-            "parameters": sum(spec_size(config, spec) for spec in decoder.weight_table(config).values()),
+            "parameters": sum(parameter_sizes(config).values()),
             "device": kind,
             "jax": jax.__version__,
             "gflops": product_rate(lambda: multiply(square, square).block_until_ready(), job.clock),
@@ -155,29 +154,20 @@ def load_model(job: Job) -> tuple[ModelConfig, Params]:
         model = load(job.model, job.base_dtype)
         return model.config, model.params
     config = SHAPES[job.shape]
-    numbers = sum(spec_size(config, spec) for spec in decoder.weight_table(config).values())
+    numbers = sum(parameter_sizes(config).values())
     if jax.default_backend() == "cpu" and numbers > _LARGEST_ON_CPU:
         raise InputError(f"--shape {job.shape}: {numbers / 1e9:.1f} B parameters are too many for a CPU; try neo4")
+    dtype, sizes = compute_dtype(job.base_dtype), {"initializer_range": config.initializer_range}
     transform, flat = quantizer(job.base_dtype), {}
     for number, (path, spec) in enumerate(decoder.weight_table(config).items()):
         key = jax.random.fold_in(jax.random.key(job.seed), number)
-        flat[path] = transform(path, spec, _random(config, path, spec, key, compute_dtype(job.base_dtype)))
+        (made,) = jax.tree.leaves(initialize({path: spec}, config.num_layers, key, dtype=dtype, **sizes))
+        flat[path] = transform(path, spec, made)
     return config, unflatten(flat)
-
-
-def _random(config: ModelConfig, path: str, spec: WeightSpec, key: jax.Array, dtype: str) -> jax.Array:
-    table = {path: spec}
-    made = initialize(table, config.num_layers, key, initializer_range=config.initializer_range, dtype=dtype)
-    return jax.tree.leaves(made)[0]
 
 
 def _bytes(tree: Any) -> int:
     return sum(x.nbytes for x in jax.tree.leaves(tree))
-
-
-def spec_size(config: ModelConfig, spec: WeightSpec) -> int:
-    """Numbers of a weight, all layers together."""
-    return int(np.prod(spec.shape)) * (config.num_layers if spec.stacked else 1)
 
 
 def _fisher(job: Job, config: ModelConfig, spec: lora.AdapterSpec) -> Fisher:
