@@ -14,10 +14,10 @@ import pytest
 
 from e2wm_jax.bench import fisher
 from e2wm_jax.bench.fisher import FisherBenchSettings
-from e2wm_jax.bench.fisher_page import verdict
 from e2wm_jax.bench.jobs.fisher import SHAPES, Job, compare, documents, reference_folder
 from e2wm_jax.bench.ours.fisher import corpus, operations, selected
 from e2wm_jax.bench.ours.gradient import WAYS, batch_gradient
+from e2wm_jax.bench.pages.fisher import verdict
 from e2wm_jax.bench.peers import fisher as fisher_peers
 from e2wm_jax.bench.peers.fisher import PACKAGES, PeerPass, peer_operations
 from e2wm_jax.bench.process import Peer

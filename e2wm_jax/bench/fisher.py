@@ -13,11 +13,11 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-from e2wm_jax.bench.fisher_page import show, write_report
 from e2wm_jax.bench.harness import Seconds, check_least, circumstances, ratio, ratio_range, seconds_in_turn, spread
 from e2wm_jax.bench.jobs.fisher import SHAPES, Job
 from e2wm_jax.bench.ours.fisher import selected
 from e2wm_jax.bench.ours.own_method import check_own
+from e2wm_jax.bench.pages.report import show, write_report
 from e2wm_jax.bench.peers import fisher as fisher_peers
 from e2wm_jax.bench.process import Peer
 from e2wm_jax.bench.settings import FisherBenchSettings

@@ -120,12 +120,13 @@ def _processor() -> str:
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table on stdout, numbers to the right; None is an empty cell."""
+    """A table on stdout, numbers to the right, names and a text at the end to the left; None is an empty cell."""
     cells = [list(headers), *([_cell(value) for value in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(headers))]
-    for first, *others in cells:
-        padded = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
-        print("  ".join([f"{first:<{widths[0]}}", *padded]).rstrip())
+    left = {0} | ({len(headers) - 1} if any(isinstance(row[-1], str) for row in rows) else set())
+    for row in cells:
+        padded = [f"{cell:<{widths[n]}}" if n in left else f"{cell:>{widths[n]}}" for n, cell in enumerate(row)]
+        print("  ".join(padded).rstrip())
 
 
 def _cell(value: Any) -> str:

@@ -16,10 +16,10 @@ import numpy as np
 from e2wm_jax import lora
 from e2wm_jax.bench.harness import check_least, circumstances, ratio, seconds_in_turn, spread
 from e2wm_jax.bench.jobs.train import SHAPES, Job, loader_of, write_rows
+from e2wm_jax.bench.pages.report import show, write_report
 from e2wm_jax.bench.peers import peft
 from e2wm_jax.bench.process import Peer
 from e2wm_jax.bench.settings import TrainBenchSettings
-from e2wm_jax.bench.train_page import show, write_report
 from e2wm_jax.config import LoraConfig, ModelConfig
 from e2wm_jax.data.batch import Row
 from e2wm_jax.data.generate import UNIT

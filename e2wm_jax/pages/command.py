@@ -7,7 +7,7 @@ from typing import Any
 
 import e2wm_jax
 from e2wm_jax import demo
-from e2wm_jax.bench.redraw import draw as draw_benchmark
+from e2wm_jax.bench.pages.report import draw as draw_benchmark
 from e2wm_jax.errors import InputError, check_at_least, first_line
 from e2wm_jax.evaluate.evaluations import Evaluation, is_evaluation, read_evaluation
 from e2wm_jax.evaluate.report import sections

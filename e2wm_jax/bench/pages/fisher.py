@@ -1,13 +1,9 @@
 """How `e2wm bench fisher` shows its numbers: a table on stdout, and report.html with the same and charts."""
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import e2wm_jax
-from e2wm_jax.files import write_json
 from e2wm_jax.model_files import model_name
-from e2wm_jax.report import Section, bar_chart, details, key_values, page, paragraph, table, write
+from e2wm_jax.report import Section, bar_chart, details, key_values, paragraph, table
 
 Report = dict[str, Any]
 _SPREAD = {
@@ -36,7 +32,7 @@ _MEANING = {
     "opacus": "Opacus' GradSampleModule, then squared",
     "jax-privacy": "jax_privacy's clipped_fun of the squared gradient, clipped at infinity",
 }
-_HOW = (
+HOW = (
     "Everything in one run, in turn, after a pass that compiles. Times are medians over the rounds, in brackets "
     "the least and the greatest; a ratio is the median of the ratios within a round, of what was measured in "
     "turn. Peers other than the official loop run one at a time, each beside textbook and fused again; these "
@@ -47,45 +43,18 @@ _HOW = (
 )
 
 
-def write_report(folder: Path, report: Report) -> None:
-    """Write report.html and report.json into a new directory."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "report.json", report)
-    write(folder / "report.html", page_of(report))
+def sections(report: Report) -> list[Section]:
+    """The result as the page has it."""
+    blocks = [table(*found) for found in tables(report).values()]
+    if report["settings"]["packed"]:
+        return [Section("Result", blocks)]
+    named = {row["method"]: _MEANING.get(row["method"], "a function of your own") for row in report["rows"]}
+    more = details("What the rows are", key_values(named))
+    return [Section("Result", [*map(paragraph, sentences(report)), *blocks, more])]
 
 
-def page_of(report: Report, more: Sequence[Section] = ()) -> str:
-    """The page of a report, drawn from its JSON alone, with `more` sections behind the result."""
-    packed = report["settings"]["packed"]
-    headers, rows = _layouts(report) if packed else _methods(report)
-    blocks = [table(headers, rows)]
-    if not packed:
-        named = {row["method"]: _MEANING.get(row["method"], "a function of your own") for row in report["rows"]}
-        blocks = [*map(paragraph, _fastest(report)), *blocks, details("What the rows are", key_values(named))]
-    sections = [
-        Section("Result", blocks),
-        *more,
-        Section("Charts", _charts(report)),
-        Section("How it was measured", [paragraph(_HOW), details("All settings", key_values(report["settings"]))]),
-    ]
-    footer = f"e2wm_jax {e2wm_jax.__version__}, jax {report['jax']}, load of the machine {report['load']}"
-    return page("e2wm bench fisher", sections, lead=_lead(report), footer=footer)
-
-
-def show(report: Report) -> None:
-    """The report as a table on stdout."""
-    print(_lead(report))
-    headers, rows = _layouts(report) if report["settings"]["packed"] else _methods(report)
-    texts = [headers, *([_text(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[n]) for row in texts) for n in range(len(headers))]
-    for first, *others in texts:
-        cells = [f"{cell:>{width}}" for cell, width in zip(others[:-1], widths[1:], strict=False)]
-        print("  ".join([f"{first:<{widths[0]}}", *cells, others[-1]]).rstrip())
-    for sentence in [] if report["settings"]["packed"] else _fastest(report):
-        print(sentence)
-
-
-def _lead(report: Report) -> str:
+def lead(report: Report) -> str:
+    """What was measured, and where."""
     rates = {"ours": report["gflops"]} | {row["method"]: row["gflops"] for row in report["rows"] if "gflops" in row}
     device = report["device"] if report["device"] != "cpu" else report.get("processor", "cpu")
     model, size = model_name(report["model"]), report["parameters"] / 1e6
@@ -94,6 +63,11 @@ def _lead(report: Report) -> str:
         f"{model}, {size:,.4g} M parameters, on {device}, jax {report['jax']}. A plain product of matrices runs at "
         f"{products}."
     )
+
+
+def tables(report: Report) -> dict[str, tuple[list[str], list[list[Any]]]]:
+    """Title -> headers and rows."""
+    return {"Result": _layouts(report) if report["settings"]["packed"] else _methods(report)}
 
 
 def _methods(report: Report) -> tuple[list[str], list[list[Any]]]:
@@ -135,11 +109,8 @@ def _layouts(report: Report) -> tuple[list[str], list[list[Any]]]:
     return headers, rows
 
 
-def _text(cell: Any) -> str:
-    return "" if cell is None else str(cell)
-
-
-def _charts(report: Report) -> list[str]:
+def charts(report: Report) -> list[str]:
+    """Times, and what they cost in memory."""
     if report["settings"]["packed"]:
         values = {row["layout"]: {"fused": row["over_full"]} for row in report["rows"]}
         return [bar_chart(values, title="Time per real token", x_label="time / documents of full length")]
@@ -167,8 +138,10 @@ def _kind(row: Report) -> str:
     return "gradient" if row["method"] in ("textbook", "plain") else row["side"]
 
 
-def _fastest(report: Report) -> list[str]:
+def sentences(report: Report) -> list[str]:
     """The fastest right F of all parameters that were chosen, in a sentence."""
+    if report["settings"]["packed"]:
+        return []
     right = [row for row in report["rows"] if row.get("error") is not None and not row["wrong"] and not row["missing"]]
     whole = max((row["tensors"] for row in right), default=0)
     right = [row for row in right if row["tensors"] == whole and "over_textbook" in row]

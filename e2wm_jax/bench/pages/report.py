@@ -1,16 +1,49 @@
-"""The page of a benchmark drawn again from its report.json, alone or beside another run's."""
+"""The report of a benchmark, from its JSON alone: on stdout, as a page, and beside that of an earlier run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from e2wm_jax.bench import fisher_page, train_page
+import e2wm_jax
+from e2wm_jax.bench.harness import print_table
+from e2wm_jax.bench.pages import fisher, train
 from e2wm_jax.errors import InputError
-from e2wm_jax.files import read_json
-from e2wm_jax.report import Section, paragraph, table, write
+from e2wm_jax.files import read_json, write_json
+from e2wm_jax.report import Section, details, key_values, page, paragraph, table, write
 
 REPORT_FILE = "report.json"
-_PAGES = {"bench fisher": fisher_page.page_of, "bench train": train_page.page_of}
+# Each has lead, tables, sentences, sections and charts of a report, and HOW it was measured.
+_TOPICS = {"bench fisher": fisher, "bench train": train}
+
+
+def show(report: dict[str, Any]) -> None:
+    """The report as tables on stdout."""
+    topic = _TOPICS[report["command"]]
+    print(topic.lead(report))
+    tables = topic.tables(report)
+    for title, (headers, rows) in tables.items():
+        if len(tables) > 1:
+            print(f"\n{title}")
+        print_table(headers, rows)
+    for sentence in topic.sentences(report):
+        print(sentence)
+
+
+def write_report(folder: Path, report: dict[str, Any]) -> None:
+    """Write report.html and report.json into a new directory."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / REPORT_FILE, report)
+    write(folder / "report.html", page_of(report["command"], report))
+
+
+def page_of(name: str, report: dict[str, Any], more: Sequence[Section] = ()) -> str:
+    """The page of a report of that command, with `more` sections behind the results."""
+    topic = _TOPICS[name]
+    how = [paragraph(topic.HOW), details("All settings", key_values(report["settings"]))]
+    charts = Section("Charts", topic.charts(report))
+    sections = [*topic.sections(report), *more, charts, Section("How it was measured", how)]
+    footer = f"e2wm_jax {e2wm_jax.__version__}, jax {report['jax']}, load of the machine {report['load']}"
+    return page(f"e2wm {name}", sections, lead=topic.lead(report), footer=footer)
 
 
 def draw(path: Path, folder: Path, before: Path | None = None) -> None:
@@ -26,7 +59,7 @@ def draw(path: Path, folder: Path, before: Path | None = None) -> None:
         if other != name:
             raise InputError(f"--before {before}: holds e2wm {other}, and {folder} e2wm {name}; give two of a kind")
         more = [Section(f"Beside {before}", _beside(earlier, report))]
-    write(path, _PAGES[name](report, more))
+    write(path, page_of(name, report, more))
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], str]:
@@ -35,7 +68,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], str]:
         raise InputError(f"{folder}: holds no {REPORT_FILE}; give the --out of e2wm bench fisher or train")
     report = read_json(path)
     name = report.get("command") or ("bench train" if "steps" in report else "bench fisher")
-    if name not in _PAGES or not isinstance(report.get("settings"), Mapping):
+    if name not in _TOPICS or not isinstance(report.get("settings"), Mapping):
         raise InputError(f"{path}: not what e2wm bench fisher or train wrote")
     return report, name
 

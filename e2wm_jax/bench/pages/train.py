@@ -1,53 +1,16 @@
 """How `e2wm bench train` shows its numbers: tables on stdout, and report.html with the same and charts."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import e2wm_jax
-from e2wm_jax.files import write_json
 from e2wm_jax.model_files import model_name
-from e2wm_jax.report import Section, bar_chart, details, key_values, page, paragraph, table, write
+from e2wm_jax.report import Section, bar_chart, paragraph, table
 
 _MIB = 2**20
 Table = tuple[list[str], list[list[Any]]]
 
 
-def show(report: dict[str, Any]) -> None:
-    """The report as tables on stdout."""
-    print(_lead(report))
-    for title, (headers, rows) in _tables(report).items():
-        print(f"\n{title}")
-        _print(headers, rows)
-    if report["waiting"]:
-        print(f"\nwaiting for data: {report['waiting']['share']:.2%} of the time of {report['waiting']['steps']} steps")
-    for peer, how in report["not_installed"].items():
-        print(f"{peer}: not installed: {how}")
-
-
-def write_report(folder: Path, report: dict[str, Any]) -> None:
-    """Write report.html and report.json into a new directory."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "report.json", report)
-    write(folder / "report.html", page_of(report))
-
-
-def page_of(report: dict[str, Any], more: Sequence[Section] = ()) -> str:
-    """The page of a report, drawn from its JSON alone, with `more` sections behind the tables."""
-    sections = [Section(title, [table(*found)]) for title, found in _tables(report).items()]
-    if report["waiting"]:
-        share = f"{report['waiting']['share']:.2%} of the time of {report['waiting']['steps']} steps"
-        sections.append(Section("Waiting for data", [paragraph(share)]))
-    sections += [
-        *more,
-        Section("Charts", _charts(report)),
-        Section("How it was measured", [paragraph(_HOW), details("All settings", key_values(report["settings"]))]),
-    ]
-    footer = f"e2wm_jax {e2wm_jax.__version__}, jax {report['jax']}, load of the machine {report['load']}"
-    return page("e2wm bench train", sections, lead=_lead(report), footer=footer)
-
-
-_HOW = (
+HOW = (
     "Everything in one run, in turn, after steps that compile. Times are medians over the rounds; a ratio is the "
     "median of the ratios within a round. Tokens are real ones, prompts included and padding left out. MFU is the"
     " work of these tokens (train/throughput.py) over what the device can do at most; on a CPU, over the rate of "
@@ -58,7 +21,25 @@ _HOW = (
 )
 
 
-def _lead(report: dict[str, Any]) -> str:
+def sections(report: dict[str, Any]) -> list[Section]:
+    """The results as the page has them."""
+    found = [Section(title, [table(*one)]) for title, one in tables(report).items()]
+    waiting = [Section("Waiting for data", [paragraph(_waiting(report))])] if report["waiting"] else []
+    return [*found, *waiting]
+
+
+def sentences(report: dict[str, Any]) -> list[str]:
+    """What no table has."""
+    waiting = [f"waiting for data: {_waiting(report)}"] if report["waiting"] else []
+    return [*waiting, *(f"{peer}: not installed: {how}" for peer, how in report["not_installed"].items())]
+
+
+def _waiting(report: dict[str, Any]) -> str:
+    return f"{report['waiting']['share']:.2%} of the time of {report['waiting']['steps']} steps"
+
+
+def lead(report: dict[str, Any]) -> str:
+    """What was measured, and where."""
     known = f"peak {report['peak'] / 1e12:.0f} TFLOP/s" if report["peak"] else "no peak known"
     share = report["tokens"] / report["places"]
     device = report["device"] if report["device"] != "cpu" else report.get("processor", "cpu")
@@ -70,7 +51,8 @@ def _lead(report: dict[str, Any]) -> str:
     )
 
 
-def _tables(report: dict[str, Any]) -> dict[str, Table]:
+def tables(report: dict[str, Any]) -> dict[str, Table]:
+    """Title -> headers and rows."""
     found = {"EWC-LoRA step": _step_table(report["steps"])}
     if report["regularizers"]:
         headers = ["regularizer", "ms", "/ none", "state, MiB", "peak, MiB"]
@@ -127,7 +109,8 @@ def _mesh_table(meshes: Sequence[dict[str, Any]]) -> Table:
     return headers, rows
 
 
-def _charts(report: dict[str, Any]) -> list[str]:
+def charts(report: dict[str, Any]) -> list[str]:
+    """Speed, and what regularizers and meshes cost."""
     speed: dict[str, dict[str, float]] = {}
     for row in report["steps"]:
         speed.setdefault(row["targets"], {})[row["side"]] = row["tokens_per_second"]
@@ -141,18 +124,3 @@ def _charts(report: dict[str, Any]) -> list[str]:
         }
         drawn.append(bar_chart(moved, title="What a device receives", x_label="MiB of collectives' outputs per step"))
     return drawn
-
-
-def _print(headers: list[str], rows: list[list[Any]]) -> None:
-    cells = [headers, *([_cell(value) for value in row] for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(headers))]
-    for first, *others in cells:
-        print(
-            "  ".join([f"{first:<{widths[0]}}", *(f"{cell:>{w}}" for cell, w in zip(others, widths[1:], strict=True))])
-        )
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
-    return "" if value is None else str(value)
