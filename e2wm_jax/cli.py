@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from e2wm_jax import __version__
-from e2wm_jax.allocator import keep_freed_memory
 from e2wm_jax.commands import COMMANDS, command_of, overview, settings_class
-from e2wm_jax.compilation import say_compilations
-from e2wm_jax.compilation_cache import keep_compiled
-from e2wm_jax.environment import check_paths, check_xla_flags, trust_own_precision
 from e2wm_jax.errors import InputError
-from e2wm_jax.failures import explained
-from e2wm_jax.files import json_text
-from e2wm_jax.options import Option, document, first_sentence, introduction, missing, one_form, options_of
-from e2wm_jax.progress import busy, one_run
+from e2wm_jax.options.parsing import Option, document, first_sentence, introduction, missing, one_form, options_of
+from e2wm_jax.running.allocator import keep_freed_memory
+from e2wm_jax.running.compilation import say_compilations
+from e2wm_jax.running.compilation_cache import keep_compiled
+from e2wm_jax.running.environment import check_paths, check_xla_flags, trust_own_precision
+from e2wm_jax.running.failures import explained
+from e2wm_jax.running.progress import busy, one_run
+from e2wm_jax.storage.files import json_text
 
 # Of every command, and no settings of it.
 JSON, PRINT_CONFIG, CONFIG, NO_CACHE = "--json", "--print-config", "--config", "--no-compilation-cache"
@@ -191,7 +191,7 @@ def _from_file(settings: type, path: Path, words: list[str], unset: Any) -> Any:
     Raises:
         InputError: also for an option that is required and in neither.
     """
-    from e2wm_jax.settings_files import read_settings
+    from e2wm_jax.options.files import read_settings
 
     default = read_settings(settings, path, unset)
     there = {word.partition("=")[0] for word in words}
@@ -209,7 +209,7 @@ def _shown(option: Option) -> str:
 
 def _config(settings: Any) -> str:
     """The resolved settings as TOML; a command whose files hold more than settings says what."""
-    from e2wm_jax.settings_files import as_toml, plain, toml
+    from e2wm_jax.options.files import as_toml, plain, toml
 
     resolved = getattr(sys.modules[type(settings).__module__], "resolved", None)
     return as_toml(settings) if resolved is None else toml(plain(resolved(settings)))

@@ -15,30 +15,34 @@ class Command(NamedTuple):
 COMMANDS = {
     "doctor": Command("doctor.DoctorSettings", "doctor.run", "versions, devices, what is installed, what is missing"),
     "demo": Command(
-        "demo_settings.DemoSettings", "demo.run", "the whole flow on the embedded default, with table and report"
+        "demo.settings.DemoSettings", "demo.run.run", "the whole flow on the embedded default, with table and report"
     ),
     "collect": Command(
-        "simulate.jobs.CollectSettings", "simulate.workers.collect", "let an agent live in a world: trajectories"
+        "experience.collect.jobs.CollectSettings",
+        "experience.collect.command.collect",
+        "let an agent live in a world: trajectories",
     ),
     "replay": Command(
-        "simulate.replay_command.ReplaySettings",
-        "simulate.replay_command.run",
+        "experience.replay.command.ReplaySettings",
+        "experience.replay.command.run",
         "run a program in a world, step by step",
     ),
     "tasks": Command("tasks.run.TasksSettings", "tasks.run.run", "trajectories to text tasks"),
     "fisher": Command(
-        "fisher.settings.FisherSettings", "fisher.run.run", "exact per-example diagonal Fisher of a model"
+        "fisher.command.settings.FisherSettings",
+        "fisher.command.run.run",
+        "exact per-example diagonal Fisher of a model",
     ),
     "train": Command("train.settings.TrainSettings", "train.run.run", "finetune LoRA adapters, held by a regularizer"),
     "sequence": Command(
-        "train.sequence_settings.SequenceSettings",
-        "train.sequence.run",
+        "train.sequence.settings.SequenceSettings",
+        "train.sequence.run.run",
         "finetune on task after task, and measure forgetting",
     ),
-    "eval qa": Command("evaluate.settings.QaSettings", "evaluate.qa.run", "multiple-choice accuracy"),
+    "eval qa": Command("evaluate.settings.QaSettings", "evaluate.questions.qa.run", "multiple-choice accuracy"),
     "eval generate": Command(
         "evaluate.settings.GenerationSettings",
-        "evaluate.generation.run",
+        "evaluate.texts.generation.run",
         "ROUGE and path overlap of what a model writes",
     ),
     "eval perplexity": Command(
@@ -46,20 +50,22 @@ COMMANDS = {
     ),
     "eval plans": Command(
         "evaluate.settings.PlansSettings",
-        "evaluate.plans.run",
+        "evaluate.plans.run.run",
         "plans carried out in the world: steps that work, goals reached",
     ),
     "eval embodied-agent": Command(
-        "evaluate.benchmark_settings.EmbodiedAgentSettings",
-        "evaluate.embodied_agent.run",
+        "evaluate.benchmarks.settings.EmbodiedAgentSettings",
+        "evaluate.benchmarks.embodied_agent.run",
         "Embodied Agent Interface: action sequencing, goal interpretation",
     ),
     "eval babi": Command(
-        "evaluate.benchmark_settings.BabiSettings", "evaluate.babi.run", "bAbI tasks 1-20, few-shot, by exact match"
+        "evaluate.benchmarks.settings.BabiSettings",
+        "evaluate.benchmarks.babi.run",
+        "bAbI tasks 1-20, few-shot, by exact match",
     ),
     "eval harness": Command(
-        "evaluate.benchmark_settings.HarnessSettings",
-        "evaluate.harness.run",
+        "evaluate.benchmarks.settings.HarnessSettings",
+        "evaluate.benchmarks.harness.run",
         "tasks of EleutherAI's lm-evaluation-harness",
     ),
     "eval all": Command(
@@ -71,12 +77,12 @@ COMMANDS = {
         "report.html of a run, a Fisher, an evaluation, experiences",
     ),
     "export": Command(
-        "export_settings.ExportSettings", "export.run", "a Hugging Face directory, with an adapter merged"
+        "export.settings.ExportSettings", "export.run.run", "a Hugging Face directory, with an adapter merged"
     ),
     "compare": Command(
         "compare.settings.CompareSettings", "compare.run.run", "train and evaluate many arms: skill against forgetting"
     ),
-    "generate": Command("evaluate.settings.GenerateSettings", "evaluate.continuations.run", "continue prompts"),
+    "generate": Command("evaluate.settings.GenerateSettings", "evaluate.texts.continuations.run", "continue prompts"),
     "bench generate": Command(
         "bench.settings.GenerateBenchSettings",
         "bench.generate.run",

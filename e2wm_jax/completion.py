@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from e2wm_jax.commands import COMMANDS, settings_class
 from e2wm_jax.errors import InputError
-from e2wm_jax.options import options_of
+from e2wm_jax.options.parsing import options_of
 
 _SHELLS = ("bash", "zsh")
 _EVERYWHERE = ("--help", "--json", "--config", "--print-config", "--no-compilation-cache")

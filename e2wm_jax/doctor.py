@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import e2wm_jax
-from e2wm_jax import compilation_cache
-from e2wm_jax.environment import device_error, xla_flags_error
-from e2wm_jax.progress import busy
+from e2wm_jax.running import compilation_cache
+from e2wm_jax.running.environment import device_error, xla_flags_error
+from e2wm_jax.running.progress import busy
 
 _CORE = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tokenizers", "safetensors", "gguf",
@@ -151,9 +151,9 @@ def _check(check: Callable[[], object]) -> str:
 
 
 def _check_world() -> None:
-    from e2wm_jax.simulate import scenes
-    from e2wm_jax.simulate.replay import replay
-    from e2wm_jax.simulate.virtualhome import VirtualHome
+    from e2wm_jax.worlds.household.homes import scenes
+    from e2wm_jax.worlds.household.oracle.virtualhome import VirtualHome
+    from e2wm_jax.worlds.household.world import replay
 
     program = scenes.program(scenes.program_ids()[0])
     replay(VirtualHome(), program.init, program.script)
@@ -162,13 +162,13 @@ def _check_world() -> None:
 def _check_model() -> None:
     import gguf
 
-    from e2wm_jax.model_files import embedded_gguf
+    from e2wm_jax.storage.model_files import embedded_gguf
 
     gguf.GGUFReader(embedded_gguf())
 
 
 def _check_engine() -> None:
-    from e2wm_jax.simulate.engines import compile_engine
+    from e2wm_jax.experience.search.choose import compile_engine
 
     compile_engine()
 

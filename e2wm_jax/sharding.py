@@ -4,9 +4,9 @@
     fsdp     rows of a batch, and a share of every matrix along the model's width, gathered when a layer needs it
     tensor   heads, the feed-forward's width and the vocabulary
 
-A weight names its own dimensions (`models.weight_table.WeightSpec.axes`); `_MESH_AXIS` says where each name goes, and
-everything else is copied.  A dimension that its mesh axis does not divide is copied too: GPT-Neo's 50257 rows of
-vocabulary divide by no even number, and its other weights are worth splitting all the same.
+A weight names its own dimensions (`models.families.weight_table.WeightSpec.axes`); `_MESH_AXIS` says where each name
+goes, and everything else is copied.  A dimension that its mesh axis does not divide is copied too: GPT-Neo's 50257 rows
+of vocabulary divide by no even number, and its other weights are worth splitting all the same.
 """
 
 import math

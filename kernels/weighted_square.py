@@ -14,9 +14,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from e2wm_jax.choices import Implementation
 from e2wm_jax.errors import InputError
 from e2wm_jax.fisher.storage import StoredFisher, decode
+from e2wm_jax.options.choices import Implementation
 
 Products = tuple[jax.Array, jax.Array]  # B^T (F * B A), (F * B A) A^T
 

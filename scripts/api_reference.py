@@ -15,7 +15,9 @@ PACKAGE, FOLDER = ROOT / "e2wm_jax", ROOT / "docs/api"
 GROUND = "ground"  # the page of modules that are no part of a package
 NOTE = "This page is written by `make docs` from the docstrings.\n"
 # What only commands and compiled code use: read the sources.
-LEFT_OUT = re.compile(r"(bench|kernels|pages|demo\w*|doctor|cli|__main__|simulate\.(native(_\w+)?|engine_\w+))(\..*)?")
+LEFT_OUT = re.compile(
+    r"(bench|kernels|pages|demo|doctor|cli|__main__|(worlds\.household|experience\.search)\.(native|batched))(\..*)?"
+)
 
 
 def render() -> dict[Path, str]:

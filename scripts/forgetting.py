@@ -40,8 +40,8 @@ from e2wm_jax.fisher.documents import document_batches
 from e2wm_jax.fisher.storage import Fisher
 from e2wm_jax.lora import Adapters
 from e2wm_jax.models import decoder
+from e2wm_jax.models.head import target_nll
 from e2wm_jax.models.layers import Params
-from e2wm_jax.models.likelihood import target_nll
 from e2wm_jax.regularizers.catalogue import REGULARIZERS
 from e2wm_jax.regularizers.regularizer import Material, Options, Scope, State
 from e2wm_jax.train.schedules import learning_rates

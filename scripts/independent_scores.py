@@ -29,7 +29,7 @@ import torch
 from nltk.stem.porter import PorterStemmer
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from e2wm_jax.model_files import EMBEDDED_MODEL, embedded_gguf  # where the embedded model lies
+from e2wm_jax.storage.model_files import EMBEDDED_MODEL, embedded_gguf  # where the embedded model lies
 
 # Log probability of an answer over its tokens; in these sets less that of the same answer behind "Answer:" instead.
 CALIBRATED = {"act_infer", "housework_qa", "neg_housework_qa"}

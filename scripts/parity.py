@@ -20,10 +20,10 @@ from e2wm_jax.data.tokenize import document_rows
 from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.fisher.diagonal import document_fisher
 from e2wm_jax.fisher.documents import document_batches
-from e2wm_jax.model_files import EMBEDDED_MODEL, locate
 from e2wm_jax.models.decoder import weight_table
-from e2wm_jax.models.likelihood import target_logits
+from e2wm_jax.models.head import target_logits
 from e2wm_jax.models.weights import load
+from e2wm_jax.storage.model_files import EMBEDDED_MODEL, locate
 
 LENGTH, TEXTS = 96, 2
 

@@ -39,9 +39,9 @@ from e2wm_jax.compare.run import show
 from e2wm_jax.compare.settings import CompareSettings
 from e2wm_jax.errors import InputError
 from e2wm_jax.evaluate.sets import find_sets
-from e2wm_jax.files import write_json, write_text
-from e2wm_jax.progress import say
-from e2wm_jax.simulate.workers import CollectSettings, collect
+from e2wm_jax.experience.collect.command import CollectSettings, collect
+from e2wm_jax.running.progress import say
+from e2wm_jax.storage.files import write_json, write_text
 from e2wm_jax.tasks.run import TasksSettings
 from e2wm_jax.tasks.run import run as make_tasks
 

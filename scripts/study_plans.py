@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from e2wm_jax.compare.record import read_record
-from e2wm_jax.evaluate import plans
-from e2wm_jax.files import write_json
-from e2wm_jax.progress import say
+from e2wm_jax.evaluate.plans import run as plans
+from e2wm_jax.running.progress import say
+from e2wm_jax.storage.files import write_json
 
 PLANS_FILE = "plans.json"
 

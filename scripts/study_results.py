@@ -17,12 +17,13 @@ from e2wm_jax.compare.examples import read_sample
 from e2wm_jax.compare.page import skill_chart, trade_off_chart
 from e2wm_jax.compare.record import RECORD_FILE, read_record
 from e2wm_jax.compare.verdict import error_bars, verdict
-from e2wm_jax.evaluate import plan_steps, plans
+from e2wm_jax.evaluate.plans import run as plans
+from e2wm_jax.evaluate.plans import steps as plan_steps
 from e2wm_jax.evaluate.results import headline, majority_of, number_of
 from e2wm_jax.evaluate.statistics import paired_difference
-from e2wm_jax.files import read_json, read_json_lines, read_text, write_text
-from e2wm_jax.metrics import read_metrics
 from e2wm_jax.report import standalone
+from e2wm_jax.storage.files import read_json, read_json_lines, read_text, write_text
+from e2wm_jax.storage.metrics import read_metrics
 from e2wm_jax.train.loop import METRICS_FILE
 
 TITLES = {

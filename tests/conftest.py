@@ -17,8 +17,8 @@ from helpers import randomize, unaltered
 from hypothesis import settings
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.model_files import embedded_gguf
 from e2wm_jax.models.weights import Model, load
+from e2wm_jax.storage.model_files import embedded_gguf
 
 # The same cases each time; `pytest --hypothesis-profile default` looks for others.
 settings.register_profile("repeatable", derandomize=True)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from e2wm_jax.simulate.graph import Scene
+from e2wm_jax.worlds.household.graph import Scene
 
 
 def relative_error(ours: Any, theirs: Any) -> float:

@@ -16,13 +16,13 @@ import pytest
 from helpers import relative_error
 
 from e2wm_jax import lora
-from e2wm_jax.adapter_config import read_config
-from e2wm_jax.adapter_files import read_adapter, write_adapter
 from e2wm_jax.config import LoraConfig, ModelConfig
 from e2wm_jax.errors import InputError
 from e2wm_jax.lora import Adapters, AdapterSpec, TargetSpec
 from e2wm_jax.models import decoder
 from e2wm_jax.models.weights import Model, load
+from e2wm_jax.storage.adapter_config import read_config
+from e2wm_jax.storage.adapter_files import read_adapter, write_adapter
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
@@ -343,7 +343,7 @@ def test_write_stopped_before_its_last_file_leaves_a_whole_adapter_or_none(
     write(tmp_path, base, OURS["plain"])
     (tmp_path / ".adapter_model.safetensors.0123abcd").write_bytes(b"of a write that was killed")
     newer = jax.tree.map(lambda value: value + 1, random_adapters(base.config, OURS[name]))
-    monkeypatch.setattr("e2wm_jax.adapter_files.write_text", killed)
+    monkeypatch.setattr("e2wm_jax.storage.adapter_files.write_text", killed)
     with pytest.raises(KeyboardInterrupt):
         write_adapter(tmp_path, newer, OURS[name], base.config, base_model="base", dropout=0.1)
     if name == "plain":

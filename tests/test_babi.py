@@ -12,10 +12,11 @@ import pytest
 
 from e2wm_jax import cli
 from e2wm_jax.errors import InputError
-from e2wm_jax.evaluate import babi, continuations
-from e2wm_jax.evaluate.babi import BabiOptions, evaluate, normalized, prompt, worked
-from e2wm_jax.evaluate.babi_stories import StoryQuestion, draw_shots, parse, parse_tasks, read_tasks
+from e2wm_jax.evaluate.benchmarks import babi
+from e2wm_jax.evaluate.benchmarks.babi import BabiOptions, evaluate, normalized, prompt, worked
+from e2wm_jax.evaluate.benchmarks.babi_stories import StoryQuestion, draw_shots, parse, parse_tasks, read_tasks
 from e2wm_jax.evaluate.model import Evaluated, load_evaluated
+from e2wm_jax.evaluate.texts import continuations
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -241,7 +241,7 @@ def test_packed_tokens_are_as_likely_as_unpacked_ones(tiny_llama: Any) -> None:
     """Each predicted token, so also the loss and its gradient: a row sees nothing of its neighbors."""
     import jax
 
-    from e2wm_jax.models.likelihood import target_nll
+    from e2wm_jax.models.head import target_nll
     from e2wm_jax.models.weights import load
 
     model = load(str(tiny_llama))

@@ -26,7 +26,7 @@ from e2wm_jax.data.batch import Row
 from e2wm_jax.errors import InputError
 from e2wm_jax.fisher.documents import document_batches
 from e2wm_jax.models import decoder
-from e2wm_jax.tensor_files import open_tensors
+from e2wm_jax.storage.tensor_files import open_tensors
 
 SMALL = FisherBenchSettings(shape="tiny", length=12, batch_size=3, rounds=1, against=(), cores=0)
 JOB = Job(shape="tiny", lengths=(12, 12, 12), batch_size=3, step_size=2, row=12, cores=0, clock="cpu")

@@ -21,7 +21,7 @@ from e2wm_jax.cli import COMMANDS
 from e2wm_jax.config import MODELS, GPTNeoConfig, LoraConfig
 from e2wm_jax.data.batch import Row
 from e2wm_jax.errors import InputError
-from e2wm_jax.train.throughput import flops_per_token
+from e2wm_jax.train.watch.throughput import flops_per_token
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

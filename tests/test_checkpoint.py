@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from e2wm_jax.checkpoint import Checkpoints
 from e2wm_jax.errors import InputError
+from e2wm_jax.storage.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[1]
 

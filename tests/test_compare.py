@@ -21,9 +21,9 @@ from e2wm_jax.compare.trade_off import trade_off
 from e2wm_jax.compare.verdict import for_readers, verdict
 from e2wm_jax.config import LoraConfig
 from e2wm_jax.errors import InputError
-from e2wm_jax.files import read_json
-from e2wm_jax.fisher.settings import FisherSettings
-from e2wm_jax.settings_values import build, check_values, merged
+from e2wm_jax.fisher.command.settings import FisherSettings
+from e2wm_jax.options.values import build, check_values, merged
+from e2wm_jax.storage.files import read_json
 from e2wm_jax.train.settings import TrainSettings
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -13,8 +13,8 @@ from helpers import byte_tokenizer
 
 from e2wm_jax.data.batch import collate
 from e2wm_jax.data.example import Completion, Document, Question, TaskExample
-from e2wm_jax.data.held_out import held_out
-from e2wm_jax.data.online import TASKS, OnlineTask, parse_online
+from e2wm_jax.data.online.held_out import held_out
+from e2wm_jax.data.online.names import TASKS, OnlineTask, parse_online
 from e2wm_jax.data.source import (
     online_tasks,
     parse_mixture,
@@ -25,8 +25,8 @@ from e2wm_jax.data.source import (
 )
 from e2wm_jax.data.tokenize import document_rows, encode, encode_prompts, task_rows
 from e2wm_jax.errors import InputError
-from e2wm_jax.evaluate.answer_rows import pack
-from e2wm_jax.tasks.plan import Plan
+from e2wm_jax.evaluate.questions.answer_rows import pack
+from e2wm_jax.tasks.household.plan import Plan
 
 PLAN = {"input": "How to make tea?", "ref": "1. Walk to the kitchen"}
 QUESTION = {"input": "Where is the plate?", "answer": "table", "answer_list": ["fridge", "table", "sofa"]}

@@ -17,7 +17,7 @@ from e2wm_jax.cli import main
 from e2wm_jax.data.example import Completion, Conversation, Document, TaskExample
 from e2wm_jax.data.source import parse_mixture, read_documents, read_examples, read_questions, read_task, read_texts
 from e2wm_jax.errors import InputError
-from e2wm_jax.progress import one_run
+from e2wm_jax.running.progress import one_run
 
 ROWS = [{"prompt": "2 + 2 is", "completion": " 4, of course"}, {"prompt": 'say "a,\tb"', "completion": "\na\n\nb\n"}]
 MARK = b"\xef\xbb\xbf"

@@ -18,9 +18,10 @@ import pytest
 
 from e2wm_jax import cli
 from e2wm_jax.cli import COMMANDS, main
-from e2wm_jax.option_names import NEAR, SAME
-from e2wm_jax.simulate import scenes, virtualhome
+from e2wm_jax.options.names import NEAR, SAME
 from e2wm_jax.train.settings import TrainSettings
+from e2wm_jax.worlds.household.homes import scenes
+from e2wm_jax.worlds.household.oracle import virtualhome
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.evaluate import embodied_agent
-from e2wm_jax.evaluate.continuations import continuations
-from e2wm_jax.evaluate.embodied_agent import EmbodiedAgentSettings, first_object, run
-from e2wm_jax.evaluate.embodied_agent_scores import headline, leaderboard, readable, score
+from e2wm_jax.evaluate.benchmarks import embodied_agent
+from e2wm_jax.evaluate.benchmarks.embodied_agent import EmbodiedAgentSettings, first_object, run
+from e2wm_jax.evaluate.benchmarks.embodied_agent_scores import headline, leaderboard, readable, score
+from e2wm_jax.evaluate.texts.continuations import continuations
 
 pytestmark = [
     pytest.mark.skipif(not importlib.util.find_spec("virtualhome_eval"), reason="virtualhome-eval is not installed"),

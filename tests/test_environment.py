@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from e2wm_jax import cli, compilation_cache, lora
+from e2wm_jax import cli, lora
 from e2wm_jax.cli import main
-from e2wm_jax.environment import device_error
+from e2wm_jax.running import compilation_cache
+from e2wm_jax.running.environment import device_error
 
 ROOT = Path(__file__).parents[1]
 

@@ -17,17 +17,17 @@ from e2wm_jax.data.source import Question, read_questions
 from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError
 from e2wm_jax.evaluate import perplexity as perplexity_command
-from e2wm_jax.evaluate import qa as qa_command
-from e2wm_jax.evaluate.answer_scores import answer_scores
-from e2wm_jax.evaluate.generation import example_scores, summary
 from e2wm_jax.evaluate.model import Evaluated, load_evaluated
 from e2wm_jax.evaluate.perplexity import PerplexitySettings, perplexity
-from e2wm_jax.evaluate.prompting import Prompting
-from e2wm_jax.evaluate.qa import QaSettings, accuracy, task_name
+from e2wm_jax.evaluate.questions import qa as qa_command
+from e2wm_jax.evaluate.questions.answer_scores import answer_scores
+from e2wm_jax.evaluate.questions.qa import QaSettings, accuracy, task_name
 from e2wm_jax.evaluate.sets import find_sets, read_set
 from e2wm_jax.evaluate.statistics import bootstrap_interval
 from e2wm_jax.evaluate.suite import SuiteOptions, evaluate_sets
-from e2wm_jax.model_files import locate
+from e2wm_jax.evaluate.texts.generation import example_scores, summary
+from e2wm_jax.evaluate.texts.prompting import Prompting
+from e2wm_jax.storage.model_files import locate
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -13,12 +13,15 @@ from hypothesis import strategies as st
 
 from e2wm_jax.data.source import read_questions, read_task
 from e2wm_jax.errors import InputError
-from e2wm_jax.evaluate import babi, generation, perplexity, qa
-from e2wm_jax.evaluate.evaluations import read_evaluation
-from e2wm_jax.evaluate.plans import read_predictions
+from e2wm_jax.evaluate import perplexity
+from e2wm_jax.evaluate.benchmarks import babi
+from e2wm_jax.evaluate.page.evaluations import read_evaluation
+from e2wm_jax.evaluate.page.run import sections
+from e2wm_jax.evaluate.plans.run import read_predictions
 from e2wm_jax.evaluate.predictions import Predictions, partial_of
-from e2wm_jax.evaluate.report import sections
+from e2wm_jax.evaluate.questions import qa
 from e2wm_jax.evaluate.results import read_results
+from e2wm_jax.evaluate.texts import generation
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.sampled_from(["qa", "babi"]),

@@ -12,16 +12,17 @@ from helpers import ids_of
 
 from e2wm_jax.cli import main
 from e2wm_jax.data.source import Question
-from e2wm_jax.data.token_ids import check_ids
+from e2wm_jax.data.tokenize import check_ids
 from e2wm_jax.errors import InputError, NonFiniteError
-from e2wm_jax.evaluate import generation, perplexity
-from e2wm_jax.evaluate.answer_rows import pack
-from e2wm_jax.evaluate.answer_scores import answer_scores, fitting
+from e2wm_jax.evaluate import perplexity
 from e2wm_jax.evaluate.model import Evaluated, load_evaluated, open_evaluated
-from e2wm_jax.evaluate.prompting import Need, Prompting, fit
+from e2wm_jax.evaluate.questions.answer_rows import pack
+from e2wm_jax.evaluate.questions.answer_scores import answer_scores, fitting
 from e2wm_jax.evaluate.results import power
 from e2wm_jax.evaluate.table import number, show_scores
-from e2wm_jax.models.generate import Decoding
+from e2wm_jax.evaluate.texts import generation
+from e2wm_jax.evaluate.texts.prompting import Need, Prompting, fit
+from e2wm_jax.models.decoding.generate import Decoding
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -320,7 +321,7 @@ def test_a_comparison_finds_what_is_too_long_before_it_reads_weights(
 
 
 def test_json_has_no_nan() -> None:
-    from e2wm_jax.files import json_text
+    from e2wm_jax.storage.files import json_text
 
     assert json_text({"a": [math.nan, 1.0, (math.inf, "b")], "c": {"d": -math.inf}}) == (
         '{"a": [null, 1.0, [null, "b"]], "c": {"d": null}}'
@@ -333,8 +334,8 @@ def test_json_has_no_nan() -> None:
 
 def test_questions_and_prompts_of_many_lengths_compile_few_programs(tiny: Evaluated, monkeypatch: Any) -> None:
     from e2wm_jax.data.source import TaskExample
-    from e2wm_jax.evaluate import answer_scores as scoring
-    from e2wm_jax.evaluate import continuations
+    from e2wm_jax.evaluate.questions import answer_scores as scoring
+    from e2wm_jax.evaluate.texts import continuations
 
     shapes, lengths = set(), set()
     monkeypatch.setattr(

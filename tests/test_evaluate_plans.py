@@ -13,22 +13,23 @@ import pytest
 
 from e2wm_jax.data.source import TaskExample, read_task
 from e2wm_jax.errors import InputError
-from e2wm_jax.evaluate import plan_worlds, plans
-from e2wm_jax.evaluate.plan_steps import NO_ACTION, NO_OBJECT, NOT_EXECUTABLE, PlanResult, SentenceResult, carry_out
-from e2wm_jax.evaluate.plan_text import Meaning, meanings, sentences
-from e2wm_jax.evaluate.plans import SCORES, PlansSettings, run, score
-from e2wm_jax.files import read_json_lines
-from e2wm_jax.simulate import scenes
-from e2wm_jax.simulate.actions import Action, Thing, parse_action
-from e2wm_jax.simulate.engines import open_world
-from e2wm_jax.simulate.jobs import CollectSettings
-from e2wm_jax.simulate.rules import VERBS
-from e2wm_jax.simulate.scenes import Scene, parse_graph
-from e2wm_jax.simulate.workers import collect
+from e2wm_jax.evaluate.plans import run as plans
+from e2wm_jax.evaluate.plans import worlds as plan_worlds
+from e2wm_jax.evaluate.plans.run import SCORES, PlansSettings, run, score
+from e2wm_jax.evaluate.plans.steps import NO_ACTION, NO_OBJECT, NOT_EXECUTABLE, PlanResult, SentenceResult, carry_out
+from e2wm_jax.evaluate.plans.text import Meaning, meanings, sentences
+from e2wm_jax.experience.collect.command import collect
+from e2wm_jax.experience.collect.jobs import CollectSettings
+from e2wm_jax.storage.files import read_json_lines
+from e2wm_jax.tasks.household.sentences import action_sentence
 from e2wm_jax.tasks.run import TasksSettings
 from e2wm_jax.tasks.run import run as make_tasks
-from e2wm_jax.tasks.sentences import action_sentence
 from e2wm_jax.tasks.source import Source
+from e2wm_jax.worlds.household.actions import Action, Thing, parse_action
+from e2wm_jax.worlds.household.engine import open_world
+from e2wm_jax.worlds.household.homes import scenes
+from e2wm_jax.worlds.household.homes.scenes import Scene, parse_graph
+from e2wm_jax.worlds.household.rules import VERBS
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 needs_robothow = pytest.mark.skipif(

@@ -13,10 +13,13 @@ import pytest
 
 from e2wm_jax.cli import main
 from e2wm_jax.errors import InputError
-from e2wm_jax.evaluate import answer_scores, babi, continuations, generation, perplexity, qa, suite
+from e2wm_jax.evaluate import perplexity, suite
+from e2wm_jax.evaluate.benchmarks import babi
 from e2wm_jax.evaluate.model import load_evaluated
+from e2wm_jax.evaluate.questions import answer_scores, qa
 from e2wm_jax.evaluate.sets import babi_tasks, find_sets, sample
 from e2wm_jax.evaluate.suite import SuiteOptions, SuiteSettings, averages, evaluate_sets
+from e2wm_jax.evaluate.texts import continuations, generation
 from e2wm_jax.sharding import make_mesh
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

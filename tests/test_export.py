@@ -16,16 +16,16 @@ import pytest
 from helpers import random_torch_model
 
 from e2wm_jax import lora
-from e2wm_jax.adapter_files import read_adapter, write_adapter
 from e2wm_jax.cli import main
 from e2wm_jax.config import LlamaConfig, LoraConfig
 from e2wm_jax.errors import InputError
-from e2wm_jax.export import ExportSettings, run
+from e2wm_jax.export.run import ExportSettings, run
 from e2wm_jax.models.decoder import hidden_states, logits, weight_table
 from e2wm_jax.models.saving import new_folder, save
 from e2wm_jax.models.weights import Model, flatten, load, unflatten
 from e2wm_jax.sharding import make_mesh
-from e2wm_jax.tensor_files import write_safetensors
+from e2wm_jax.storage.adapter_files import read_adapter, write_adapter
+from e2wm_jax.storage.tensor_files import write_safetensors
 
 torch = pytest.importorskip("torch")
 
@@ -253,7 +253,7 @@ def test_a_directory_that_holds_something_is_refused_at_once(kind: str, tmp_path
 def test_what_does_not_fit_is_refused_before_the_weights_are_read(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("e2wm_jax.export.load", None)
+    monkeypatch.setattr("e2wm_jax.export.run.load", None)
     with pytest.raises(InputError, match=r"--adapter .*nowhere: no such directory"):
         run(ExportSettings(str(tiny_llama), tmp_path / "out", adapter=tmp_path / "nowhere"))
     (tmp_path / "adapter").mkdir()

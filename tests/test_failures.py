@@ -12,9 +12,9 @@ import pytest
 from e2wm_jax import doctor
 from e2wm_jax.cli import main
 from e2wm_jax.errors import InputError
-from e2wm_jax.files import parse_json, write_text
-from e2wm_jax.simulate import replay_command
-from e2wm_jax.simulate.replay_command import ReplaySettings
+from e2wm_jax.experience.replay import command as replay_command
+from e2wm_jax.experience.replay.command import ReplaySettings
+from e2wm_jax.storage.files import parse_json, write_text
 
 SCENE = ["replay", "--scene", "procedural:1"]
 
@@ -52,7 +52,7 @@ def lines_of(capsys: pytest.CaptureFixture[str]) -> list[str]:
     ],
 )
 def test_what_to_lower_is_named_where_memory_ends(fails, says, monkeypatch, capsys, tmp_path):
-    from e2wm_jax.evaluate import continuations
+    from e2wm_jax.evaluate.texts import continuations
 
     monkeypatch.setattr(continuations, "run", lambda settings: fails())
     assert main(["generate", "--model", "m", "--prompt", "a"]) == 1

@@ -22,10 +22,10 @@ from e2wm_jax.errors import InputError
 from e2wm_jax.fisher.diagonal import Computation, Estimator, FisherResult, document_fisher
 from e2wm_jax.fisher.documents import collate_documents, document_batches
 from e2wm_jax.fisher.finite import NonFiniteError
-from e2wm_jax.model_files import locate
 from e2wm_jax.models import decoder
 from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.weights import Model, flatten, load, unflatten
+from e2wm_jax.storage.model_files import locate
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -108,7 +108,7 @@ def test_fisher_is_not_the_squared_gradient_of_a_batch(model):
     batch = collate(rows, length=12, num_targets=11, batch_size=4)
 
     def mean_loss(params):
-        from e2wm_jax.models.likelihood import target_nll
+        from e2wm_jax.models.head import target_nll
 
         return jnp.mean(target_nll(model.config, params, batch))
 
@@ -135,7 +135,7 @@ def test_sampled_labels_average_to_the_true_fisher():
     row = Row(np.asarray([1, 3, 0], np.int32), 1)
     batch = collate([row], length=3, num_targets=2, batch_size=1)
 
-    from e2wm_jax.models.likelihood import target_logits
+    from e2wm_jax.models.head import target_logits
 
     def loss(params, labels):
         scores = jax.nn.log_softmax(target_logits(config, params, batch)[0])

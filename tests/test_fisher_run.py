@@ -27,15 +27,16 @@ from e2wm_jax.data.batch import Row
 from e2wm_jax.data.source import read_documents
 from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError
-from e2wm_jax.fisher import diagonal, streaming
-from e2wm_jax.fisher.corpus import Corpus, check_corpus, read_corpus
+from e2wm_jax.fisher import diagonal
+from e2wm_jax.fisher.command import streaming
+from e2wm_jax.fisher.command.corpus import Corpus, check_corpus, read_corpus
+from e2wm_jax.fisher.command.plan import choose
+from e2wm_jax.fisher.command.run import FisherSettings, run
 from e2wm_jax.fisher.files import read_fisher
 from e2wm_jax.fisher.finite import check_finite
-from e2wm_jax.fisher.plan import choose
-from e2wm_jax.fisher.run import FisherSettings, run
 from e2wm_jax.fisher.storage import decode
-from e2wm_jax.model_files import locate
 from e2wm_jax.models.weights import Model, load
+from e2wm_jax.storage.model_files import locate
 
 TEXT = "The quick brown fox jumps over the dog.\n\nMary walks to the fridge.\n\nx\n\nA plate and 27 cats.\n"
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -352,7 +353,7 @@ def test_an_error_in_the_middle_keeps_what_is_done(stream, uninterrupted, tmp_pa
     monkeypatch.undo()
 
     # An error after the pass: all of it is kept.
-    monkeypatch.setattr("e2wm_jax.fisher.run.write_fisher", lambda *_, **__: fail())
+    monkeypatch.setattr("e2wm_jax.fisher.command.run.write_fisher", lambda *_, **__: fail())
     with pytest.raises(RuntimeError, match="out of memory"):
         run(FisherSettings(out=out, **stream))
     monkeypatch.undo()
@@ -385,7 +386,7 @@ def infinite_z(stream, monkeypatch) -> None:
         table = model.params["embed"]["weight"].at[np.array(z)].set(np.inf)
         return dataclasses.replace(model, params={**model.params, "embed": {"weight": table}})
 
-    monkeypatch.setattr("e2wm_jax.fisher.run.load", infinite)
+    monkeypatch.setattr("e2wm_jax.fisher.command.run.load", infinite)
 
 
 def with_z(stream: dict[str, Any], folder: Path, **changes: Any) -> dict[str, Any]:
@@ -531,7 +532,7 @@ def test_text_without_a_token_to_predict_is_refused(tiny_llama, tmp_path, text, 
 
 def test_positions_that_the_model_lacks_are_refused(save_llama, tiny_llama, tmp_path, monkeypatch):
     """Dynamic rotary scaling looks at the longest document of a batch: F would depend on the batches."""
-    monkeypatch.setattr("e2wm_jax.fisher.run.load", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("e2wm_jax.fisher.command.run.load", lambda *_, **__: pytest.fail("the model was loaded"))
     scaled = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     save_llama(tmp_path / "m", max_position_embeddings=16, rope_parameters=scaled)
     (tmp_path / "long.txt").write_text(f"A plate.\n\n{'13 apples ' * 10}")

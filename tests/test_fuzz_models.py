@@ -14,15 +14,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from e2wm_jax.adapter_config import read_config
-from e2wm_jax.adapter_files import read_adapter
 from e2wm_jax.config import LlamaConfig
-from e2wm_jax.data.gguf_tokenizer import gguf_tokenizer
 from e2wm_jax.errors import InputError
 from e2wm_jax.lora import linear_modules
 from e2wm_jax.models.gguf import open_gguf_model
 from e2wm_jax.models.weights import config_from_hf
-from e2wm_jax.tensor_files import open_safetensors
+from e2wm_jax.storage.adapter_config import read_config
+from e2wm_jax.storage.adapter_files import read_adapter
+from e2wm_jax.storage.gguf_tokenizer import gguf_tokenizer
+from e2wm_jax.storage.tensor_files import open_safetensors
 
 FUZZ = settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
 TINY = LlamaConfig(

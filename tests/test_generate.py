@@ -12,15 +12,16 @@ import pytest
 
 from e2wm_jax.config import LlamaConfig
 from e2wm_jax.errors import InputError
-from e2wm_jax.evaluate import continuations as generate_command
-from e2wm_jax.evaluate import generation as eval_command
-from e2wm_jax.evaluate.continuations import GenerateSettings
-from e2wm_jax.evaluate.generation import GenerationSettings, example_scores, list_overlap, summary
-from e2wm_jax.models import beam, decoder, spread
-from e2wm_jax.models import generate as generation
-from e2wm_jax.models.generate import Decoding, generate
+from e2wm_jax.evaluate.texts import continuations as generate_command
+from e2wm_jax.evaluate.texts import generation as eval_command
+from e2wm_jax.evaluate.texts.continuations import GenerateSettings
+from e2wm_jax.evaluate.texts.generation import GenerationSettings, example_scores, list_overlap, summary
+from e2wm_jax.models import decoder, spread
+from e2wm_jax.models.decoding import beam
+from e2wm_jax.models.decoding import generate as generation
+from e2wm_jax.models.decoding.generate import Decoding, generate
+from e2wm_jax.models.decoding.sampling import Sampling, cut, next_token
 from e2wm_jax.models.layers import Params
-from e2wm_jax.models.sampling import Sampling, cut, next_token
 from e2wm_jax.models.weights import Model, load
 from e2wm_jax.sharding import batch_sharding, make_mesh
 
@@ -345,7 +346,7 @@ def test_generate_command_cuts_at_the_stop_and_reads_prompts(tiny_llama, tmp_pat
 @pytest.mark.parametrize(("num_beams", "new"), [(1, 24), (4, 16)])
 def test_smollm2_writes_what_transformers_writes(smollm2, smollm2_torch, num_beams, new):
     from e2wm_jax.data.tokenizer import load_tokenizer
-    from e2wm_jax.model_files import locate
+    from e2wm_jax.storage.model_files import locate
 
     tokenizer = load_tokenizer(locate("smollm2-135m"))
     texts = ["How to make coffee? 1. Walk to", "The capital of France is", "Mary goes to the kitchen. She takes the"]

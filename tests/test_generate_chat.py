@@ -17,14 +17,14 @@ from e2wm_jax.compare.settings import CompareSettings
 from e2wm_jax.data.chat import as_messages, end_of_turn
 from e2wm_jax.data.source import Question
 from e2wm_jax.errors import InputError
-from e2wm_jax.evaluate.answer_scores import answer_scores
-from e2wm_jax.evaluate.continuations import sampling
-from e2wm_jax.evaluate.generation_config import GenerationConfig, read_generation_config
 from e2wm_jax.evaluate.model import ending_tokens, load_evaluated, open_evaluated
-from e2wm_jax.evaluate.prompting import Prompting
+from e2wm_jax.evaluate.questions.answer_scores import answer_scores
 from e2wm_jax.evaluate.settings import GenerateSettings
-from e2wm_jax.model_files import ModelFiles
-from e2wm_jax.models.sampling import Sampling, cut
+from e2wm_jax.evaluate.texts.continuations import sampling
+from e2wm_jax.evaluate.texts.generation_config import GenerationConfig, read_generation_config
+from e2wm_jax.evaluate.texts.prompting import Prompting
+from e2wm_jax.models.decoding.sampling import Sampling, cut
+from e2wm_jax.storage.model_files import ModelFiles
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

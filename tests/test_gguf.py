@@ -13,13 +13,13 @@ from helpers import random_torch_model
 from e2wm_jax.config import MODELS, GPTNeoXConfig, LlamaConfig
 from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError
-from e2wm_jax.export import ExportSettings, run
-from e2wm_jax.gguf_file import read_gguf
-from e2wm_jax.model_files import locate
+from e2wm_jax.export.run import ExportSettings, run
 from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.gguf import open_gguf_model
 from e2wm_jax.models.weights import Model, flatten, load
 from e2wm_jax.sharding import make_mesh
+from e2wm_jax.storage.gguf_file import read_gguf
+from e2wm_jax.storage.model_files import locate
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

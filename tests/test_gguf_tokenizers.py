@@ -9,7 +9,7 @@ from test_tokenizer import TEXTS
 
 from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError
-from e2wm_jax.model_files import locate
+from e2wm_jax.storage.model_files import locate
 
 CONTROL, USER_DEFINED, BYTE, UNKNOWN = 3, 4, 6, 2
 SENTENCES = [*TEXTS.values(), "the cat sat on the mat and the hat; they're 12345 others there, weren't they?"]

@@ -15,9 +15,9 @@ from helpers import byte_tokenizer, ids_of
 from e2wm_jax import cli
 from e2wm_jax.data.chat import chat_prompt
 from e2wm_jax.errors import InputError
-from e2wm_jax.evaluate import harness
-from e2wm_jax.evaluate.harness import HarnessSettings, harness_model, scores
-from e2wm_jax.evaluate.harness_requests import (
+from e2wm_jax.evaluate.benchmarks import harness
+from e2wm_jax.evaluate.benchmarks.harness import HarnessSettings, harness_model, scores
+from e2wm_jax.evaluate.benchmarks.harness_requests import (
     Answering,
     generate_until,
     loglikelihoods,

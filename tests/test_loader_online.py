@@ -16,18 +16,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from e2wm_jax.data import generate
 from e2wm_jax.data.batch import Row
-from e2wm_jax.data.generate import UNIT, examples
-from e2wm_jax.data.held_out import FILES
 from e2wm_jax.data.loader import Loader, StepBatch
-from e2wm_jax.data.online import OnlineTask, parse_online
-from e2wm_jax.data.online_rows import OnlineRows, RowMaker, Unit, online_rows
+from e2wm_jax.data.online import generate
+from e2wm_jax.data.online.generate import UNIT, examples
+from e2wm_jax.data.online.held_out import FILES
+from e2wm_jax.data.online.names import OnlineTask, parse_online
+from e2wm_jax.data.online.rows import OnlineRows, RowMaker, Unit, online_rows
 from e2wm_jax.errors import InputError
-from e2wm_jax.files import write_json_lines
-from e2wm_jax.processes import ATTEMPTS, WorkerDiedError, Workers
-from e2wm_jax.simulate import robothow, scenes, virtualhome
+from e2wm_jax.running.processes import ATTEMPTS, WorkerDiedError, Workers
+from e2wm_jax.storage.files import write_json_lines
 from e2wm_jax.tasks import leakage
+from e2wm_jax.worlds.household.homes import robothow, scenes
+from e2wm_jax.worlds.household.oracle import virtualhome
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -330,7 +331,7 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
 
 def test_workers_never_import_jax(tiny_tokenizer: Any) -> None:
     maker = RowMaker(tiny_tokenizer, ((1.0, task("online:obj_move")),), seed=0, max_length=MAX_LENGTH)
-    make = f"len(__import__('pickle').loads({pickle.dumps(maker)!r})(__import__('e2wm_jax.data.online_rows'"
+    make = f"len(__import__('pickle').loads({pickle.dumps(maker)!r})(__import__('e2wm_jax.data.online.rows'"
     make += ", fromlist=['Unit']).Unit(0, 0)))"
     with Workers(eval, 1) as workers:
         assert workers.submit(make).result(60) == UNIT

@@ -15,8 +15,8 @@ from helpers import relative_error
 from e2wm_jax.config import MODELS, ModelConfig
 from e2wm_jax.data.batch import Row, collate
 from e2wm_jax.models import decoder
+from e2wm_jax.models.head import target_labels, target_logits, target_nll, target_states
 from e2wm_jax.models.layers import negative_log_likelihood
-from e2wm_jax.models.likelihood import target_labels, target_logits, target_nll, target_states
 from e2wm_jax.models.weights import flatten, load
 
 torch = pytest.importorskip("torch")
@@ -172,7 +172,7 @@ def test_smollm2_padded_on_either_side_has_transformers_gradient_and_bfloat16_er
     """Against transformers in float64. In float32 a norm's gradient, a sum over massive activations, is off by more
     than the tolerance, in transformers more than here: ours must not be further from the truth than theirs."""
     from e2wm_jax.data.tokenizer import load_tokenizer
-    from e2wm_jax.model_files import locate
+    from e2wm_jax.storage.model_files import locate
 
     tokenizer = load_tokenizer(locate(str(smollm2_gguf)))
     rows, width = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS[1:]], 16
@@ -230,7 +230,7 @@ def test_smollm2_padded_on_either_side_has_transformers_gradient_and_bfloat16_er
 @pytest.mark.usefixtures("full_compilation")
 def test_smollm2_continues_as_in_transformers(smollm2: Any, smollm2_torch: Any, smollm2_gguf: Path) -> None:
     from e2wm_jax.data.tokenizer import load_tokenizer
-    from e2wm_jax.model_files import locate
+    from e2wm_jax.storage.model_files import locate
 
     tokenizer, new, length = load_tokenizer(locate(str(smollm2_gguf))), 24, 40
     for prompt in PROMPTS:

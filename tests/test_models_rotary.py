@@ -15,11 +15,12 @@ import pytest
 from helpers import Counted, random_torch_model, relative_error
 
 from e2wm_jax import lora
-from e2wm_jax.adapter_files import read_adapter, write_adapter
 from e2wm_jax.config import MODELS, LlamaConfig, LoraConfig, ModelConfig
 from e2wm_jax.errors import InputError
-from e2wm_jax.models import decoder, layers, rope
+from e2wm_jax.models import decoder, layers
+from e2wm_jax.models.families import rope
 from e2wm_jax.models.weights import Model, config_from_hf, config_to_hf, flatten, load, unflatten
+from e2wm_jax.storage.adapter_files import read_adapter, write_adapter
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -13,8 +13,8 @@ import pytest
 from e2wm_jax.cli import _parse, main
 from e2wm_jax.commands import COMMANDS, settings_class
 from e2wm_jax.errors import InputError
-from e2wm_jax.option_names import NEAR, SAME
-from e2wm_jax.options import options_of
+from e2wm_jax.options.names import NEAR, SAME
+from e2wm_jax.options.parsing import options_of
 
 TRAIN = ["--model", "m", "--data", "a.txt", "--out", "o"]
 EVERY_OPTION = [(name, option) for name in COMMANDS for option in options_of(settings_class(name))]

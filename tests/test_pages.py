@@ -16,15 +16,15 @@ from safetensors.numpy import load_file, save_file
 
 from e2wm_jax.cli import main
 from e2wm_jax.config import LoraConfig
-from e2wm_jax.files import write_json, write_json_lines
-from e2wm_jax.fisher.run import FisherSettings
-from e2wm_jax.fisher.run import run as run_fisher
+from e2wm_jax.experience.collect.command import collect
+from e2wm_jax.experience.collect.jobs import CollectSettings
+from e2wm_jax.experience.collect.shards import load_trajectories
+from e2wm_jax.fisher.command.run import FisherSettings
+from e2wm_jax.fisher.command.run import run as run_fisher
 from e2wm_jax.report.drawing import escape, number
-from e2wm_jax.simulate.jobs import CollectSettings
-from e2wm_jax.simulate.shards import load_trajectories
-from e2wm_jax.simulate.workers import collect
+from e2wm_jax.storage.files import write_json, write_json_lines
 from e2wm_jax.train.run import run as run_training
-from e2wm_jax.train.sequence_report import write_report as write_sequence
+from e2wm_jax.train.sequence.page import write_report as write_sequence
 from e2wm_jax.train.settings import TrainSettings
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -303,7 +303,7 @@ def test_a_fisher_shows_where_it_is(fisher: Path, tmp_path: Path):
 
 
 def test_quantiles_and_concentration_are_those_of_the_entries():
-    from e2wm_jax.fisher.summary import held_by_largest, quantile, spread_of, together
+    from e2wm_jax.fisher.command.summary import held_by_largest, quantile, spread_of, together
 
     value = np.random.default_rng(0).lognormal(-14, 4, 40_000).astype(np.float32)
     value[:400] = 0

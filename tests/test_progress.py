@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from e2wm_jax import compilation, progress
 from e2wm_jax.data import tokenizer
-from e2wm_jax.model_files import ModelFiles
+from e2wm_jax.running import compilation, progress
+from e2wm_jax.storage.model_files import ModelFiles
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from e2wm_jax.config import LlamaConfig, LoraConfig, ModelConfig, OPTConfig
 from e2wm_jax.data.batch import Batch, Row, collate
 from e2wm_jax.lora import Adapters
 from e2wm_jax.models import decoder
-from e2wm_jax.models.likelihood import target_logits
+from e2wm_jax.models.head import target_logits
 from e2wm_jax.regularizers.kl import KL_FORWARD, KL_REVERSE
 from e2wm_jax.regularizers.regularizer import Regularizer, Scope
 from e2wm_jax.regularizers.replay import REPLAY

@@ -7,21 +7,21 @@ from typing import Any
 
 import pytest
 
-from e2wm_jax.adapter_files import read_adapter
 from e2wm_jax.cli import main
 from e2wm_jax.config import LoraConfig
 from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError
-from e2wm_jax.metrics import read_metrics
-from e2wm_jax.model_files import locate
 from e2wm_jax.models.weights import Model, load
 from e2wm_jax.regularizers.regularizer import Scope
-from e2wm_jax.train import records
+from e2wm_jax.storage.adapter_files import read_adapter
+from e2wm_jax.storage.metrics import read_metrics
+from e2wm_jax.storage.model_files import locate
 from e2wm_jax.train.run import run as train
-from e2wm_jax.train.sequence import run
-from e2wm_jax.train.sequence_scores import scores
-from e2wm_jax.train.sequence_settings import SequenceSettings, task_settings
-from e2wm_jax.train.validation import held_out_rows, validation_loss
+from e2wm_jax.train.sequence.run import run
+from e2wm_jax.train.sequence.scores import scores
+from e2wm_jax.train.sequence.settings import SequenceSettings, task_settings
+from e2wm_jax.train.watch import records
+from e2wm_jax.train.watch.validation import held_out_rows, validation_loss
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -242,7 +242,7 @@ def test_mistakes_are_found_before_anything_is_written(
     def refuse(*_: Any) -> None:
         raise AssertionError("the model was loaded before the input was checked")
 
-    monkeypatch.setattr("e2wm_jax.train.sequence.load_all", refuse)
+    monkeypatch.setattr("e2wm_jax.train.sequence.run.load_all", refuse)
     changed = {name: filled(value) for name, value in changes.items()}
     with pytest.raises(InputError, match=words):
         run(SequenceSettings(**{**options, "out": tmp_path / "run", **changed}))

@@ -17,24 +17,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.simulate import (
-    native_best_first,
-    native_order,
-    native_search,
-    planner,
-    robothow,
-    scenes,
-    virtualhome,
-)
-from e2wm_jax.simulate.actions import Action, Thing, parse_action
-from e2wm_jax.simulate.array_world import ArrayWorld
-from e2wm_jax.simulate.engines import open_world, search
-from e2wm_jax.simulate.explorer import explore
-from e2wm_jax.simulate.goals import Goal, robothow_goal
-from e2wm_jax.simulate.graph import Scene, parse_graph
-from e2wm_jax.simulate.replay import replay, replay_record
-from e2wm_jax.simulate.rules import DIALECTS, VERBS
-from e2wm_jax.simulate.virtualhome import VirtualHome
+from e2wm_jax.experience.explore.explorer import explore
+from e2wm_jax.experience.replay.references import replay_record
+from e2wm_jax.experience.search import planner
+from e2wm_jax.experience.search.choose import search
+from e2wm_jax.experience.search.native import best_first as native_best_first
+from e2wm_jax.experience.search.native import mcts as native_mcts
+from e2wm_jax.worlds.household.actions import Action, Thing, parse_action
+from e2wm_jax.worlds.household.engine import open_world
+from e2wm_jax.worlds.household.goals import Goal, robothow_goal
+from e2wm_jax.worlds.household.graph import Scene, parse_graph
+from e2wm_jax.worlds.household.homes import robothow, scenes
+from e2wm_jax.worlds.household.native import order as native_order
+from e2wm_jax.worlds.household.native.world import ArrayWorld
+from e2wm_jax.worlds.household.oracle import virtualhome
+from e2wm_jax.worlds.household.oracle.virtualhome import VirtualHome
+from e2wm_jax.worlds.household.rules import DIALECTS, VERBS
+from e2wm_jax.worlds.household.world import replay
 
 WORLD = Path(os.environ.get("E2WM_DATA", Path(__file__).parents[1] / ".." / "shared" / "data")).parent / "world"
 GOLDENS = {"vh23": "public", "vh19": "vh19_public", "e2wm": "e2wm_public"}
@@ -301,7 +300,7 @@ def test_compiled_search_takes_the_decisions_of_the_reference(program: str):
     scene = scenes.load(goal.scene)
     for reward, shorten in (("official", False), ("paper", True)):
         options: dict[str, Any] = {"simulations": 60, "seed": 5, "reward": reward, "shorten": shorten}
-        assert native_search.search(ArrayWorld("vh23"), scene, goal, **options) == planner.search(
+        assert native_mcts.search(ArrayWorld("vh23"), scene, goal, **options) == planner.search(
             VirtualHome(), scene, goal, **options
         )
 
@@ -311,7 +310,7 @@ def test_compiled_search_takes_the_decisions_of_the_reference(program: str):
 def test_compiled_search_follows_the_dialect(dialect: str):
     goal = robothow_goal("file1004_2")
     world, scene = ArrayWorld(dialect), scenes.load(goal.scene)
-    ours = native_search.search(world, scene, goal, simulations=40, seed=1, shorten=True)
+    ours = native_mcts.search(world, scene, goal, simulations=40, seed=1, shorten=True)
     assert ours == planner.search(world, scene, goal, simulations=40, seed=1, shorten=True)
 
 
@@ -323,7 +322,7 @@ def test_best_first_plans_work_and_earn_what_they_say(program: str):
     plan = native_best_first.search(world, scene, goal, simulations=300)
     assert plan == native_best_first.search(world, scene, goal, simulations=300, seed=9)
     # What E2WM's search finds with as many simulations is not better here.
-    assert plan.total_reward >= native_search.search(world, scene, goal, simulations=300, shorten=True).total_reward
+    assert plan.total_reward >= native_mcts.search(world, scene, goal, simulations=300, shorten=True).total_reward
     # The reward, counted again move by move.
     gained = world.gained_test(scene, goal.facts)
     state, total = world.initial(scene), 0.0

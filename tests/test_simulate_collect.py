@@ -12,14 +12,17 @@ from pathlib import Path
 import pytest
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.simulate import jobs, scenes, shards, virtualhome, workers
-from e2wm_jax.simulate.actions import parse_action
-from e2wm_jax.simulate.goals import robothow_order
-from e2wm_jax.simulate.replay import replay
-from e2wm_jax.simulate.scenes import load
-from e2wm_jax.simulate.shards import load_trajectories
-from e2wm_jax.simulate.virtualhome import VirtualHome
-from e2wm_jax.simulate.workers import CollectSettings, collect
+from e2wm_jax.experience.collect import command as collect_command
+from e2wm_jax.experience.collect import jobs, shards
+from e2wm_jax.experience.collect.command import CollectSettings, collect
+from e2wm_jax.experience.collect.shards import load_trajectories
+from e2wm_jax.worlds.household.actions import parse_action
+from e2wm_jax.worlds.household.goals import robothow_order
+from e2wm_jax.worlds.household.homes import scenes
+from e2wm_jax.worlds.household.homes.scenes import load
+from e2wm_jax.worlds.household.oracle import virtualhome
+from e2wm_jax.worlds.household.oracle.virtualhome import VirtualHome
+from e2wm_jax.worlds.household.world import replay
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(
@@ -161,32 +164,32 @@ def test_more_scenes_are_filled_with_every_goal():
 
 def test_an_interrupted_run_continues(tmp_path, monkeypatch):
     collect(settings(tmp_path / "whole"))
-    play = workers.play
+    play = collect_command.play
 
     def interrupted(job):
         if job.episode == 5:
             raise KeyboardInterrupt
         return play(job)
 
-    monkeypatch.setattr(workers, "play", interrupted)
+    monkeypatch.setattr(collect_command, "play", interrupted)
     with pytest.raises(KeyboardInterrupt):
         collect(settings(tmp_path / "run"))
     assert len(list(load_trajectories([tmp_path / "run"]))) == 5
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["statistics"]["episodes"] == 5
-    monkeypatch.setattr(workers, "play", play)
+    monkeypatch.setattr(collect_command, "play", play)
     assert collect(settings(tmp_path / "run"))["collected"] == 1
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
 
 
 def test_a_run_that_is_told_to_end_says_how_far_it_came(tmp_path, monkeypatch):
     """SIGTERM, as a cluster sends it, is as Ctrl-C: the manifest counts what is there."""
-    played = workers._run
+    played = collect_command._run
 
     def ended(jobs, processes):
         yield from list(played(jobs[:2], processes))
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(workers, "_run", ended)
+    monkeypatch.setattr(collect_command, "_run", ended)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
         collect(settings(tmp_path / "run"))
@@ -194,7 +197,7 @@ def test_a_run_that_is_told_to_end_says_how_far_it_came(tmp_path, monkeypatch):
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["statistics"]["episodes"] == 2
     assert not manifest["complete"]
-    monkeypatch.setattr(workers, "_run", played)
+    monkeypatch.setattr(collect_command, "_run", played)
     collect(settings(tmp_path / "run"))
     collect(settings(tmp_path / "whole"))
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
@@ -202,7 +205,7 @@ def test_a_run_that_is_told_to_end_says_how_far_it_came(tmp_path, monkeypatch):
 
 def test_only_the_search_that_is_used_is_compiled(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(workers, "compile_engine", lambda *methods: asked.append(methods))
+    monkeypatch.setattr(collect_command, "compile_engine", lambda *methods: asked.append(methods))
     collect(settings(tmp_path / "random", episodes=2, workers=2))
     planned = {"policy": "mcts", "simulations": 5, "episodes": 2, "workers": 2}
     collect(settings(tmp_path / "plans", search="best-first", **planned))
@@ -313,5 +316,5 @@ def test_malformed_trajectories_are_named(tmp_path):
 
 
 def test_workers_do_not_import_jax():
-    code = "import sys, e2wm_jax.simulate.workers; sys.exit('jax' in sys.modules)"
+    code = "import sys, e2wm_jax.experience.collect.command; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == 0

@@ -16,11 +16,16 @@ import pytest
 from helpers import renumbered
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.simulate import engine, native, native_edges, native_legal, native_tables, robothow, scenes
-from e2wm_jax.simulate.actions import parse_action
-from e2wm_jax.simulate.graph import Scene, parse_graph
-from e2wm_jax.simulate.rules import DIALECTS, RULES, VERB_INDEX
-from e2wm_jax.simulate.tables import CLOSE, INSIDE, ON, Tables, tables_of
+from e2wm_jax.worlds.household.actions import parse_action
+from e2wm_jax.worlds.household.arrays import CLOSE, INSIDE, ON, Tables, tables_of
+from e2wm_jax.worlds.household.batched import step as batched_step
+from e2wm_jax.worlds.household.graph import Scene, parse_graph
+from e2wm_jax.worlds.household.homes import robothow, scenes
+from e2wm_jax.worlds.household.native import edges as native_edges
+from e2wm_jax.worlds.household.native import legal as native_legal
+from e2wm_jax.worlds.household.native import step as native_step
+from e2wm_jax.worlds.household.native import tables as native_tables
+from e2wm_jax.worlds.household.rules import DIALECTS, RULES, VERB_INDEX
 
 WORLD = Path(os.environ.get("E2WM_DATA", Path(__file__).parents[1] / ".." / "shared" / "data")).parent / "world"
 GOLDENS = {"vh23": "public", "vh19": "vh19_public", "e2wm": "e2wm_public"}
@@ -28,7 +33,7 @@ GOLDENS = {"vh23": "public", "vh19": "vh19_public", "e2wm": "e2wm_public"}
 WANTED = ("GRAB", "PUTBACK", "PUTIN", "PUTOBJBACK", "WALK", "FIND", "OPEN", "DROP", "SIT", "POUR", "PUTON")
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 BATCH = 64  # also the length of an episode of random lines
-SIZES = engine.Sizes(nodes=352, slots=64, seats=32, rooms=8, doors=16)  # one compilation for all scenes
+SIZES = batched_step.Sizes(nodes=352, slots=64, seats=32, rooms=8, doors=16)  # one compilation for all scenes
 
 
 class Played(NamedTuple):
@@ -67,7 +72,7 @@ def play(tables: Tables, lines: Iterator[tuple[int, int, int]], vector: np.ndarr
     before, done, after, outcomes = [], [], [], []
     for line, _ in zip(lines, range(count), strict=False):
         before.append(vector.copy())
-        outcomes.append(native.step(flat, vector, *line))
+        outcomes.append(native_step.step(flat, vector, *line))
         done.append(line)
         after.append(vector.copy())
     return Played(np.stack(before), np.array(done), np.stack(after), np.array(outcomes, np.int32))
@@ -78,29 +83,29 @@ def compiled() -> Any:
     """Step and, where they are wanted, masks of a batch of states of one scene; compiled once for each dialect."""
 
     def step_and_legal(
-        tables: engine.DeviceTables, states: engine.State, actions: engine.Action, wanted: jax.Array
+        tables: batched_step.DeviceTables, states: batched_step.State, actions: batched_step.Action, wanted: jax.Array
     ) -> Any:
-        masks = jax.vmap(engine.legal, (None, 0))
+        masks = jax.vmap(batched_step.legal, (None, 0))
         nothing = jax.tree.map(lambda mask: jnp.zeros(mask.shape, mask.dtype), jax.eval_shape(masks, tables, states))
-        new, outcome = jax.vmap(engine.step, (None, 0, 0))(tables, states, actions)
+        new, outcome = jax.vmap(batched_step.step, (None, 0, 0))(tables, states, actions)
         return new, outcome, jax.lax.cond(wanted, masks, lambda *_: nothing, tables, states)
 
     return jax.jit(step_and_legal)
 
 
 def on_device(
-    tables: Tables, played: Played, sizes: engine.Sizes = SIZES, *, masks: bool = True
+    tables: Tables, played: Played, sizes: batched_step.Sizes = SIZES, *, masks: bool = True
 ) -> tuple[np.ndarray, ...]:
     """(vectors after, outcomes, masks of one thing, of two) of all lines, each from the state given."""
-    scene = engine.device_tables(tables, sizes)
+    scene = batched_step.device_tables(tables, sizes)
     found = []
     for start in range(0, len(played.lines), BATCH):
         chosen = np.minimum(np.arange(start, start + BATCH), len(played.lines) - 1)
-        states = engine.state_of(played.before[chosen], tables.layout, nodes=sizes.nodes, slots=sizes.slots)
-        actions = engine.Action(*played.lines[chosen].T.astype(np.int32))
+        states = batched_step.state_of(played.before[chosen], tables.layout, nodes=sizes.nodes, slots=sizes.slots)
+        actions = batched_step.Action(*played.lines[chosen].T.astype(np.int32))
         new, outcome, legal = compiled()(scene, states, actions, masks)
         one, two = (np.asarray(mask)[..., : tables.words] for mask in legal)
-        found.append((engine.vector_of(new, tables.layout), np.stack(outcome, -1), one, two))
+        found.append((batched_step.vector_of(new, tables.layout), np.stack(outcome, -1), one, two))
     return tuple(np.concatenate(parts)[: len(played.lines)] for parts in zip(*found, strict=True))
 
 
@@ -110,12 +115,12 @@ def differing(tables: Tables, played: Played, after: np.ndarray, outcomes: np.nd
 
 
 def tried(tables: Tables, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Masks as `native_legal.legal` describes them, from trying every line."""
+    """Masks as `native.legal.legal` describes them, from trying every line."""
     flat, character = native_tables.native_tables(tables), tables.character
     held = [int(thing) - 1 for thing in vector[tables.layout.hands : tables.layout.memory]]
 
     def works(verb: int, x: int, y: int) -> bool:
-        return bool(native.advance(flat, vector.copy(), verb, x, y))
+        return bool(native_step.advance(flat, vector.copy(), verb, x, y))
 
     def mask(lines: list[tuple[int, int, int]], which: list[int]) -> np.ndarray:
         flags = np.zeros(32 * tables.words, np.uint8)
@@ -175,7 +180,7 @@ def nested() -> Scene:
     )
 
 
-def agree(scene: Scene, dialect: str, *, lines: int, seed: int, tries: int, sizes: engine.Sizes = SIZES) -> None:
+def agree(scene: Scene, dialect: str, *, lines: int, seed: int, tries: int, sizes: batched_step.Sizes = SIZES) -> None:
     """Random lines: the same states, outcomes and masks everywhere, and some of the masks tried out."""
     tables, rng = tables_of(scene, dialect), random.Random(f"{seed}")
     flat = native_tables.native_tables(tables)
@@ -219,7 +224,7 @@ def test_in_given_scenes_too(dialect):
 def test_containers_in_containers_are_followed_to_their_room():
     scene = nested()
     tables = tables_of(scene, "vh23")
-    assert not engine.device_tables(tables).tidy
+    assert not batched_step.device_tables(tables).tidy
     agree(scene, "vh23", lines=6 * BATCH, seed=3, tries=20, sizes=SIZES._replace(nodes=32, slots=32, rooms=2, doors=1))
 
 
@@ -355,13 +360,13 @@ def test_random_play_on_eight_devices_is_legal_and_needs_no_communication():
     """In scenes of two sizes, each environment with its own tables."""
     count, length = 16, 12
     chosen = [tables_of(scenes.household(seed), "e2wm") for seed in (1, 5)] * (count // 2)
-    batch = engine.stacked_tables(chosen)
+    batch = batched_step.stacked_tables(chosen)
     assert chosen[0].words != chosen[1].words
     mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
 
-    def play_one(scene: engine.DeviceTables, key: jax.Array) -> tuple[engine.State, engine.Action]:
-        return engine.rollout(scene, scene.start, key, length)
+    def play_one(scene: batched_step.DeviceTables, key: jax.Array) -> tuple[batched_step.State, batched_step.Action]:
+        return batched_step.rollout(scene, scene.start, key, length)
 
     play_all = jax.jit(jax.vmap(play_one), in_shardings=split, out_shardings=split)
     inputs = jax.device_put((batch, jax.random.split(jax.random.key(3), count)), split)
@@ -376,10 +381,10 @@ def test_random_play_on_eight_devices_is_legal_and_needs_no_communication():
     for index, tables in enumerate(chosen):
         vector, flat = tables.start.copy(), native_tables.native_tables(tables)
         for line in zip(*(part[index].tolist() for part in actions), strict=True):
-            assert native.advance(flat, vector, *line)
+            assert native_step.advance(flat, vector, *line)
             seen.add(RULES[line[0]].name)
         state = jax.tree.map(lambda leaf, index=index: leaf[index], last)
-        np.testing.assert_array_equal(vector, engine.vector_of(state, tables.layout))
+        np.testing.assert_array_equal(vector, batched_step.vector_of(state, tables.layout))
     assert len(seen) > 5
 
 
@@ -388,13 +393,13 @@ def test_every_legal_line_is_drawn_equally_often():
     one[3], one[9], one[40, 1] = (0x80000001, 0), (0, 1), 0x00F00000
     two = np.zeros((3, 2, 2), np.uint32)
     two[0, 1, 1], two[2, 0, 0] = 2, 0x7
-    legal = engine.Legal(jnp.asarray(one), jnp.asarray(two))
-    put, _, pour = engine.TWO_THINGS
+    legal = batched_step.Legal(jnp.asarray(one), jnp.asarray(two))
+    put, _, pour = batched_step.TWO_THINGS
     lines = {(3, 0, 0), (3, 31, 0), (9, 32, 0), *((40, 52 + i, 0) for i in range(4)), (put, 35, 33)}
     lines |= {(pour, 17, y) for y in range(3)}
-    start = engine.device_tables(tables_of(nested(), "vh23")).start
+    start = batched_step.device_tables(tables_of(nested(), "vh23")).start
     state = start._replace(hands=jnp.array((18, 36), jnp.uint32))
-    draw = jax.jit(jax.vmap(engine.random_legal, (0, None, None)))
+    draw = jax.jit(jax.vmap(batched_step.random_legal, (0, None, None)))
     keys = jax.random.split(jax.random.key(0), 11_000)
     drawn = np.stack(draw(keys, state, legal), -1)
     found, counts = np.unique(drawn, axis=0, return_counts=True)
@@ -413,10 +418,10 @@ def test_vectors_and_states_are_the_same():
     vectors = rng.integers(0, 2**32, (2, 3, tables.layout.size), dtype=np.uint32)
     vectors[..., tables.layout.count] %= 20
     for nodes, slots in ((0, 96), (512, 128)):
-        state = engine.state_of(vectors, tables.layout, nodes=nodes, slots=slots)
+        state = batched_step.state_of(vectors, tables.layout, nodes=nodes, slots=slots)
         assert state.wiped.shape == (2, 3, 4, max(tables.words, nodes // 32))
         assert state.edges.shape[-1] == slots
-        np.testing.assert_array_equal(engine.vector_of(state, tables.layout), vectors)
+        np.testing.assert_array_equal(batched_step.vector_of(state, tables.layout), vectors)
 
 
 def test_edges_beyond_the_slots_show_for_good():
@@ -433,13 +438,13 @@ def test_edges_beyond_the_slots_show_for_good():
 def test_what_the_engine_cannot_express_is_refused():
     tables = tables_of(scenes.household(1), "vh23")
     with pytest.raises(InputError, match="does not fit into Sizes"):
-        engine.device_tables(tables, SIZES._replace(nodes=32))
+        batched_step.device_tables(tables, SIZES._replace(nodes=32))
     with pytest.raises(InputError, match="different dialects"):
-        engine.stacked_tables([tables, tables_of(scenes.household(1), "e2wm")])
+        batched_step.stacked_tables([tables, tables_of(scenes.household(1), "e2wm")])
     rooms = [(number, "kitchen", "Rooms", [], []) for number in range(1, 34)]
     character = (40, "character", "Characters", [], [])
     with pytest.raises(InputError, match="33 rooms: this engine takes 32"):
-        engine.device_tables(tables_of(graph([*rooms, character], [(40, "INSIDE", 1)]), "vh23"))
+        batched_step.device_tables(tables_of(graph([*rooms, character], [(40, "INSIDE", 1)]), "vh23"))
     rooms[0] = (1, "kitchen", "Rooms", ["GRABBABLE"], [])
     with pytest.raises(InputError, match="a room or the character can be grabbed"):
-        engine.device_tables(tables_of(graph([rooms[0], character], [(40, "INSIDE", 1)]), "vh23"))
+        batched_step.device_tables(tables_of(graph([rooms[0], character], [(40, "INSIDE", 1)]), "vh23"))

@@ -13,35 +13,32 @@ import numpy as np
 import pytest
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.simulate import (
-    engine_moves,
-    engine_plans,
-    engine_tasks,
-    jobs,
-    native_moves,
-    native_search,
-    native_tasks,
-    planner,
-    scenes,
-    shards,
-    virtualhome,
-)
-from e2wm_jax.simulate.array_world import ArrayState, ArrayWorld
-from e2wm_jax.simulate.engine import Action as Line
-from e2wm_jax.simulate.engine import DeviceTables, Sizes, State, device_tables, state_of, step, vector_of
-from e2wm_jax.simulate.engine_plans import Query
-from e2wm_jax.simulate.goals import Goal, robothow_goal, robothow_order
-from e2wm_jax.simulate.graph import parse_graph
-from e2wm_jax.simulate.macros import Moves
-from e2wm_jax.simulate.native_tables import NODES, WORDS
-from e2wm_jax.simulate.rules import DIALECTS
-from e2wm_jax.simulate.scenes import Scene
-from e2wm_jax.simulate.virtualhome import VirtualHome
-from e2wm_jax.simulate.workers import CollectSettings, collect
+from e2wm_jax.experience.collect import jobs, shards
+from e2wm_jax.experience.collect.command import CollectSettings, collect
+from e2wm_jax.experience.search import planner
+from e2wm_jax.experience.search.batched import goal as batched_goal
+from e2wm_jax.experience.search.batched import moves as batched_moves
+from e2wm_jax.experience.search.batched import plans as batched_plans
+from e2wm_jax.experience.search.batched.plans import Query
+from e2wm_jax.experience.search.moves import Moves
+from e2wm_jax.experience.search.native import goal as native_goal
+from e2wm_jax.experience.search.native import mcts as native_mcts
+from e2wm_jax.experience.search.native import moves as native_moves
+from e2wm_jax.worlds.household.batched.step import Action as Line
+from e2wm_jax.worlds.household.batched.step import DeviceTables, Sizes, State, device_tables, state_of, step, vector_of
+from e2wm_jax.worlds.household.goals import Goal, robothow_goal, robothow_order
+from e2wm_jax.worlds.household.graph import parse_graph
+from e2wm_jax.worlds.household.homes import scenes
+from e2wm_jax.worlds.household.homes.scenes import Scene
+from e2wm_jax.worlds.household.native.tables import NODES, WORDS
+from e2wm_jax.worlds.household.native.world import ArrayState, ArrayWorld
+from e2wm_jax.worlds.household.oracle import virtualhome
+from e2wm_jax.worlds.household.oracle.virtualhome import VirtualHome
+from e2wm_jax.worlds.household.rules import DIALECTS
 
 STATES = 64  # at a time
 SIZES = Sizes(nodes=320, slots=32, seats=32, rooms=8, doors=16)  # one compilation for all scenes
-TASK_SIZES = engine_tasks.TaskSizes(moves=192, classes=14, facts=64)
+TASK_SIZES = batched_goal.TaskSizes(moves=192, classes=14, facts=64)
 # For the programs that run a few times only; the search itself is compiled as for users.
 FAST_TO_COMPILE: dict[str, int | bool] = {"xla_backend_optimization_level": 0}
 if jax.__version_info__ < (0, 11):  # later ones know no such option
@@ -71,7 +68,7 @@ def some_goal(scene: Scene, rng: random.Random) -> Goal:
     return Goal(scene.name, "test", tuple(states + edges + mine + others), (*names, *rooms), ())
 
 
-def scratch(state: ArrayState, task: native_tasks.Task) -> tuple[np.ndarray, ...]:
+def scratch(state: ArrayState, task: native_goal.Task) -> tuple[np.ndarray, ...]:
     n = state.base.native.n
     return (
         np.empty(64 * len(task.class_start) + 40, np.int64),
@@ -80,13 +77,13 @@ def scratch(state: ArrayState, task: native_tasks.Task) -> tuple[np.ndarray, ...
     )
 
 
-def legal_moves(state: ArrayState, task: native_tasks.Task, vector: np.ndarray) -> list[int]:
+def legal_moves(state: ArrayState, task: native_goal.Task, vector: np.ndarray) -> list[int]:
     moves, row, order = scratch(state, task)
     count = native_moves.legal_moves(state.base.native, task, vector, moves, row, order)
     return moves[:count].tolist()
 
 
-def random_states(state: ArrayState, task: native_tasks.Task, rng: random.Random, count: int) -> np.ndarray:
+def random_states(state: ArrayState, task: native_goal.Task, rng: random.Random, count: int) -> np.ndarray:
     """[count, size] states on the way of random moves, a dozen in a row."""
     vectors, vector = [], task.start.copy()
     while len(vectors) < count:
@@ -103,10 +100,10 @@ def random_states(state: ArrayState, task: native_tasks.Task, rng: random.Random
 def compiled() -> Any:
     """What the device says of states: legal moves, what all candidates stand for, facts."""
 
-    def look(tables: DeviceTables, task: engine_tasks.Task, state: State) -> Any:
-        moves, around = engine_moves.options(tables, task, state)
-        every = jax.vmap(lambda m: engine_moves.bound(tables, task, state, around, m))(jnp.arange(task.row.shape[0]))
-        return moves, jax.vmap(engine_moves.packed_move)(every), engine_moves.holding(tables, task, state)
+    def look(tables: DeviceTables, task: batched_goal.Task, state: State) -> Any:
+        moves, around = batched_moves.options(tables, task, state)
+        every = jax.vmap(lambda m: batched_moves.bound(tables, task, state, around, m))(jnp.arange(task.row.shape[0]))
+        return moves, jax.vmap(batched_moves.packed_move)(every), batched_moves.holding(tables, task, state)
 
     return jax.jit(jax.vmap(look, (None, None, 0)), compiler_options=FAST_TO_COMPILE)
 
@@ -115,14 +112,14 @@ def compiled() -> Any:
 def carrying_out() -> Any:
     """Whether all lines of moves work, and the states after them."""
 
-    def carry_out(tables: DeviceTables, state: State, move: engine_moves.Move) -> Any:
+    def carry_out(tables: DeviceTables, state: State, move: batched_moves.Move) -> Any:
         def execute(carry: Any, _: None) -> tuple[Any, None]:
             state, place, works, done = carry
-            place, *line = engine_moves.line_of(move, place)
+            place, *line = batched_moves.line_of(move, place)
             after, outcome = step(tables, state, Line(*line))
             works &= done | outcome.succeeds & (outcome.check < 0)
             after = jax.tree.map(lambda old, new: jnp.where(done, old, new), state, after)
-            return (after, place + 1, works, done | (place == engine_moves.LAST)), None
+            return (after, place + 1, works, done | (place == batched_moves.LAST)), None
 
         begin = state, jnp.int32(0), jnp.bool_(True), jnp.bool_(False)
         (last, _, works, _), _ = jax.lax.scan(execute, begin, length=4)
@@ -131,11 +128,11 @@ def carrying_out() -> Any:
     return jax.jit(jax.vmap(carry_out, (None, 0, 0)), compiler_options=FAST_TO_COMPILE)
 
 
-def parts_of(moves: np.ndarray) -> engine_moves.Move:
-    """Moves as `native_moves.pack` describes them."""
+def parts_of(moves: np.ndarray) -> batched_moves.Move:
+    """Moves as `native.moves.pack` describes them."""
     parts = (moves & 0x3F, moves >> 6 & 0xFFF, moves >> 18 & 0xFFF, moves >> 30 & 1)
     opens = ((moves >> 31 & 0x1FFF) - 1, (moves >> 44 & 0x1FFF) - 1)
-    return engine_moves.Move(*(jnp.asarray(part, jnp.int32) for part in (*parts, *opens)))
+    return batched_moves.Move(*(jnp.asarray(part, jnp.int32) for part in (*parts, *opens)))
 
 
 def members(words: np.ndarray) -> np.ndarray:
@@ -149,16 +146,16 @@ def test_moves_and_facts_are_those_of_the_compiled_search(dialect):
     for seed in range(3):
         rng, scene = random.Random(f"{dialect} {seed}"), scenes.household(seed)
         goal, state = some_goal(scene, rng), world.initial(scene)
-        task, tables = native_tasks.task_of(world, state, goal), state.base.tables
+        task, tables = native_goal.task_of(world, state, goal), state.base.tables
         assert len(task.facts) > 32
         on_device = (
             device_tables(tables, SIZES),
-            engine_tasks.task_on_host(task, TASK_SIZES, SIZES.nodes, tables.character),
+            batched_goal.task_on_host(task, TASK_SIZES, SIZES.nodes, tables.character),
         )
         vectors = random_states(state, task, rng, STATES)
         states = state_of(vectors, tables.layout, nodes=SIZES.nodes, slots=SIZES.slots)
         legal, moves, facts = map(np.asarray, compiled()(*on_device, states))
-        moves = engine_moves.unpacked(moves)
+        moves = batched_moves.unpacked(moves)
         for index, vector in enumerate(vectors):
             expected = legal_moves(state, task, vector)
             assert sorted(moves[index, members(legal[index])]) == sorted(expected)
@@ -171,7 +168,7 @@ def test_moves_and_facts_are_those_of_the_compiled_search(dialect):
         last = vector_of(last, tables.layout)
         for index, vector in enumerate(vectors):
             assert members(facts[index]).tolist() == [
-                f for f in range(62) if native_tasks.holding(state.base.native, task, vector) >> f & 1
+                f for f in range(62) if native_goal.holding(state.base.native, task, vector) >> f & 1
             ]
             held |= set(members(facts[index]))
             move, after = tried[index], vector.copy()
@@ -238,7 +235,7 @@ def of_programs(count: int = 12) -> list[Query]:
 def search(queries: list[Query], **options: Any) -> list[planner.Plan]:
     """Plans in the order of the queries; one compilation serves all lists that contain the first six programs."""
     settings = {"batch": SLOTS, "simulations": SIMULATIONS, "max_depth": DEPTH, "nodes": SIMULATIONS + 1, **options}
-    found = dict(engine_plans.plans("vh23", queries, **settings))
+    found = dict(batched_plans.plans("vh23", queries, **settings))
     return [found[index] for index in range(len(queries))]
 
 
@@ -288,7 +285,7 @@ def test_plans_earn_on_the_executor_what_they_say(found):
 def test_what_both_searches_prove_is_equal(found):
     both = 0
     for query, plan in zip(of_programs(), found[len(KNOWN) :], strict=True):
-        exact = native_search.search(ArrayWorld(), query.scene, query.goal, simulations=5000, max_depth=DEPTH)
+        exact = native_mcts.search(ArrayWorld(), query.scene, query.goal, simulations=5000, max_depth=DEPTH)
         if plan.proved and exact.proved:
             assert (plan.total_reward, len(plan.moves)) == (exact.total_reward, len(exact.moves))
             both += 1
@@ -301,7 +298,7 @@ def test_it_finds_as_much_as_the_compiled_search(found):
     means = [
         np.mean(
             [
-                native_search.search(
+                native_mcts.search(
                     ArrayWorld(), q.scene, q.goal, simulations=SIMULATIONS, max_depth=DEPTH, seed=100 * seed + index
                 ).total_reward
                 for index, q in enumerate(queries)
@@ -384,4 +381,4 @@ def test_settings_that_cannot_work_are_refused(tmp_path):
     scene = study()
     many = Goal("study", "test", tuple(f"cup || {n}" for n in range(63)), (), ())
     with pytest.raises(InputError, match="63 facts"):
-        list(engine_plans.plans("vh23", [Query(scene, many, 0)]))
+        list(batched_plans.plans("vh23", [Query(scene, many, 0)]))

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from e2wm_jax.simulate import virtualhome
-from e2wm_jax.simulate.actions import parse_action
-from e2wm_jax.simulate.engines import open_world
-from e2wm_jax.simulate.explorer import explore
-from e2wm_jax.simulate.replay import replay
-from e2wm_jax.simulate.scenes import Scene, load
-from e2wm_jax.simulate.trajectory import Step, Trajectory
-from e2wm_jax.tasks import counting
+from e2wm_jax.experience.explore.explorer import explore
+from e2wm_jax.experience.trajectory import Trajectory
+from e2wm_jax.tasks.household import counting
+from e2wm_jax.worlds.household.actions import parse_action
+from e2wm_jax.worlds.household.changes import Step
+from e2wm_jax.worlds.household.engine import open_world
+from e2wm_jax.worlds.household.homes.scenes import Scene, load
+from e2wm_jax.worlds.household.oracle import virtualhome
+from e2wm_jax.worlds.household.world import replay
 
 SCENES = Path(os.environ.get("E2WM_DATA", Path(__file__).parents[1] / ".." / "shared" / "data")).parent / "world/scenes"
 STORIES = 30
@@ -164,7 +165,7 @@ def test_a_story_needs_rooms(world):
 
 
 def counted(world, names: list[str], stories: int) -> Counter:
-    """How many questions with how many items `tasks.counting` draws from episodes of style carry."""
+    """How many questions with how many items `tasks.household.counting` draws from episodes of style carry."""
     questions = []
     for seed in range(stories):
         scene = load(names[seed % len(names)])

@@ -12,14 +12,16 @@ from hypothesis import strategies as st
 
 from e2wm_jax.cli import main
 from e2wm_jax.errors import InputError
-from e2wm_jax.simulate import scenes, shards, virtualhome
-from e2wm_jax.simulate.actions import Action, Thing, parse_script
-from e2wm_jax.simulate.engines import open_world
-from e2wm_jax.simulate.graph import RELATIONS, STATES, parse_graph
-from e2wm_jax.simulate.replay import replay_episode
-from e2wm_jax.simulate.rules import VERBS
-from e2wm_jax.simulate.trajectory import Trajectory
+from e2wm_jax.experience.collect import shards
+from e2wm_jax.experience.replay.references import replay_episode
+from e2wm_jax.experience.trajectory import Trajectory
 from e2wm_jax.tasks.build import Sizes, build
+from e2wm_jax.worlds.household.actions import Action, Thing, parse_script
+from e2wm_jax.worlds.household.engine import open_world
+from e2wm_jax.worlds.household.graph import RELATIONS, STATES, parse_graph
+from e2wm_jax.worlds.household.homes import scenes
+from e2wm_jax.worlds.household.oracle import virtualhome
+from e2wm_jax.worlds.household.rules import VERBS
 
 GRAPH: dict[str, Any] = {
     "nodes": [

@@ -10,16 +10,17 @@ from pathlib import Path
 import pytest
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.simulate import scenes, virtualhome
-from e2wm_jax.simulate.actions import Action, Thing
-from e2wm_jax.simulate.engines import open_world
-from e2wm_jax.simulate.goals import robothow_goal, transferred_goal
-from e2wm_jax.simulate.households import household
-from e2wm_jax.simulate.rules import VERBS
-from e2wm_jax.simulate.scenes import PROPERTIES, STATES, Scene, load, parse_graph
-from e2wm_jax.simulate.world import split_fact
-from e2wm_jax.tasks.story import noun
-from e2wm_jax.tasks.tracking import OBJECTS
+from e2wm_jax.tasks.household.story import noun
+from e2wm_jax.tasks.household.tracking import OBJECTS
+from e2wm_jax.worlds.household.actions import Action, Thing
+from e2wm_jax.worlds.household.engine import open_world
+from e2wm_jax.worlds.household.facts import split_fact
+from e2wm_jax.worlds.household.goals import robothow_goal, transferred_goal
+from e2wm_jax.worlds.household.homes import scenes
+from e2wm_jax.worlds.household.homes.procedural import household
+from e2wm_jax.worlds.household.homes.scenes import PROPERTIES, STATES, Scene, load, parse_graph
+from e2wm_jax.worlds.household.oracle import virtualhome
+from e2wm_jax.worlds.household.rules import VERBS
 
 ROOT = Path(__file__).parents[1]
 WORLD = Path(os.environ.get("E2WM_DATA", ROOT / ".." / "shared" / "data")).parent / "world"

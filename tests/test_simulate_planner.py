@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
-from e2wm_jax.simulate import planner
-from e2wm_jax.simulate.actions import Action
-from e2wm_jax.simulate.goals import Goal
-from e2wm_jax.simulate.macros import Moves
-from e2wm_jax.simulate.scenes import Scene, parse_graph
-from e2wm_jax.simulate.trajectory import Step
-from e2wm_jax.simulate.world import split_fact
+from e2wm_jax.experience.search import planner
+from e2wm_jax.experience.search.moves import Moves
+from e2wm_jax.worlds.household.actions import Action
+from e2wm_jax.worlds.household.changes import Step
+from e2wm_jax.worlds.household.facts import split_fact
+from e2wm_jax.worlds.household.goals import Goal
+from e2wm_jax.worlds.household.homes.scenes import Scene, parse_graph
 
 HALL, STUDY, CHARACTER, LAMP, CUPBOARD, CUP = range(1, 7)
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from e2wm_jax.cli import main
-from e2wm_jax.files import read_json_lines
-from e2wm_jax.simulate import robothow, scenes
-from e2wm_jax.simulate.graph import Scene
+from e2wm_jax.storage.files import read_json_lines
+from e2wm_jax.worlds.household.graph import Scene
+from e2wm_jax.worlds.household.homes import robothow, scenes
 
 
 def written(scene: Scene, path: Path) -> Path:

@@ -1,7 +1,7 @@
 """What follows from the table of rules, against the same written out by hand."""
 
-from e2wm_jax.simulate import macros
-from e2wm_jax.simulate.rules import RULES, VERB_INDEX, VERBS
+from e2wm_jax.experience.search import moves
+from e2wm_jax.worlds.household.rules import RULES, VERB_INDEX, VERBS
 
 # Verb: what its things must be like, by any of these properties or classes
 SQUEEZABLE = (
@@ -33,7 +33,7 @@ def test_verbs_arities_and_what_fits_follow_from_the_rules():
 
 
 def test_what_moves_need_follows_from_the_rules():
-    assert macros.NEEDS_STATE == {
+    assert moves.NEEDS_STATE == {
         "Open": "CLOSED",
         "Close": "OPEN",
         "SwitchOn": "OFF",
@@ -41,5 +41,5 @@ def test_what_moves_need_follows_from_the_rules():
         "PlugIn": "PLUGGED_OUT",
         "PlugOut": "PLUGGED_IN",
     }
-    assert {"PutObjBack", "Drop", "PutOn", "PutBack", "PutIn", "Pour"} == macros.NEEDS_HOLDING
-    assert {"Wipe"} == macros.NEEDS_HANDS_FULL
+    assert {"PutObjBack", "Drop", "PutOn", "PutBack", "PutIn", "Pour"} == moves.NEEDS_HOLDING
+    assert {"Wipe"} == moves.NEEDS_HANDS_FULL

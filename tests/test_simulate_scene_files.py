@@ -10,10 +10,10 @@ import pytest
 
 from e2wm_jax.cli import main
 from e2wm_jax.errors import InputError
-from e2wm_jax.files import read_json, read_json_lines
-from e2wm_jax.simulate import scene_files
-from e2wm_jax.simulate.shards import load_trajectories
+from e2wm_jax.experience.collect.shards import load_trajectories
+from e2wm_jax.storage.files import read_json, read_json_lines
 from e2wm_jax.tasks.run import load_experiences
+from e2wm_jax.worlds.household.homes import files as scene_files
 
 KEYS = ("from_id", "relation_type", "to_id")
 GOALS = {"light the room": "light || ON", "open up": "cupboard || OPEN", "carry a cup": "character || HOLDS_RH || cup"}
@@ -205,7 +205,7 @@ def test_names_of_scenes() -> None:
 
 
 def test_a_goal_of_a_scene_that_is_not_there_names_its_line(tmp_path: Path) -> None:
-    from e2wm_jax.simulate.goals import read_goals
+    from e2wm_jax.worlds.household.goals import read_goals
 
     path = tmp_path / "goals.jsonl"
     path.write_text(json.dumps({"scene": "gone.json", "task": "t", "goal": ["light || ON"]}))

@@ -11,12 +11,14 @@ import pytest
 
 from e2wm_jax.cli import main
 from e2wm_jax.errors import InputError
-from e2wm_jax.simulate import goals, robothow, scenes, virtualhome
-from e2wm_jax.simulate.actions import Action, Thing, format_action, parse_action, parse_script
-from e2wm_jax.simulate.engines import open_world
-from e2wm_jax.simulate.explorer import explore
-from e2wm_jax.simulate.rules import VERBS
-from e2wm_jax.simulate.scenes import load, parse_graph, patched
+from e2wm_jax.experience.explore.explorer import explore
+from e2wm_jax.worlds.household import goals
+from e2wm_jax.worlds.household.actions import Action, Thing, format_action, parse_action, parse_script
+from e2wm_jax.worlds.household.engine import open_world
+from e2wm_jax.worlds.household.homes import robothow, scenes
+from e2wm_jax.worlds.household.homes.scenes import load, parse_graph, patched
+from e2wm_jax.worlds.household.oracle import virtualhome
+from e2wm_jax.worlds.household.rules import VERBS
 
 DATA = Path(os.environ.get("E2WM_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
 GOALS = DATA.parent / "world" / "goldens" / "goals.jsonl.gz"
@@ -270,8 +272,8 @@ def test_the_command_line_names_what_is_wrong_with_a_goal(tmp_path, capsys, monk
 def check_refused(words, message, capsys):
     assert main(words) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith("error: ")
-    assert captured.err.count("\n") == 1
+    assert captured.err.splitlines()[-1].startswith("error: ")  # a slow machine says first that it loads the program
+    assert captured.err.count("error: ") == 1
     assert message in captured.err
     assert not Path("run").exists()
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.simulate import virtualhome
-from e2wm_jax.simulate.actions import parse_action
-from e2wm_jax.simulate.replay import replay, replay_record
-from e2wm_jax.simulate.replay_command import ReplaySettings, run
-from e2wm_jax.simulate.scenes import Scene, parse_graph
-from e2wm_jax.simulate.virtualhome import VirtualHome
+from e2wm_jax.experience.replay.command import ReplaySettings, run
+from e2wm_jax.experience.replay.references import replay_record
+from e2wm_jax.worlds.household.actions import parse_action
+from e2wm_jax.worlds.household.homes.scenes import Scene, parse_graph
+from e2wm_jax.worlds.household.oracle import virtualhome
+from e2wm_jax.worlds.household.oracle.virtualhome import VirtualHome
+from e2wm_jax.worlds.household.world import replay
 
 DATA = Path(os.environ.get("E2WM_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
 GOLDENS = DATA.parent / "world" / "goldens" / "public.jsonl.gz"

@@ -14,7 +14,7 @@ import study_results
 from e2wm_jax.compare import jobs
 from e2wm_jax.compare.plan import Plan, make_plan
 from e2wm_jax.compare.settings import CompareSettings
-from e2wm_jax.files import read_json
+from e2wm_jax.storage.files import read_json
 
 pytest.importorskip("virtualhome_eval", reason="needs virtualhome and virtualhome-eval (make setup)")
 pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.slow]

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.simulate.trajectory import Step, Trajectory
+from e2wm_jax.experience.trajectory import Trajectory
 from e2wm_jax.tasks.build import Sizes, TaskSets, build
 from e2wm_jax.tasks.example import Choice, Generation
+from e2wm_jax.tasks.household.plan import Plan
 from e2wm_jax.tasks.leakage import LeakageError, check, facts
-from e2wm_jax.tasks.plan import Plan
 from e2wm_jax.tasks.statistics import statistics
 from e2wm_jax.tasks.write import write
+from e2wm_jax.worlds.household.changes import Step
 
 TASKS = 12
 PLANNED = TASKS * 8

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from e2wm_jax.simulate.actions import Thing
-from e2wm_jax.simulate.trajectory import Edge, Step, Trajectory
-from e2wm_jax.tasks.counting import (
+from e2wm_jax.experience.trajectory import Trajectory
+from e2wm_jax.tasks.household.counting import (
     EVEN,
     OFFICIAL_TRAIN,
     CountQuestion,
@@ -24,8 +23,10 @@ from e2wm_jax.tasks.counting import (
     put_into_words,
     questions,
 )
-from e2wm_jax.tasks.qa import count as count_qa
-from e2wm_jax.tasks.story import Person, deeds, noun, tell
+from e2wm_jax.tasks.household.qa import count as count_qa
+from e2wm_jax.tasks.household.story import Person, deeds, noun, tell
+from e2wm_jax.worlds.household.actions import Thing
+from e2wm_jax.worlds.household.changes import Edge, Step
 
 ANNA = Person("Anna", "she", "her", "herself")
 CLASSES = {
@@ -217,9 +218,9 @@ def _check_labels(trajectory: Trajectory, initial: set[Edge], seed: int) -> None
     reason="virtualhome or virtualhome-eval is not installed",
 )
 def test_labels_agree_with_the_simulator() -> None:
-    from e2wm_jax.simulate import scenes
-    from e2wm_jax.simulate.explorer import explore
-    from e2wm_jax.simulate.virtualhome import VirtualHome
+    from e2wm_jax.experience.explore.explorer import explore
+    from e2wm_jax.worlds.household.homes import scenes
+    from e2wm_jax.worlds.household.oracle.virtualhome import VirtualHome
 
     name = f"robothow:{scenes.program_ids()[0]}"
     scene = scenes.load(name)

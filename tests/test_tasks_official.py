@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from e2wm_jax.files import read_json_lines
-from e2wm_jax.tasks import activity, confusing, housework, inference, plan, qa, tracking
-from e2wm_jax.tasks.counting import CountStory, answer, count
+from e2wm_jax.storage.files import read_json_lines
 from e2wm_jax.tasks.example import Choice, Example, Generation, from_json
-from e2wm_jax.tasks.knowledge import Activity
+from e2wm_jax.tasks.household import confusing, housework, inference, plan, qa, tracking
+from e2wm_jax.tasks.household.counting import CountStory, answer, count
+from e2wm_jax.tasks.household.knowledge import Activity
+from e2wm_jax.tasks.household.plan import Plan
 from e2wm_jax.tasks.leakage import LeakageError, check, facts
-from e2wm_jax.tasks.plan import Plan
 
 DATA = Path(os.environ.get("E2WM_DATA", Path(__file__).parents[2] / "shared/data")) / "e2wm"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no released E2WM files in {DATA}; set E2WM_DATA")
@@ -138,7 +138,7 @@ STORIES = [
     ("name", "ours"),
     [
         ("train/train_plan_gen.json", lambda rng: plan.plan_gen(PLANS, size=1, rng=rng)),
-        ("train/train_act_recog.json", lambda rng: activity.act_recog(PLANS, size=1, rng=rng)),
+        ("train/train_act_recog.json", lambda rng: plan.act_recog(PLANS, size=1, rng=rng)),
         ("train/train_count.json", lambda rng: count(STORIES, size=1, rng=rng)),
         ("train/train_obj_move.json", lambda rng: tracking.obj_move_path(rng, size=1, seen=set())),
         ("eval/gen/plan_gen.json", lambda rng: plan.plan_gen(PLANS, size=1, rng=rng)),
@@ -183,7 +183,7 @@ def test_our_count_answers_have_the_official_form() -> None:
 
 def test_every_sentence_of_the_official_training_plans_can_be_written() -> None:
     """Their plans use our sentences: the verb phrases are those of the table."""
-    from e2wm_jax.tasks.verbs import ENGLISH
+    from e2wm_jax.tasks.household.verbs import ENGLISH
 
     forms = [
         re.compile(re.escape(phrases.plan).replace(r"\{0\}", "[a-z ]+").replace(r"\{1\}", "[a-z ]+") + r"\.")

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from e2wm_jax.simulate.trajectory import Step, Trajectory
-from e2wm_jax.tasks.activity import act_recog
-from e2wm_jax.tasks.plan import Plan, by_task, plan_gen, question, select, shots
-from e2wm_jax.tasks.qa import act_recog as act_recog_qa
-from e2wm_jax.tasks.qa import gold_positions
+from e2wm_jax.experience.trajectory import Trajectory
+from e2wm_jax.tasks.household.plan import Plan, act_recog, by_task, plan_gen, question, select, shots
+from e2wm_jax.tasks.household.qa import act_recog as act_recog_qa
+from e2wm_jax.tasks.household.qa import gold_positions
 from e2wm_jax.tasks.split import components, split, whole_names
+from e2wm_jax.worlds.household.changes import Step
 
 
 def episode(**changes: object) -> Trajectory:

@@ -14,16 +14,17 @@ from typing import Any
 
 import pytest
 
-from e2wm_jax.simulate import scenes
-from e2wm_jax.simulate.actions import parse_action
-from e2wm_jax.simulate.explorer import explore
-from e2wm_jax.simulate.goals import conditions, graph_change
-from e2wm_jax.simulate.trajectory import Step, Trajectory
-from e2wm_jax.simulate.virtualhome import VirtualHome
+from e2wm_jax.experience.explore.explorer import explore
+from e2wm_jax.experience.trajectory import Trajectory
 from e2wm_jax.tasks.build import Sizes, TaskSets, build
 from e2wm_jax.tasks.example import Choice, Example
-from e2wm_jax.tasks.story import noun
-from e2wm_jax.tasks.verbs import ENGLISH, GERUNDS
+from e2wm_jax.tasks.household.story import noun
+from e2wm_jax.tasks.household.verbs import ENGLISH, GERUNDS
+from e2wm_jax.worlds.household.actions import parse_action
+from e2wm_jax.worlds.household.changes import Step
+from e2wm_jax.worlds.household.goals import conditions, graph_change
+from e2wm_jax.worlds.household.homes import scenes
+from e2wm_jax.worlds.household.oracle.virtualhome import VirtualHome
 
 pytestmark = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("virtualhome", "virtualhome_eval")),

@@ -3,11 +3,17 @@
 import pytest
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.simulate.rules import VERBS
-from e2wm_jax.simulate.trajectory import Step
 from e2wm_jax.tasks.example import Choice, Generation, from_json
-from e2wm_jax.tasks.sentences import action_sentence, condition_sentence, condition_sentences, plan_text, succeeded
-from e2wm_jax.tasks.verbs import ENGLISH
+from e2wm_jax.tasks.household.sentences import (
+    action_sentence,
+    condition_sentence,
+    condition_sentences,
+    plan_text,
+    succeeded,
+)
+from e2wm_jax.tasks.household.verbs import ENGLISH
+from e2wm_jax.worlds.household.changes import Step
+from e2wm_jax.worlds.household.rules import VERBS
 
 
 @pytest.mark.parametrize(

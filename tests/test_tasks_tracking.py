@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.simulate.trajectory import Step, Trajectory
-from e2wm_jax.tasks.qa import obj_move
-from e2wm_jax.tasks.tracking import (
+from e2wm_jax.experience.trajectory import Trajectory
+from e2wm_jax.tasks.household.qa import obj_move
+from e2wm_jax.tasks.household.tracking import (
     OBJECTS,
     PEOPLE,
     ROOMS,
@@ -24,6 +24,7 @@ from e2wm_jax.tasks.tracking import (
     story_of,
     tell_story,
 )
+from e2wm_jax.worlds.household.changes import Step
 
 
 def events(text: str) -> Story:

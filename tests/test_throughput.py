@@ -15,7 +15,7 @@ from e2wm_jax.data.batch import Batch, Row, collate
 from e2wm_jax.models import decoder
 from e2wm_jax.regularizers.regularizer import Scope
 from e2wm_jax.train.step import Controls, StepConfig, initial_state, train_step
-from e2wm_jax.train.throughput import Pace, flops_per_token, mean_work, peak_flops
+from e2wm_jax.train.watch.throughput import Pace, flops_per_token, mean_work, peak_flops
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")  # its HLO is the same
 

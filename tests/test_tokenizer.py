@@ -18,7 +18,7 @@ import pytest
 from e2wm_jax.data.source import read_documents
 from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError
-from e2wm_jax.model_files import locate
+from e2wm_jax.storage.model_files import locate
 
 HELLO = ("Hello 123 world", [19556, 216, 33, 34, 35, 905])
 TEXTS = {

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.train import trackers as module
-from e2wm_jax.train.trackers import TENSORBOARD_FOLDER, Names, check, trackers
+from e2wm_jax.train.watch import trackers as module
+from e2wm_jax.train.watch.trackers import TENSORBOARD_FOLDER, Names, check, trackers
 
 SETTINGS = {"model": "tiny", "out": Path("runs/one"), "lora": {"rank": 8}}
 

@@ -20,7 +20,6 @@ import pytest
 from helpers import random_torch_model
 from safetensors.numpy import load_file
 
-from e2wm_jax.adapter_files import read_adapter, write_adapter
 from e2wm_jax.config import LoraConfig
 from e2wm_jax.data.batch import Batch, Row
 from e2wm_jax.data.loader import Loader
@@ -31,13 +30,14 @@ from e2wm_jax.errors import InputError
 from e2wm_jax.fisher.diagonal import Estimator, FisherResult
 from e2wm_jax.fisher.files import write_fisher
 from e2wm_jax.lora import adapter_spec, initialize
-from e2wm_jax.metrics import read_metrics
-from e2wm_jax.model_files import locate
 from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.weights import Model, load
 from e2wm_jax.regularizers.l2 import l2_penalty
 from e2wm_jax.regularizers.quadratic import lora_ewc_penalty, rowmax127
 from e2wm_jax.regularizers.regularizer import Scope
+from e2wm_jax.storage.adapter_files import read_adapter, write_adapter
+from e2wm_jax.storage.metrics import read_metrics
+from e2wm_jax.storage.model_files import locate
 from e2wm_jax.train.run import run
 from e2wm_jax.train.schedules import learning_rates, strengths
 from e2wm_jax.train.settings import TrainSettings
@@ -284,7 +284,7 @@ def test_accumulated_passes_equal_one_large_batch(options, fisher, tmp_path):
 def test_sgd_and_remat_give_the_update_written_out(tiny, options):
     """theta - lr (gradient + decay * theta), the gradient by autodiff of the loss itself."""
     from e2wm_jax.lora import attach
-    from e2wm_jax.models.likelihood import target_nll
+    from e2wm_jax.models.head import target_nll
 
     item = next(iter(Loader(rows_of(options), 2, 2, MAX_LENGTH, 0).batches(1, 1)))
     start = initialize(tiny.config, step_config(tiny).scope.spec, jax.random.key(0))
@@ -407,7 +407,7 @@ def test_metrics_are_of_the_adapters_before_the_update(held_run, options, tiny, 
 
 def stop_after_two_steps(settings: TrainSettings) -> None:
     """Run, and press Ctrl-C once the first row of the log is there, which is when the second step is on its way."""
-    from e2wm_jax.train import records as module
+    from e2wm_jax.train.watch import records as module
 
     def press(file: Any, row: dict[str, Any]) -> None:
         original(file, row)

@@ -13,8 +13,8 @@ from safetensors.numpy import load_file
 from e2wm_jax.cli import main
 from e2wm_jax.data.source import read_documents
 from e2wm_jax.data.tokenizer import load_tokenizer
-from e2wm_jax.fisher.corpus import read_corpus
-from e2wm_jax.model_files import locate
+from e2wm_jax.fisher.command.corpus import read_corpus
+from e2wm_jax.storage.model_files import locate
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from e2wm_jax.cli import main
-from e2wm_jax.metrics import read_metrics
+from e2wm_jax.storage.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

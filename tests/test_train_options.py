@@ -20,12 +20,12 @@ from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError
 from e2wm_jax.fisher.diagonal import Estimator, FisherResult
 from e2wm_jax.fisher.files import write_fisher
-from e2wm_jax.metrics import read_metrics
-from e2wm_jax.model_files import locate
 from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.weights import load
 from e2wm_jax.regularizers.catalogue import REGULARIZERS
 from e2wm_jax.regularizers.regularizer import Scope
+from e2wm_jax.storage.metrics import read_metrics
+from e2wm_jax.storage.model_files import locate
 from e2wm_jax.train import nonfinite, parts
 from e2wm_jax.train.run import run
 from e2wm_jax.train.settings import TrainSettings
@@ -240,7 +240,7 @@ def test_resuming_with_another_model_fisher_or_start_is_refused(
     shutil.copytree(fisher, tmp_path / "fisher")
     model = load(options["model"])
     spec = lora.adapter_spec(model.config, options["lora"])
-    from e2wm_jax.adapter_files import write_adapter
+    from e2wm_jax.storage.adapter_files import write_adapter
 
     def start(seed: int) -> None:
         adapters = lora.initialize(model.config, spec, jax.random.key(seed))

@@ -13,13 +13,13 @@ from e2wm_jax.data.batch import Row
 from e2wm_jax.data.loader import sorted_batches
 from e2wm_jax.errors import InputError
 from e2wm_jax.evaluate.model import load_evaluated, row_nll
-from e2wm_jax.fisher.run import run as run_fisher
-from e2wm_jax.fisher.settings import FisherSettings
-from e2wm_jax.metrics import read_metrics
+from e2wm_jax.fisher.command.run import run as run_fisher
+from e2wm_jax.fisher.command.settings import FisherSettings
 from e2wm_jax.models.positions import rule_of_positions
+from e2wm_jax.storage.metrics import read_metrics
 from e2wm_jax.train.run import run
-from e2wm_jax.train.sequence import run as run_sequence
-from e2wm_jax.train.sequence_settings import SequenceSettings
+from e2wm_jax.train.sequence.run import run as run_sequence
+from e2wm_jax.train.sequence.settings import SequenceSettings
 from e2wm_jax.train.settings import TrainSettings
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

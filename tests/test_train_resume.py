@@ -9,15 +9,15 @@ import jax
 import pytest
 
 from e2wm_jax import lora
-from e2wm_jax.adapter_files import write_adapter
 from e2wm_jax.config import LoraConfig
 from e2wm_jax.errors import InputError
-from e2wm_jax.files import sha256
-from e2wm_jax.metrics import read_metrics
 from e2wm_jax.models.weights import load
+from e2wm_jax.storage.adapter_files import write_adapter
+from e2wm_jax.storage.files import sha256
+from e2wm_jax.storage.metrics import read_metrics
 from e2wm_jax.train.run import run
-from e2wm_jax.train.sequence import run as run_sequence
-from e2wm_jax.train.sequence_settings import SequenceSettings
+from e2wm_jax.train.sequence.run import run as run_sequence
+from e2wm_jax.train.sequence.settings import SequenceSettings
 from e2wm_jax.train.settings import TrainSettings
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -7,20 +7,20 @@ from typing import Any
 
 import pytest
 
-from e2wm_jax.adapter_files import read_adapter
 from e2wm_jax.config import LoraConfig
 from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError
-from e2wm_jax.metrics import read_metrics
-from e2wm_jax.model_files import locate
 from e2wm_jax.models.weights import load
 from e2wm_jax.regularizers.regularizer import Scope
+from e2wm_jax.storage.adapter_files import read_adapter
+from e2wm_jax.storage.metrics import read_metrics
+from e2wm_jax.storage.model_files import locate
 from e2wm_jax.train.run import run
-from e2wm_jax.train.sequence import run as run_sequence
-from e2wm_jax.train.sequence_settings import SequenceSettings
+from e2wm_jax.train.sequence.run import run as run_sequence
+from e2wm_jax.train.sequence.settings import SequenceSettings
 from e2wm_jax.train.settings import TrainSettings
-from e2wm_jax.train.stopping import Validated, exhausted, lowest
-from e2wm_jax.train.validation import held_out_rows, validation_loss
+from e2wm_jax.train.watch.stopping import Validated, exhausted, lowest
+from e2wm_jax.train.watch.validation import held_out_rows, validation_loss
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -10,21 +10,21 @@ import jax
 import numpy as np
 import pytest
 
-from e2wm_jax.adapter_files import read_adapter
 from e2wm_jax.config import LoraConfig
 from e2wm_jax.data.batch import Row
 from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError
 from e2wm_jax.lora import adapter_spec, initialize, merge
-from e2wm_jax.metrics import read_metrics
-from e2wm_jax.model_files import locate
 from e2wm_jax.models import decoder, spread
 from e2wm_jax.models.weights import Model, load
 from e2wm_jax.regularizers.regularizer import Scope
 from e2wm_jax.sharding import make_mesh
+from e2wm_jax.storage.adapter_files import read_adapter
+from e2wm_jax.storage.metrics import read_metrics
+from e2wm_jax.storage.model_files import locate
 from e2wm_jax.train.run import run
 from e2wm_jax.train.settings import TrainSettings
-from e2wm_jax.train.validation import held_out_rows, validation_loss
+from e2wm_jax.train.watch.validation import held_out_rows, validation_loss
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

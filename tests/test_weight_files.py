@@ -11,10 +11,10 @@ from helpers import relative_error
 
 from e2wm_jax.cli import main
 from e2wm_jax.errors import InputError
-from e2wm_jax.export import ExportSettings, run
-from e2wm_jax.model_files import base_reference, locate
+from e2wm_jax.export.run import ExportSettings, run
 from e2wm_jax.models.decoder import hidden_states, logits
 from e2wm_jax.models.weights import Model, load
+from e2wm_jax.storage.model_files import base_reference, locate
 
 torch = pytest.importorskip("torch")
 

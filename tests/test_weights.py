@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.model_files import locate
 from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.weights import Model, flatten, load, shardings
 from e2wm_jax.sharding import make_mesh
-from e2wm_jax.tensor_files import Index, TensorFiles
+from e2wm_jax.storage.model_files import locate
+from e2wm_jax.storage.tensor_files import Index, TensorFiles
 
 torch = pytest.importorskip("torch")
 

@@ -23,10 +23,10 @@ from e2wm_jax.bench.process import Peer
 from e2wm_jax.bench.settings import FisherBenchSettings
 from e2wm_jax.config import ModelConfig
 from e2wm_jax.errors import InputError
-from e2wm_jax.model_files import locate
 from e2wm_jax.models.saving import check_new
 from e2wm_jax.models.weights import open_model
-from e2wm_jax.progress import say
+from e2wm_jax.running.progress import say
+from e2wm_jax.storage.model_files import locate
 
 LAYOUTS = ("full", "padded", "rows", "packed")
 _ANCHORS = ("textbook", "fused")  # measured again beside every peer

@@ -12,7 +12,7 @@ from e2wm_jax.bench.peers.transformers import has_transformers
 from e2wm_jax.bench.process import Answer, Peer
 from e2wm_jax.bench.settings import GenerateBenchSettings
 from e2wm_jax.data.source import read_documents, read_questions
-from e2wm_jax.progress import say
+from e2wm_jax.running.progress import say
 
 _ANSWERS = ("go to sleep", "make coffee", "read a book", "wash the dishes")
 

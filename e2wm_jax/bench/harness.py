@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from e2wm_jax.bench.process import Answer
 from e2wm_jax.errors import check_at_least
-from e2wm_jax.progress import say
+from e2wm_jax.running.progress import say
 
 Measure = Callable[[], Answer]
 Seconds = dict[str, list[float]]  # by what was measured together, of each round

@@ -17,20 +17,20 @@ from e2wm_jax.bench.ours.step import prepared
 from e2wm_jax.bench.settings import LoaderBenchSettings
 from e2wm_jax.config import LoraConfig
 from e2wm_jax.data.batch import Row, collate, padded_length
-from e2wm_jax.data.generate import UNIT, examples
 from e2wm_jax.data.loader import Loader, StepBatch
-from e2wm_jax.data.online import PREFIX, OnlineTask, parse_online
-from e2wm_jax.data.online_rows import OnlineRows, RowMaker, Unit
+from e2wm_jax.data.online.generate import UNIT, examples
+from e2wm_jax.data.online.names import PREFIX, OnlineTask, parse_online
+from e2wm_jax.data.online.rows import OnlineRows, RowMaker, Unit
 from e2wm_jax.data.source import read_task
 from e2wm_jax.data.tokenize import task_rows
 from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError
-from e2wm_jax.files import write_json_lines
-from e2wm_jax.model_files import ModelFiles, locate
 from e2wm_jax.models.weights import load
-from e2wm_jax.processes import Workers
-from e2wm_jax.progress import say
 from e2wm_jax.regularizers.regularizer import Scope
+from e2wm_jax.running.processes import Workers
+from e2wm_jax.running.progress import say
+from e2wm_jax.storage.files import write_json_lines
+from e2wm_jax.storage.model_files import ModelFiles, locate
 
 _FILE_EXAMPLES = 512
 _OBJ_MOVE = OnlineTask(f"{PREFIX}obj_move", "obj_move")

@@ -15,7 +15,7 @@ from e2wm_jax.bench.settings import ModelsBenchSettings
 from e2wm_jax.config import GPTJConfig, GPTNeoConfig, GPTNeoXConfig, LlamaConfig, ModelConfig, OPTConfig
 from e2wm_jax.errors import InputError
 from e2wm_jax.models.weights import config_to_hf
-from e2wm_jax.progress import say
+from e2wm_jax.running.progress import say
 
 SIDES = {"ours": "e2wm_jax.bench.ours.models", "transformers": "e2wm_jax.bench.peers.transformers"}
 _POSITIONS = 512

@@ -25,7 +25,7 @@ from e2wm_jax.config import MODELS, DType, GPTNeoConfig, LoraConfig, ModelConfig
 from e2wm_jax.errors import InputError
 from e2wm_jax.fisher.storage import FisherDType
 from e2wm_jax.kernels.weighted_square import Implementation
-from e2wm_jax.progress import say
+from e2wm_jax.running.progress import say
 
 _LEAST_SECONDS = 0.05  # of one measurement: what is faster is called several times
 _SCALE = 4.0  # s of the official run: alpha 32, rank 8

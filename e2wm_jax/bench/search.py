@@ -8,13 +8,15 @@ from typing import Any, get_args
 from e2wm_jax.bench.harness import check_least, print_table
 from e2wm_jax.bench.settings import SearchBenchSettings
 from e2wm_jax.errors import InputError
-from e2wm_jax.progress import progress_bar
-from e2wm_jax.simulate import goals, robothow, scenes
-from e2wm_jax.simulate.actions import Action
-from e2wm_jax.simulate.engines import Method, compile_engine, open_world, search
-from e2wm_jax.simulate.goals import Goal
-from e2wm_jax.simulate.planner import Plan
-from e2wm_jax.simulate.scenes import Scene
+from e2wm_jax.experience.search.choose import Method, compile_engine, search
+from e2wm_jax.experience.search.planner import Plan
+from e2wm_jax.running.progress import progress_bar
+from e2wm_jax.worlds.household import goals
+from e2wm_jax.worlds.household.actions import Action
+from e2wm_jax.worlds.household.engine import open_world
+from e2wm_jax.worlds.household.goals import Goal
+from e2wm_jax.worlds.household.homes import robothow, scenes
+from e2wm_jax.worlds.household.homes.scenes import Scene
 
 
 @dataclass
@@ -113,7 +115,7 @@ def run(settings: SearchBenchSettings) -> dict[str, Any]:
 
 def _side_by_side(world: Any, programs: list[str], settings: SearchBenchSettings, options: dict[str, Any]) -> _Tally:
     """E2WM's search for all goals on JAX's default device, once compiled."""
-    from e2wm_jax.simulate.engine_plans import Query, plans  # imports jax
+    from e2wm_jax.experience.search.batched.plans import Query, plans  # imports jax
 
     wanted = [goals.robothow_goal(program) for program in programs]
     seed, options = options["seed"], {**options, "batch": settings.search_batch}

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from e2wm_jax.choices import REGULARIZER_NAMES, FisherDType, Implementation, Remat
 from e2wm_jax.config import BaseDType, DType
-from e2wm_jax.simulate.engines import Method
-from e2wm_jax.simulate.planner import Reward
+from e2wm_jax.experience.search.choose import Method
+from e2wm_jax.experience.search.planner import Reward
+from e2wm_jax.options.choices import REGULARIZER_NAMES, FisherDType, Implementation, Remat
 
 # of `bench models`
 FAMILIES = ("gpt_neo", "gptj", "gpt_neox", "opt", "llama", "mistral", "qwen3")

@@ -22,18 +22,18 @@ from e2wm_jax.bench.process import Peer
 from e2wm_jax.bench.settings import TrainBenchSettings
 from e2wm_jax.config import LoraConfig, ModelConfig
 from e2wm_jax.data.batch import Row
-from e2wm_jax.data.generate import UNIT
-from e2wm_jax.data.online_rows import RowMaker, Unit
+from e2wm_jax.data.online.generate import UNIT
+from e2wm_jax.data.online.rows import RowMaker, Unit
 from e2wm_jax.data.source import online_tasks, parse_mixture, read_mixture
 from e2wm_jax.data.tokenize import task_rows
 from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError
-from e2wm_jax.model_files import locate
 from e2wm_jax.models.saving import check_new
 from e2wm_jax.models.weights import open_model
-from e2wm_jax.progress import say
 from e2wm_jax.regularizers.catalogue import regularizer
+from e2wm_jax.running.progress import say
 from e2wm_jax.sharding import mesh_shape
+from e2wm_jax.storage.model_files import locate
 
 __all__ = ["TrainBenchSettings", "run", "show"]
 _OURS, _PEERS, _MESHES = (f"e2wm_jax.bench.{name}" for name in ("ours.train", "peers.peft", "ours.meshes"))

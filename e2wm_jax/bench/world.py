@@ -11,14 +11,18 @@ import numpy as np
 from e2wm_jax.bench.harness import check_least, in_turn, print_table, seconds_of
 from e2wm_jax.bench.process import Answer
 from e2wm_jax.bench.settings import WorldBenchSettings
-from e2wm_jax.simulate import engine, native, native_legal, native_tables, scenes
-from e2wm_jax.simulate.actions import Action, Thing
-from e2wm_jax.simulate.array_world import ArrayWorld
-from e2wm_jax.simulate.compiled import jit
-from e2wm_jax.simulate.rules import RULES, VERB_INDEX
-from e2wm_jax.simulate.scenes import Scene
-from e2wm_jax.simulate.tables import tables_of
-from e2wm_jax.simulate.virtualhome import VERSION, VirtualHome, load_rules
+from e2wm_jax.worlds.household.actions import Action, Thing
+from e2wm_jax.worlds.household.arrays import tables_of
+from e2wm_jax.worlds.household.batched import step as batched_step
+from e2wm_jax.worlds.household.homes import scenes
+from e2wm_jax.worlds.household.homes.scenes import Scene
+from e2wm_jax.worlds.household.native import legal as native_legal
+from e2wm_jax.worlds.household.native import step as native_step
+from e2wm_jax.worlds.household.native import tables as native_tables
+from e2wm_jax.worlds.household.native.jit import jit
+from e2wm_jax.worlds.household.native.world import ArrayWorld
+from e2wm_jax.worlds.household.oracle.virtualhome import VERSION, VirtualHome, load_rules
+from e2wm_jax.worlds.household.rules import RULES, VERB_INDEX
 
 # (engine, environments, whether with legal masks) -> lines that are played, and how.
 Ways = dict[tuple[str, int, bool], tuple[int, Callable[[], Any]]]
@@ -173,7 +177,7 @@ def _play_natively(T: Any, start: Any, numbers: Any, times: int, with_legal: boo
             s[:] = start
             for line in range(numbers.shape[1]):
                 verb, x, y = numbers[episode, line]
-                done += native.advance(T, s, np.int64(verb), np.int64(x), np.int64(y))
+                done += native_step.advance(T, s, np.int64(verb), np.int64(x), np.int64(y))
                 if with_legal:
                     native_legal.legal(T, s, one, two)
                     done += one[0, 0] & np.uint32(1)
@@ -185,7 +189,7 @@ def _native(scene: Scene, settings: WorldBenchSettings, lines: _Lines) -> Ways:
     tables = tables_of(scene, settings.dialect)
     flat = native_tables.native_tables(tables)
     one = np.zeros((len(RULES), tables.words), np.uint32)
-    two = np.zeros((len(engine.TWO_THINGS), 2, tables.words), np.uint32)
+    two = np.zeros((len(batched_step.TWO_THINGS), 2, tables.words), np.uint32)
     times, total = 50, settings.episodes * settings.length
     ways: Ways = {}
     for legal in (False, True):
@@ -200,20 +204,20 @@ def _batched(
 ) -> Callable[[], None]:
     """``count`` environments at once, all lines in one call."""
     flat = tables_of(scene, settings.dialect)
-    tables = engine.device_tables(flat, engine.sizes_of(flat, slots=settings.slots))
+    tables = batched_step.device_tables(flat, batched_step.sizes_of(flat, slots=settings.slots))
     chosen = np.arange(count) % settings.episodes
     numbers = jax.numpy.asarray(lines.numbers[chosen].transpose(1, 2, 0))  # [L, 3, B]
 
     @jax.jit
-    def play(tables: engine.DeviceTables, numbers: jax.Array) -> jax.Array:
+    def play(tables: batched_step.DeviceTables, numbers: jax.Array) -> jax.Array:
         states = jax.tree.map(lambda leaf: jax.numpy.broadcast_to(leaf, (count, *leaf.shape)), tables.start)
 
         def line(carry: Any, number: jax.Array) -> tuple[Any, None]:
             states, total = carry
-            states, outcome = jax.vmap(engine.step, (None, 0, 0))(tables, states, engine.Action(*number))
+            states, outcome = jax.vmap(batched_step.step, (None, 0, 0))(tables, states, batched_step.Action(*number))
             total += outcome.succeeds.sum()
             if with_legal:
-                masks = jax.vmap(engine.legal, (None, 0))(tables, states)
+                masks = jax.vmap(batched_step.legal, (None, 0))(tables, states)
                 total += sum(jax.lax.population_count(leaf).sum().astype(total.dtype) for leaf in masks)
             return (states, total), None
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from e2wm_jax.errors import InputError
+from e2wm_jax.options.values import check_name, merged
 from e2wm_jax.regularizers.catalogue import regularizer
-from e2wm_jax.settings_values import check_name, merged
 
 SHORT = {"kl": "kl-forward"}
 _KEYS = ("name", "strengths", "train", "fisher")

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from e2wm_jax.evaluate import generation, qa
+from e2wm_jax.evaluate.questions import qa
 from e2wm_jax.evaluate.results import headline
-from e2wm_jax.files import read_json_lines
+from e2wm_jax.evaluate.texts import generation
+from e2wm_jax.storage.files import read_json_lines
 
 
 class Sample(NamedTuple):

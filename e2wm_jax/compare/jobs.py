@@ -20,10 +20,10 @@ from e2wm_jax.compare.plan import Plan
 from e2wm_jax.compare.sets import evaluate
 from e2wm_jax.errors import NonFiniteError
 from e2wm_jax.evaluate.model import Evaluated, load_evaluated
-from e2wm_jax.files import read_json, write_json
-from e2wm_jax.fisher import resume
-from e2wm_jax.fisher import run as fisher
+from e2wm_jax.fisher.command import resume
+from e2wm_jax.fisher.command import run as fisher
 from e2wm_jax.fisher.files import METADATA_FILE
+from e2wm_jax.storage.files import read_json, write_json
 from e2wm_jax.train import run as train
 
 RESULT_FILE, EVALUATION = "result.json", "evaluation"

@@ -8,12 +8,10 @@ import e2wm_jax
 from e2wm_jax.compare.plan import fisher_name
 from e2wm_jax.compare.record import read_record
 from e2wm_jax.compare.verdict import error_bars, for_readers, verdict
-from e2wm_jax.evaluate.evaluations import Evaluation
-from e2wm_jax.evaluate.report_examples import written
+from e2wm_jax.evaluate.page.evaluations import Evaluation
+from e2wm_jax.evaluate.page.examples import written
 from e2wm_jax.evaluate.results import headline, majority_of
-from e2wm_jax.fisher.report import summary_pictures
-from e2wm_jax.metrics import read_metrics
-from e2wm_jax.model_files import model_name
+from e2wm_jax.fisher.command.page import summary_pictures
 from e2wm_jax.report import (
     Point,
     Section,
@@ -27,6 +25,8 @@ from e2wm_jax.report import (
     table,
     write,
 )
+from e2wm_jax.storage.metrics import read_metrics
+from e2wm_jax.storage.model_files import model_name
 from e2wm_jax.train.loop import METRICS_FILE
 
 REPORT_FILE = "report.html"

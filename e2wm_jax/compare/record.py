@@ -8,7 +8,7 @@ from e2wm_jax.compare import jobs
 from e2wm_jax.compare.plan import Plan, as_config, content_of, from_config
 from e2wm_jax.compare.trade_off import trade_off
 from e2wm_jax.errors import InputError
-from e2wm_jax.files import read_json, write_json
+from e2wm_jax.storage.files import read_json, write_json
 
 RECORD_FILE = "comparison.json"
 VERSION = 1

@@ -10,8 +10,8 @@ from e2wm_jax.compare.page import REPORT_FILE, write_page
 from e2wm_jax.compare.plan import Plan, make_plan
 from e2wm_jax.compare.settings import CompareSettings
 from e2wm_jax.compare.verdict import for_readers, verdict
-from e2wm_jax.interrupt import terminated_as_interrupted
-from e2wm_jax.progress import say
+from e2wm_jax.running.interrupt import terminated_as_interrupted
+from e2wm_jax.running.progress import say
 
 
 def run(settings: CompareSettings) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from e2wm_jax.choices import TooLong
 from e2wm_jax.compare.trade_off import SKILL_KINDS
 from e2wm_jax.data.source import PYDOC_SPLITS
 from e2wm_jax.errors import InputError
@@ -13,6 +12,7 @@ from e2wm_jax.evaluate import suite
 from e2wm_jax.evaluate.model import Evaluated, Opened
 from e2wm_jax.evaluate.sets import EvalSet, find_sets
 from e2wm_jax.evaluate.settings import SuiteOptions
+from e2wm_jax.options.choices import TooLong
 
 
 @dataclass(frozen=True)

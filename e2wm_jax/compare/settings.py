@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from e2wm_jax.choices import TooLong
 from e2wm_jax.errors import InputError
-from e2wm_jax.fisher.settings import FisherSettings
-from e2wm_jax.settings_files import read_table, under_own_names
-from e2wm_jax.settings_values import build, check_name
+from e2wm_jax.fisher.command.settings import FisherSettings
+from e2wm_jax.options.choices import TooLong
+from e2wm_jax.options.files import read_table, under_own_names
+from e2wm_jax.options.values import build, check_name
 from e2wm_jax.train.settings import TrainSettings
 
 _OWN = ("out", "config", "resume")  # of one call, not of a file

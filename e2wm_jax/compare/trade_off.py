@@ -19,7 +19,7 @@ import numpy as np
 from e2wm_jax.compare.examples import Sample, difference, mean_sample, sample_of
 from e2wm_jax.evaluate.results import headline
 from e2wm_jax.evaluate.statistics import bootstrap_means, percentile_interval
-from e2wm_jax.files import read_json
+from e2wm_jax.storage.files import read_json
 
 SKILL_KINDS = ("qa", "generate")
 BASE = "base"

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.progress import say
+from e2wm_jax.running.progress import say
 
 
 def shares(count: int) -> list[dict[str, str]]:

@@ -71,8 +71,8 @@ def coarse_length(length: int, limit: int) -> int:
 def collate(rows: Sequence[Row], *, length: int, num_targets: int, batch_size: int) -> Batch:
     """Pad `rows` to [batch_size, length] and [batch_size, num_targets]; rows beyond their number are all padding.
 
-    Padding has position 0: a model may look at the longest position of a batch (`models.rope.rotary`), or have a table
-    that ends before `length`.
+    Padding has position 0: a model may look at the longest position of a batch (`models.families.rope.rotary`), or have
+    a table that ends before `length`.
     """
     shape, target_shape = (batch_size, length), (batch_size, num_targets)
     ids, positions, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.full(shape, -1, np.int32)

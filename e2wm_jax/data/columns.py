@@ -6,7 +6,7 @@ from typing import Any
 
 from e2wm_jax.data.example import Completion, Conversation, Document, Example, Message, TaskExample
 from e2wm_jax.errors import InputError
-from e2wm_jax.files import parse_json
+from e2wm_jax.storage.files import parse_json
 
 Row = Mapping[str, Any]
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}

@@ -16,7 +16,7 @@ import numpy as np
 
 from e2wm_jax.data.batch import Batch, Row, coarse_length, collate, padded_length
 from e2wm_jax.data.lengths import MOST, few_lengths, longest_of, shapes_of
-from e2wm_jax.data.online_rows import OnlineRows, example_name
+from e2wm_jax.data.online.rows import OnlineRows, example_name
 from e2wm_jax.data.pack import collate_packed, first_fit
 
 _FILES = 0  # the part of the data that are the rows of files; online tasks are 1, 2, ...

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.files import is_there, parse_json, read_json_lines, read_text, why_not_json
+from e2wm_jax.storage.files import is_there, parse_json, read_json_lines, read_text, why_not_json
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(\?\w+=[^&]+(&\w+=[^&]+)*)?")  # org/name?split=train&name=subset
 _SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".tsv", ".tab", ".txt")

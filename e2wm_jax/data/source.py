@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 from e2wm_jax.data.columns import choose_form, examples, text_of, text_under
 from e2wm_jax.data.example import Document, Example, Question, TaskExample
-from e2wm_jax.data.online import PREFIX, OnlineTask, parse_online
+from e2wm_jax.data.online.names import PREFIX, OnlineTask, parse_online
 from e2wm_jax.data.records import column_names, read_records
 from e2wm_jax.errors import InputError
-from e2wm_jax.files import is_there, read_text
-from e2wm_jax.progress import say_once
+from e2wm_jax.running.progress import say_once
+from e2wm_jax.storage.files import is_there, read_text
 
 PYDOC_SPLITS = ("pydoc:fisher", "pydoc:held-out")
 _OF_COLUMNS = ("data", "validation", "tasks", "tests")  # the settings that --columns is about

@@ -1,6 +1,6 @@
 """Text -> token rows, cut and masked as the official code does it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from e2wm_jax.data.batch import Row
 from e2wm_jax.data.chat import common_prefix, conversation_tokens
 from e2wm_jax.data.example import Completion, Conversation, Document, Example, TaskExample
 from e2wm_jax.errors import InputError
-from e2wm_jax.progress import say
+from e2wm_jax.running.progress import say
 
 
 def encode(tokenizer: Any, texts: Sequence[str], *, special_tokens: bool) -> list[list[int]]:
@@ -154,3 +154,22 @@ def document_rows(
         start, end = offsets[0][1], max(stop for _, stop in offsets[: len(ids)])
         sizes.append(len(text[start:end].encode()))
     return rows, sizes
+
+
+def check_ids(tokenizer: Any, vocab_size: int, encoded: Iterable[tuple[str, Sequence[int] | np.ndarray]]) -> None:
+    """Refuse tokens for which the model has no row; a tokenizer that could make such is no mistake as long as it does
+    not, and a table that is larger than the tokenizer is none at all.
+
+    Args:
+        encoded: where a text stands ("file:line"), and its token ids.
+
+    Raises:
+        InputError: naming the place, the token and the table of the first that is beyond it.
+    """
+    for where, ids in encoded:
+        if len(ids) and int(np.max(ids)) >= vocab_size:
+            token = next(int(one) for one in ids if one >= vocab_size)
+            raise InputError(
+                f"{where}: token {token} ({tokenizer.convert_ids_to_tokens(token)}), the model has {vocab_size} rows; "
+                "give the tokenizer that the weights were trained with, or a model whose embeddings were resized"
+            )

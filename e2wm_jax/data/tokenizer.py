@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from e2wm_jax.data.gguf_tokenizer import gguf_tokenizer
 from e2wm_jax.errors import InputError, first_line
-from e2wm_jax.files import check_fetched, read_json
-from e2wm_jax.model_files import COMPANIONS, CONFIG_FILE, ModelFiles, locate
-from e2wm_jax.progress import busy
+from e2wm_jax.running.progress import busy
+from e2wm_jax.storage.files import check_fetched, read_json
+from e2wm_jax.storage.gguf_tokenizer import gguf_tokenizer
+from e2wm_jax.storage.model_files import COMPANIONS, CONFIG_FILE, ModelFiles, locate
 
 
 def load_tokenizer(model: str | ModelFiles) -> Any:

@@ -10,24 +10,23 @@ import numpy as np
 from jax.sharding import Mesh
 
 from e2wm_jax import lora
-from e2wm_jax.adapter_files import read_adapter
 from e2wm_jax.config import BaseDType, ModelConfig
 from e2wm_jax.data.batch import Batch
 from e2wm_jax.data.chat import as_messages, chat_prompt_ids, end_of_turn
-from e2wm_jax.data.token_ids import check_ids
-from e2wm_jax.data.tokenize import encode_prompts
+from e2wm_jax.data.tokenize import check_ids, encode_prompts
 from e2wm_jax.data.tokenizer import open_tokenizer
 from e2wm_jax.errors import InputError, NonFiniteError
-from e2wm_jax.evaluate.generation_config import GenerationConfig, read_generation_config
-from e2wm_jax.evaluate.prompting import Prompting
-from e2wm_jax.model_files import ModelFiles, locate
+from e2wm_jax.evaluate.texts.generation_config import GenerationConfig, read_generation_config
+from e2wm_jax.evaluate.texts.prompting import Prompting
 from e2wm_jax.models import spread
+from e2wm_jax.models.head import target_nll
 from e2wm_jax.models.layers import Params
-from e2wm_jax.models.likelihood import target_nll
 from e2wm_jax.models.quantized import compute_dtype, quantizer
 from e2wm_jax.models.weights import load, open_model
-from e2wm_jax.progress import busy
+from e2wm_jax.running.progress import busy
 from e2wm_jax.sharding import batch_sharding, everywhere
+from e2wm_jax.storage.adapter_files import read_adapter
+from e2wm_jax.storage.model_files import ModelFiles, locate
 
 # (config, params, batch) -> [B, M]; one cache for all models and data of a process.
 batch_nll = jax.jit(target_nll, static_argnums=0)

@@ -16,8 +16,7 @@ import numpy as np
 from e2wm_jax.data.batch import Row
 from e2wm_jax.data.loader import sorted_batches, sorted_shapes
 from e2wm_jax.data.source import TaskExample, read_documents
-from e2wm_jax.data.token_ids import check_ids
-from e2wm_jax.data.tokenize import document_rows, say_cut, task_rows
+from e2wm_jax.data.tokenize import check_ids, document_rows, say_cut, task_rows
 from e2wm_jax.errors import InputError, check_at_least
 from e2wm_jax.evaluate.model import (
     Evaluated,
@@ -29,12 +28,12 @@ from e2wm_jax.evaluate.model import (
     rows_per_pass,
 )
 from e2wm_jax.evaluate.predictions import Predictions, Record, content_digest, identity
-from e2wm_jax.evaluate.prompting import Fitted, Need, Prompting, fit
 from e2wm_jax.evaluate.results import is_number, power
 from e2wm_jax.evaluate.settings import PerplexitySettings
 from e2wm_jax.evaluate.statistics import bootstrap_interval
 from e2wm_jax.evaluate.table import show_scores
-from e2wm_jax.progress import progress_bar
+from e2wm_jax.evaluate.texts.prompting import Fitted, Need, Prompting, fit
+from e2wm_jax.running.progress import progress_bar
 from e2wm_jax.sharding import make_mesh
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from e2wm_jax.errors import InputError
 from e2wm_jax.evaluate.model import Evaluated
-from e2wm_jax.files import parse_json, read_json, write_json, write_json_lines
+from e2wm_jax.storage.files import parse_json, read_json, write_json, write_json_lines
 
 Record = dict[str, Any]
 

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from e2wm_jax.choices import SetKind
 from e2wm_jax.errors import InputError
-from e2wm_jax.files import read_json
+from e2wm_jax.options.choices import SetKind
+from e2wm_jax.storage.files import read_json
 
 KINDS: tuple[SetKind, ...] = get_args(SetKind)
 # The score of a set by which models are compared.

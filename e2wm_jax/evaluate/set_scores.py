@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from e2wm_jax.errors import check_at_least
-from e2wm_jax.evaluate import answer_scores, babi, defects, generation, perplexity, qa
+from e2wm_jax.evaluate import defects, perplexity
+from e2wm_jax.evaluate.benchmarks import babi
 from e2wm_jax.evaluate.defects import Defects
 from e2wm_jax.evaluate.model import Evaluated, Opened
-from e2wm_jax.evaluate.prompting import Prompting
+from e2wm_jax.evaluate.questions import answer_scores, qa
 from e2wm_jax.evaluate.sets import EvalSet, babi_tasks
 from e2wm_jax.evaluate.settings import SuiteOptions
-from e2wm_jax.models.generate import Decoding
+from e2wm_jax.evaluate.texts import generation
+from e2wm_jax.evaluate.texts.prompting import Prompting
+from e2wm_jax.models.decoding.generate import Decoding
 
 
 class Content(NamedTuple):

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from e2wm_jax.choices import SetKind
 from e2wm_jax.data.source import PYDOC_SPLITS, Question, TaskExample, read_documents, read_questions, read_task
 from e2wm_jax.errors import InputError
-from e2wm_jax.evaluate.qa import RULES
+from e2wm_jax.evaluate.questions.qa import RULES
 from e2wm_jax.evaluate.results import KINDS
+from e2wm_jax.options.choices import SetKind
 
 GENERATION = ("plan_gen", "plan_gen_unseen", "plan_gen_confusing", "plan_gen_unseen_confusing", "obj_move_path")
 _BABI = re.compile(r"qa(\d+)_.*_test\.txt")

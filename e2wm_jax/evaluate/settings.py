@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from e2wm_jax.choices import TooLong
 from e2wm_jax.config import BaseDType
-from e2wm_jax.simulate.engines import Engine
+from e2wm_jax.options.choices import TooLong
+from e2wm_jax.worlds.household.engine import Engine
 
 
 @dataclass(frozen=True)

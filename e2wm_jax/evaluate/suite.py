@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.evaluate import babi, defects, generation
+from e2wm_jax.evaluate import defects
+from e2wm_jax.evaluate.benchmarks import babi
 from e2wm_jax.evaluate.defects import Defects
 from e2wm_jax.evaluate.model import Evaluated, Opened, load_evaluated, open_evaluated
 from e2wm_jax.evaluate.set_scores import Content, check, fitting, score_set
 from e2wm_jax.evaluate.sets import KINDS, EvalSet, babi_tasks, find_sets, read_set, sample, together
 from e2wm_jax.evaluate.settings import SuiteOptions, SuiteSettings
 from e2wm_jax.evaluate.table import show_sets
-from e2wm_jax.files import write_json
-from e2wm_jax.progress import say
+from e2wm_jax.evaluate.texts import generation
+from e2wm_jax.running.progress import say
 from e2wm_jax.sharding import make_mesh
+from e2wm_jax.storage.files import write_json
 
 __all__ = ["EvalSet", "SuiteOptions", "averages", "evaluate_sets", "find_sets", "run", "show"]
 RESULTS, PREDICTIONS = "results.json", "predictions"

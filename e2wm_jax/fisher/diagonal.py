@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from e2wm_jax.choices import Labels, Reduction
 from e2wm_jax.config import ModelConfig
 from e2wm_jax.fisher import fused, sharded, textbook
 from e2wm_jax.fisher.documents import DocumentBatch
@@ -27,6 +26,7 @@ from e2wm_jax.fisher.finite import NonFiniteError, check_finite
 from e2wm_jax.fisher.fused import Options
 from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.layers import Params
+from e2wm_jax.options.choices import Labels, Reduction
 
 Flat = dict[str, jax.Array]  # path in the parameter tree -> array
 Method = Literal["fused", "vmap", "scan"]

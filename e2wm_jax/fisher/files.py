@@ -24,13 +24,13 @@ import numpy as np
 import e2wm_jax
 from e2wm_jax.config import BaseDType, ModelConfig
 from e2wm_jax.errors import InputError
-from e2wm_jax.files import read_json, write_json
 from e2wm_jax.fisher.diagonal import Estimator, FisherResult
 from e2wm_jax.fisher.storage import BLOCK, Bfloat16Bits, FisherDType, SquareRootCodes, StoredFisher, decode, encode
 from e2wm_jax.models.decoder import weight_table
-from e2wm_jax.models.weight_table import WeightSpec
+from e2wm_jax.models.families.weight_table import WeightSpec
 from e2wm_jax.models.weights import Model, config_to_hf
-from e2wm_jax.tensor_files import MAX_SHARD_BYTES, TensorFiles, open_tensors, write_shards
+from e2wm_jax.storage.files import read_json, write_json
+from e2wm_jax.storage.tensor_files import MAX_SHARD_BYTES, TensorFiles, open_tensors, write_shards
 
 METADATA_FILE, CONFIG_FILE = "fisher.json", "config.json"
 SCALE = ".scale"  # behind a parameter's name: the scales of its codes

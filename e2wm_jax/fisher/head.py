@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from e2wm_jax.fisher.squares import Documents, Split, square_matrix, square_vector
+from e2wm_jax.models.head import CHUNK, Chunk, over_chunks
 from e2wm_jax.models.layers import Params, linear, lookup
-from e2wm_jax.models.vocabulary import CHUNK, Chunk, over_chunks
 
 
 class HeadPass(NamedTuple):

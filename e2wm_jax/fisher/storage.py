@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from e2wm_jax.choices import FisherDType
+from e2wm_jax.options.choices import FisherDType
 
 BLOCK = 64  # inputs that share a scale
 _LARGEST = 255

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from e2wm_jax.choices import Remat
 from e2wm_jax.config import GPTJConfig, GPTNeoConfig, GPTNeoXConfig, LlamaConfig, ModelConfig, OPTConfig
-from e2wm_jax.models import gpt_neo, gpt_neox, gptj, llama, opt
-from e2wm_jax.models import weight_table as tables
-from e2wm_jax.models.family import Family
+from e2wm_jax.models.families import gpt_neo, gpt_neox, gptj, llama, opt
+from e2wm_jax.models.families import weight_table as tables
+from e2wm_jax.models.families.family import Family
+from e2wm_jax.models.families.weight_table import WeightTable
 from e2wm_jax.models.layers import Params, attention, cached_attention, linear
-from e2wm_jax.models.weight_table import WeightTable
+from e2wm_jax.options.choices import Remat
 
 FAMILIES: dict[type[ModelConfig], Family] = {
     GPTNeoConfig: gpt_neo,

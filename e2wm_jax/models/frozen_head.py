@@ -18,9 +18,9 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from e2wm_jax.models.head import CHUNK, Chunk, over_chunks
 from e2wm_jax.models.layers import Params, lookup
 from e2wm_jax.models.quantized import dense
-from e2wm_jax.models.vocabulary import CHUNK, Chunk, over_chunks
 
 Direction = Literal["forward", "reverse"]
 

@@ -11,11 +11,11 @@ import numpy as np
 
 from e2wm_jax.config import GPTNeoXConfig, LinearScaling, Llama3Scaling, LlamaConfig, ModelConfig, RopeScaling
 from e2wm_jax.errors import InputError
-from e2wm_jax.gguf_file import GgufFile
-from e2wm_jax.model_files import open_gguf
 from e2wm_jax.models.decoder import weight_table
-from e2wm_jax.models.hf_config import MOST_LAYERS, Values, head_size
-from e2wm_jax.tensor_files import Index, TensorFiles, TensorHeader
+from e2wm_jax.models.families.hf_config import MOST_LAYERS, Values, head_size
+from e2wm_jax.storage.gguf_file import GgufFile
+from e2wm_jax.storage.model_files import open_gguf
+from e2wm_jax.storage.tensor_files import Index, TensorFiles, TensorHeader
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gptneox")
 TENSOR_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")

@@ -6,7 +6,7 @@ from e2wm_jax.config import DynamicScaling, GPTJConfig, ModelConfig
 from e2wm_jax.data.batch import Row
 from e2wm_jax.errors import InputError
 from e2wm_jax.models.decoder import weight_table
-from e2wm_jax.progress import say
+from e2wm_jax.running.progress import say
 
 
 def rule_of_positions(config: ModelConfig) -> str | None:

@@ -21,12 +21,12 @@ from flax import struct
 
 from e2wm_jax.config import BaseDType, DType, ModelConfig
 from e2wm_jax.errors import InputError
-from e2wm_jax.model_files import ModelFiles
 from e2wm_jax.models import weights
 from e2wm_jax.models.decoder import weight_table
+from e2wm_jax.models.families.weight_table import WeightSpec
 from e2wm_jax.models.layers import Matrix, Params
-from e2wm_jax.models.weight_table import WeightSpec
 from e2wm_jax.models.weights import Model, flatten, unflatten
+from e2wm_jax.storage.model_files import ModelFiles
 
 Kind = Literal["int8", "nf4"]
 _BLOCK, _SMALLEST_BLOCK = 32, 8

@@ -13,15 +13,15 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from e2wm_jax.choices import FileDType
 from e2wm_jax.config import ModelConfig
 from e2wm_jax.errors import InputError
-from e2wm_jax.files import write_json
-from e2wm_jax.model_files import CONFIG_FILE
 from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.layers import Params
 from e2wm_jax.models.weights import config_to_hf, flatten, hf_names
-from e2wm_jax.tensor_files import MAX_SHARD_BYTES, write_shards
+from e2wm_jax.options.choices import FileDType
+from e2wm_jax.storage.files import write_json
+from e2wm_jax.storage.model_files import CONFIG_FILE
+from e2wm_jax.storage.tensor_files import MAX_SHARD_BYTES, write_shards
 
 
 def save(

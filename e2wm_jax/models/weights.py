@@ -20,14 +20,14 @@ from jax.sharding import Mesh, NamedSharding
 
 from e2wm_jax.config import DType, ModelConfig
 from e2wm_jax.errors import InputError
-from e2wm_jax.files import read_json
-from e2wm_jax.model_files import ModelFiles, locate
 from e2wm_jax.models.decoder import FAMILIES, family_of, weight_table
+from e2wm_jax.models.families.weight_table import WeightSpec
 from e2wm_jax.models.gguf import open_gguf_model
 from e2wm_jax.models.layers import Params
-from e2wm_jax.models.weight_table import WeightSpec
 from e2wm_jax.sharding import stacked, weight_sharding
-from e2wm_jax.tensor_files import READABLE, WEIGHT_NAMES, Index, TensorFiles, largest_magnitude, open_tensors
+from e2wm_jax.storage.files import read_json
+from e2wm_jax.storage.model_files import ModelFiles, locate
+from e2wm_jax.storage.tensor_files import READABLE, WEIGHT_NAMES, Index, TensorFiles, largest_magnitude, open_tensors
 
 _FINGERPRINT_SAMPLES = 4096  # values hashed per parameter
 _ROWS_AT_ONCE = 4096

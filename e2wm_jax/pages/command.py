@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import e2wm_jax
-from e2wm_jax import demo
 from e2wm_jax.bench.pages.report import draw as draw_benchmark
+from e2wm_jax.demo import run as demo
 from e2wm_jax.errors import InputError, check_at_least, first_line
-from e2wm_jax.evaluate.evaluations import Evaluation, is_evaluation, read_evaluation
-from e2wm_jax.evaluate.report import sections
-from e2wm_jax.files import read_json
-from e2wm_jax.fisher.report import draw as draw_fisher
+from e2wm_jax.evaluate.page.evaluations import Evaluation, is_evaluation, read_evaluation
+from e2wm_jax.evaluate.page.run import sections
+from e2wm_jax.fisher.command.page import draw as draw_fisher
 from e2wm_jax.pages import experiences, training
 from e2wm_jax.pages.settings import ReportSettings
 from e2wm_jax.report import page, write
-from e2wm_jax.train import sequence_report
+from e2wm_jax.storage.files import read_json
+from e2wm_jax.train.sequence import page as sequence_page
 
 REPORT_FILE = "report.html"
 
@@ -109,7 +109,7 @@ def _draw_fisher(settings: ReportSettings) -> None:
 
 def _draw_sequence(settings: ReportSettings) -> None:
     folder = settings.path
-    sequence_report.write_report(_out(settings), read_json(folder / "sequence.json"), read_json(folder / "config.json"))
+    sequence_page.write_report(_out(settings), read_json(folder / "sequence.json"), read_json(folder / "config.json"))
 
 
 def _out(settings: ReportSettings) -> Path:

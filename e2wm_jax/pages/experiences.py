@@ -7,11 +7,11 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import e2wm_jax
-from e2wm_jax.files import read_json
+from e2wm_jax.experience.collect.shards import MANIFEST, load_trajectories
+from e2wm_jax.experience.journey import journey
+from e2wm_jax.experience.trajectory import Trajectory
 from e2wm_jax.report import Section, bar_chart, details, key_values, page, paragraph, write
-from e2wm_jax.simulate.journey import journey
-from e2wm_jax.simulate.shards import MANIFEST, load_trajectories
-from e2wm_jax.simulate.trajectory import Trajectory
+from e2wm_jax.storage.files import read_json
 
 _VERBS = 12
 

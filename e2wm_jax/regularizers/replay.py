@@ -12,8 +12,8 @@ import jax
 
 from e2wm_jax.data.batch import Batch
 from e2wm_jax.models.frozen_head import token_nll
+from e2wm_jax.models.head import target_labels, target_states
 from e2wm_jax.models.layers import Params
-from e2wm_jax.models.likelihood import target_labels, target_states
 from e2wm_jax.regularizers.regularizer import Regularizer, Scope
 from e2wm_jax.regularizers.tokens import head_of
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from e2wm_jax.files import write_text
 from e2wm_jax.report.drawing import element, escape
 from e2wm_jax.report.style import CHART_STYLE, STYLE
+from e2wm_jax.storage.files import write_text
 
 
 @dataclass(frozen=True)

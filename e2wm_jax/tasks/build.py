@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.simulate.trajectory import Trajectory
-from e2wm_jax.tasks import activity, confusing, counting, housework, inference, leakage, plan, qa, tracking
-from e2wm_jax.tasks.counting import CountQuestion, CountStory
+from e2wm_jax.experience.trajectory import Trajectory
+from e2wm_jax.tasks import leakage
 from e2wm_jax.tasks.example import Example
+from e2wm_jax.tasks.household import confusing, counting, housework, inference, plan, qa, tracking
+from e2wm_jax.tasks.household.counting import CountQuestion, CountStory
 from e2wm_jax.tasks.material import Material, gather
 from e2wm_jax.tasks.notes import is_official, notes
 
@@ -122,7 +123,7 @@ def _make(material: Material, sizes: Sizes, seed: int, balanced: bool) -> dict[s
 
     makers: dict[str, Callable[[random.Random, int], Sequence[Example]]] = {
         "train/train_plan_gen.json": lambda r, n: plan.plan_gen(train.plans, size=n, rng=r),
-        "train/train_act_recog.json": lambda r, n: activity.act_recog(train.plans, size=n, rng=r),
+        "train/train_act_recog.json": lambda r, n: plan.act_recog(train.plans, size=n, rng=r),
         "train/train_count.json": lambda r, n: counting.count(told_train, size=n, rng=r),
         "train/train_obj_move.json": lambda r, n: tracking.obj_move_path(
             r, size=n, seen=followed, experienced=train.tracked

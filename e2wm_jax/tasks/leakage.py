@@ -8,9 +8,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from e2wm_jax.tasks.example import Example
-from e2wm_jax.tasks.inference import PEOPLE, state_sentences
-from e2wm_jax.tasks.plan import Plan
-from e2wm_jax.tasks.tracking import PHRASES
+from e2wm_jax.tasks.household.inference import PEOPLE, state_sentences
+from e2wm_jax.tasks.household.plan import Plan
+from e2wm_jax.tasks.household.tracking import PHRASES
 
 _TASK = ("task", r"^Q: How to (.*?)\?")
 _PLAN_GEN = (("question", r"^Q: (.*)$"), ("plan", r"^A: (.*)$"))

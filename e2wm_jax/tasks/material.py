@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.simulate.actions import parse_action
-from e2wm_jax.simulate.trajectory import Trajectory
-from e2wm_jax.tasks import counting, knowledge, plan, tracking
-from e2wm_jax.tasks.counting import CountQuestion
-from e2wm_jax.tasks.inference import told
-from e2wm_jax.tasks.knowledge import Activity
-from e2wm_jax.tasks.plan import Plan
+from e2wm_jax.experience.trajectory import Trajectory
+from e2wm_jax.tasks.household import counting, knowledge, plan, tracking
+from e2wm_jax.tasks.household.counting import CountQuestion
+from e2wm_jax.tasks.household.inference import told
+from e2wm_jax.tasks.household.knowledge import Activity
+from e2wm_jax.tasks.household.plan import Plan
+from e2wm_jax.tasks.household.tracking import Event, Story
 from e2wm_jax.tasks.split import split, whole_names
-from e2wm_jax.tasks.tracking import Event, Story
+from e2wm_jax.worlds.household.actions import parse_action
 
 COLLECT_PLANS = "e2wm collect --policy mcts --goals robothow --out DIR"
 COLLECT_TRACKS = "e2wm collect --policy random --style track --scene procedural --episodes 6500 --out DIR"

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from e2wm_jax.simulate.scenes import ROBOTHOW
-from e2wm_jax.simulate.trajectory import Trajectory
-from e2wm_jax.tasks import tracking
+from e2wm_jax.experience.trajectory import Trajectory
 from e2wm_jax.tasks.example import Example
+from e2wm_jax.tasks.household import tracking
 from e2wm_jax.tasks.material import COLLECT_PLANS, COLLECT_STORIES, COLLECT_TRACKS, Material, Side
+from e2wm_jax.worlds.household.homes.scenes import ROBOTHOW
 
 _COMMANDS = {"plans": COLLECT_PLANS, "counting": COLLECT_STORIES}
 _OWN_GOALS = "e2wm collect --policy mcts --goals FILE --out DIR"

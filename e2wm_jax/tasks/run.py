@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.simulate.shards import load_trajectories
-from e2wm_jax.simulate.trajectory import Trajectory
+from e2wm_jax.experience.collect.shards import load_trajectories
+from e2wm_jax.experience.trajectory import Trajectory
 from e2wm_jax.tasks.build import build
 from e2wm_jax.tasks.statistics import statistics
 from e2wm_jax.tasks.write import missing_scenes, write

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.simulate.actions import parse_action
-from e2wm_jax.simulate.trajectory import Trajectory
-from e2wm_jax.simulate.world import is_fact
+from e2wm_jax.experience.trajectory import Trajectory
+from e2wm_jax.worlds.household.actions import parse_action
+from e2wm_jax.worlds.household.facts import is_fact
 
 # Beside a task file, one line per example. Not "*.jsonl": that would look like general text to read.
 SUFFIX = ".sources"

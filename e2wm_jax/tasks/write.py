@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.files import write_json, write_json_lines
-from e2wm_jax.simulate import scene_files
+from e2wm_jax.storage.files import write_json, write_json_lines
 from e2wm_jax.tasks.build import TaskSets
 from e2wm_jax.tasks.example import Example, Generation
 from e2wm_jax.tasks.source import SUFFIX, Source
 from e2wm_jax.tasks.statistics import statistics
+from e2wm_jax.worlds.household.homes import files as scene_files
 
 STATISTICS = "statistics.json"
 

@@ -11,14 +11,14 @@ import numpy as np
 
 from e2wm_jax import __version__
 from e2wm_jax.data.batch import Row
-from e2wm_jax.data.online import OnlineTask
+from e2wm_jax.data.online.names import OnlineTask
 from e2wm_jax.data.source import parse_mixture
 from e2wm_jax.errors import InputError
-from e2wm_jax.files import read_json, sha256
-from e2wm_jax.fisher.corpus import Corpus
+from e2wm_jax.fisher.command.corpus import Corpus
 from e2wm_jax.fisher.storage import Fisher
-from e2wm_jax.progress import say
-from e2wm_jax.settings_files import plain
+from e2wm_jax.options.files import plain
+from e2wm_jax.running.progress import say
+from e2wm_jax.storage.files import read_json, sha256
 from e2wm_jax.train.settings import MOST_STEPS, TASK_ROWS, TrainSettings
 
 CONFIG_FILE = "config.json"

@@ -15,18 +15,17 @@ from e2wm_jax.config import ModelConfig
 from e2wm_jax.data.batch import Batch, Row
 from e2wm_jax.data.chat import check_template
 from e2wm_jax.data.loader import Loader, StepBatch
-from e2wm_jax.data.online import OnlineTask
-from e2wm_jax.data.online_rows import RowMaker, online_rows
+from e2wm_jax.data.online.names import OnlineTask
+from e2wm_jax.data.online.rows import RowMaker, online_rows
 from e2wm_jax.data.source import online_tasks, parse_mixture, read_mixture
-from e2wm_jax.data.token_ids import check_ids
-from e2wm_jax.data.tokenize import encode, say_cut, task_rows
+from e2wm_jax.data.tokenize import check_ids, encode, say_cut, task_rows
 from e2wm_jax.errors import InputError
-from e2wm_jax.files import read_json
-from e2wm_jax.fisher.corpus import Corpus, check_corpus, read_corpus
+from e2wm_jax.fisher.command.corpus import Corpus, check_corpus, read_corpus
 from e2wm_jax.fisher.files import METADATA_FILE
 from e2wm_jax.models.positions import check_online_positions, check_positions
-from e2wm_jax.progress import say
+from e2wm_jax.running.progress import say
 from e2wm_jax.sharding import row_parts
+from e2wm_jax.storage.files import read_json
 from e2wm_jax.train.settings import APPEND_EOS, TASK_ROWS, TrainSettings
 
 _ROWS = PartitionSpec(None, ("data", "fsdp"))  # of the [K, B] of a step's batch

@@ -9,25 +9,25 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from e2wm_jax.checkpoint import Checkpoints
-from e2wm_jax.compilation import compile_seconds, compiling
 from e2wm_jax.data.batch import Batch
 from e2wm_jax.data.loader import Loader, StepBatch
-from e2wm_jax.interrupt import stop_requests
 from e2wm_jax.lora import Adapters
-from e2wm_jax.metrics import read_metrics
 from e2wm_jax.models.weights import Model
-from e2wm_jax.progress import busy, progress_bar, say
 from e2wm_jax.regularizers.regularizer import State
+from e2wm_jax.running.compilation import compile_seconds, compiling
+from e2wm_jax.running.interrupt import stop_requests
+from e2wm_jax.running.progress import busy, progress_bar, say
+from e2wm_jax.storage.checkpoint import Checkpoints
+from e2wm_jax.storage.metrics import read_metrics
 from e2wm_jax.train import nonfinite
 from e2wm_jax.train.feed import on_devices
-from e2wm_jax.train.records import profile, records
-from e2wm_jax.train.report import VALIDATION_FILE
-from e2wm_jax.train.samples import SAMPLES_FILE
+from e2wm_jax.train.page import VALIDATION_FILE
 from e2wm_jax.train.settings import TrainSettings
 from e2wm_jax.train.step import Controls, StepConfig, TrainState, train_step
-from e2wm_jax.train.stopping import Clock, Validated, exhausted, lowest
-from e2wm_jax.train.throughput import Pace
+from e2wm_jax.train.watch.records import profile, records
+from e2wm_jax.train.watch.samples import SAMPLES_FILE
+from e2wm_jax.train.watch.stopping import Clock, Validated, exhausted, lowest
+from e2wm_jax.train.watch.throughput import Pace
 
 _KEYS = ("loss", "task_loss", "penalty", "grad_norm", "lr", "strength")  # of a row of metrics.jsonl
 METRICS_FILE, PROFILE = "metrics.jsonl", "profile"

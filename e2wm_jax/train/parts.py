@@ -7,19 +7,19 @@ import jax
 from jax.sharding import Mesh
 
 from e2wm_jax import lora
-from e2wm_jax.adapter_files import read_adapter
 from e2wm_jax.config import LoraConfig, ModelConfig
 from e2wm_jax.errors import InputError
 from e2wm_jax.fisher import files as fisher_files
 from e2wm_jax.fisher.storage import Fisher
 from e2wm_jax.lora import Adapters
-from e2wm_jax.model_files import ModelFiles
 from e2wm_jax.models import spread, weights
 from e2wm_jax.models.quantized import compute_dtype, quantizer
 from e2wm_jax.models.weights import Model
-from e2wm_jax.progress import busy
 from e2wm_jax.regularizers.quadratic import rowmax127
 from e2wm_jax.regularizers.regularizer import Scope
+from e2wm_jax.running.progress import busy
+from e2wm_jax.storage.adapter_files import read_adapter
+from e2wm_jax.storage.model_files import ModelFiles
 from e2wm_jax.train.directory import check_same, fisher_digest
 from e2wm_jax.train.settings import TrainSettings
 from e2wm_jax.train.step import StepConfig

@@ -18,8 +18,8 @@ from jax.sharding import PartitionSpec as P
 from e2wm_jax.data.batch import Batch
 from e2wm_jax.lora import Adapters, attach
 from e2wm_jax.models.frozen_head import token_nll
+from e2wm_jax.models.head import target_labels, target_states
 from e2wm_jax.models.layers import Params
-from e2wm_jax.models.likelihood import target_labels, target_states
 from e2wm_jax.models.spread import gathered, manual_specs, splits
 from e2wm_jax.regularizers.regularizer import Scope
 from e2wm_jax.regularizers.tokens import head_of

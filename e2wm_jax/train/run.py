@@ -9,22 +9,22 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from e2wm_jax.adapter_files import write_adapter
-from e2wm_jax.checkpoint import Checkpoints
 from e2wm_jax.data.batch import Row
 from e2wm_jax.data.loader import Loader
 from e2wm_jax.data.tokenizer import open_tokenizer
-from e2wm_jax.files import write_json
-from e2wm_jax.fisher.corpus import Corpus
+from e2wm_jax.fisher.command.corpus import Corpus
 from e2wm_jax.kernels.weighted_square import check_implementation
 from e2wm_jax.lora import Adapters
-from e2wm_jax.model_files import ModelFiles, base_reference, locate
 from e2wm_jax.models import weights
 from e2wm_jax.models.weights import Model
-from e2wm_jax.progress import say
 from e2wm_jax.regularizers.catalogue import REGULARIZERS
 from e2wm_jax.regularizers.regularizer import Material, Options, State
+from e2wm_jax.running.progress import say
 from e2wm_jax.sharding import join_hosts, make_mesh
+from e2wm_jax.storage.adapter_files import write_adapter
+from e2wm_jax.storage.checkpoint import Checkpoints
+from e2wm_jax.storage.files import write_json
+from e2wm_jax.storage.model_files import ModelFiles, base_reference, locate
 from e2wm_jax.train.directory import (
     CONFIG_FILE,
     CONTENT,
@@ -38,16 +38,16 @@ from e2wm_jax.train.directory import (
 )
 from e2wm_jax.train.feed import open_data, read_text, say_special_tokens, text_loader
 from e2wm_jax.train.loop import METRICS_FILE, Job, run_loop
+from e2wm_jax.train.page import write_report
 from e2wm_jax.train.parts import check_adapter, check_fisher, load_all
-from e2wm_jax.train.report import write_report
-from e2wm_jax.train.samples import Prompts, encoded_prompts, sampler
 from e2wm_jax.train.schedules import learning_rates, strengths
 from e2wm_jax.train.settings import TrainSettings, check, check_mesh
 from e2wm_jax.train.step import StepConfig, TrainState, initial_state
-from e2wm_jax.train.throughput import Pace, mean_work, peak_flops
-from e2wm_jax.train.trackers import Names, trackers
-from e2wm_jax.train.trackers import check as check_trackers
-from e2wm_jax.train.validation import held_out_rows, validator
+from e2wm_jax.train.watch.samples import Prompts, encoded_prompts, sampler
+from e2wm_jax.train.watch.throughput import Pace, mean_work, peak_flops
+from e2wm_jax.train.watch.trackers import Names, trackers
+from e2wm_jax.train.watch.trackers import check as check_trackers
+from e2wm_jax.train.watch.validation import held_out_rows, validator
 
 REPORT_FILE, CHECKPOINTS, ADAPTER = "report.html", "checkpoints", "adapter"
 

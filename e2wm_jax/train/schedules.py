@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from e2wm_jax.choices import Schedule, StrengthSchedule
+from e2wm_jax.options.choices import Schedule, StrengthSchedule
 
 
 def learning_rates(schedule: Schedule, peak: float, steps: int, warmup: int = 0) -> np.ndarray:

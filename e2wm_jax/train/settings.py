@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from e2wm_jax.choices import Implementation, Remat, Schedule, StrengthSchedule, TrackerName
 from e2wm_jax.config import BaseDType, LoraConfig
 from e2wm_jax.data.source import online_tasks, parse_mixture
 from e2wm_jax.errors import InputError, check_at_least
+from e2wm_jax.options.choices import Implementation, Remat, Schedule, StrengthSchedule, TrackerName
 
 APPEND_EOS = {"auto": None, "yes": True, "no": False}
 MOST_STEPS = 100_000_000  # a learning rate for each is kept

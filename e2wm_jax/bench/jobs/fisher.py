@@ -11,7 +11,7 @@ from e2wm_jax.bench.jobs.shapes import sizes
 from e2wm_jax.bench.settings import FisherBenchSettings
 from e2wm_jax.config import MODELS, DType, GPTNeoConfig, ModelConfig
 from e2wm_jax.data.batch import Row
-from e2wm_jax.tensor_files import open_tensors
+from e2wm_jax.storage.tensor_files import open_tensors
 
 NEO6 = GPTNeoConfig(**sizes(384, layers=6, heads=6, words=8192, positions=2048), tied=True)
 SHAPES: dict[str, ModelConfig] = {"neo6": NEO6, **MODELS}

@@ -28,7 +28,7 @@ from e2wm_jax.models.decoder import Remat
 from e2wm_jax.models.layers import Params, negative_log_likelihood
 from e2wm_jax.models.saving import write_model
 from e2wm_jax.models.weights import flatten, hf_names, load, unflatten
-from e2wm_jax.tensor_files import write_shards
+from e2wm_jax.storage.tensor_files import write_shards
 
 Pass = Callable[[], Any]
 Flat = Mapping[str, jax.Array]  # arrays by path, those of layers stacked

@@ -12,12 +12,12 @@ import numpy as np
 from e2wm_jax.bench.process import Answer
 from e2wm_jax.data.batch import Row, collate
 from e2wm_jax.data.source import Question
-from e2wm_jax.evaluate.answer_scores import answer_scores
 from e2wm_jax.evaluate.model import Evaluated, load_evaluated
+from e2wm_jax.evaluate.questions.answer_scores import answer_scores
 from e2wm_jax.models import decoder
-from e2wm_jax.models.generate import Decoding
-from e2wm_jax.models.generate import generate as continue_prompts
-from e2wm_jax.models.likelihood import target_nll
+from e2wm_jax.models.decoding.generate import Decoding
+from e2wm_jax.models.decoding.generate import generate as continue_prompts
+from e2wm_jax.models.head import target_nll
 from e2wm_jax.models.weights import config_from_hf
 
 

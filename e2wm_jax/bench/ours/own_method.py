@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.files import read_text
+from e2wm_jax.storage.files import read_text
 
 Own = Callable[..., Mapping[str, jax.Array]]
 

@@ -10,8 +10,6 @@ import jax
 import jax.numpy as jnp
 
 from e2wm_jax import lora
-from e2wm_jax.adapter_files import read_adapter, write_adapter
-from e2wm_jax.allocator import keep_freed_memory
 from e2wm_jax.bench.harness import PRODUCT, product_rate, seconds_of
 from e2wm_jax.bench.jobs.train import (
     SHAPES,
@@ -27,15 +25,17 @@ from e2wm_jax.config import LoraConfig, ModelConfig
 from e2wm_jax.errors import InputError
 from e2wm_jax.fisher.storage import Fisher
 from e2wm_jax.models import decoder
+from e2wm_jax.models.families.weight_table import initialize
 from e2wm_jax.models.layers import Params
 from e2wm_jax.models.quantized import compute_dtype, load, quantizer
 from e2wm_jax.models.saving import parameter_sizes, write_model
-from e2wm_jax.models.weight_table import initialize
 from e2wm_jax.models.weights import unflatten
 from e2wm_jax.regularizers.catalogue import regularizer
 from e2wm_jax.regularizers.regularizer import Options, Scope
+from e2wm_jax.running.allocator import keep_freed_memory
+from e2wm_jax.storage.adapter_files import read_adapter, write_adapter
 from e2wm_jax.train.feed import on_devices
-from e2wm_jax.train.throughput import mean_work, peak_flops
+from e2wm_jax.train.watch.throughput import mean_work, peak_flops
 
 _TEXT_ROWS, _TEXT_LENGTH = 2, 64  # of what a regularizer reads before the first step; its cost is not measured here
 _LARGEST_ON_CPU = 5e8  # parameters of random weights

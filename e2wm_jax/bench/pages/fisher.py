@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from e2wm_jax.model_files import model_name
 from e2wm_jax.report import Section, bar_chart, details, key_values, paragraph, table
+from e2wm_jax.storage.model_files import model_name
 
 Report = dict[str, Any]
 _SPREAD = {

@@ -8,8 +8,8 @@ import e2wm_jax
 from e2wm_jax.bench.harness import print_table
 from e2wm_jax.bench.pages import fisher, train
 from e2wm_jax.errors import InputError
-from e2wm_jax.files import read_json, write_json
 from e2wm_jax.report import Section, details, key_values, page, paragraph, table, write
+from e2wm_jax.storage.files import read_json, write_json
 
 REPORT_FILE = "report.json"
 # Each has lead, tables, sentences, sections and charts of a report, and HOW it was measured.

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from e2wm_jax.model_files import model_name
 from e2wm_jax.report import Section, bar_chart, paragraph, table
+from e2wm_jax.storage.model_files import model_name
 
 _MIB = 2**20
 Table = tuple[list[str], list[list[Any]]]

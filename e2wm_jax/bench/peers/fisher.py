@@ -26,7 +26,7 @@ import numpy as np
 from e2wm_jax.bench.harness import PRODUCT, most_memory, product_rate, seconds_of, watch_memory
 from e2wm_jax.bench.jobs.fisher import Job, compare, documents, reference_folder
 from e2wm_jax.bench.process import Answer
-from e2wm_jax.tensor_files import open_tensors
+from e2wm_jax.storage.tensor_files import open_tensors
 
 Sums = Mapping[str, Any]  # Hugging Face name -> sum over documents of the squared gradient, an array of some kind
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from e2wm_jax.bench.process import Answer
-from e2wm_jax.model_files import locate
+from e2wm_jax.storage.model_files import locate
 
 
 def has_transformers() -> bool:

@@ -1,0 +1,1 @@
+"""Endless data, made by the world while the model reads it."""

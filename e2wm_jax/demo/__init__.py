@@ -1,0 +1,1 @@
+"""`e2wm demo`: the whole flow."""

@@ -1,0 +1,1 @@
+"""Published benchmarks: bAbI, Embodied Agent Interface, lm-evaluation-harness."""

@@ -1,0 +1,156 @@
+"""Evaluations as pictures: every set's score with its interval and baseline, before and after; what was written."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from e2wm_jax.evaluate.page.evaluations import Evaluation, asked, pairs
+from e2wm_jax.evaluate.page.examples import answered, written
+from e2wm_jax.evaluate.results import headline, is_number, majority_of
+from e2wm_jax.report import (
+    Point,
+    Section,
+    bar_chart,
+    details,
+    key_values,
+    scatter_chart,
+    table,
+)
+from e2wm_jax.report.blocks import Cell
+
+# Of each kind the score that is drawn, the first that is there; title of its chart and whether a majority is known.
+_SCORES = {
+    "qa": (("accuracy",), "Questions", "accuracy"),
+    "generate": (("rougeL", "lcs"), "Answers written freely", "ROUGE-L, or overlap of paths"),
+    "babi": (("mean",), "bAbI", "accuracy"),
+    "perplexity": (("nats",), "General text", "nats per token (lower is better)"),
+}
+Scores = dict[str, dict[str, float | None]]
+
+
+def sections(evaluations: Sequence[Evaluation], examples: int) -> list[Section]:
+    """Bars, tables, and what changed from the first to the last of the evaluations, with so many examples of a set."""
+    found = []
+    if any(one.sets for one in evaluations):
+        found.append(
+            Section("Scores", [_who(evaluations), *_trade_off(evaluations), *_bars(evaluations), *_tables(evaluations)])
+        )
+    changes = list(_changed(evaluations))
+    if changes:
+        headers = ["set", "right both times", "gained", "lost", "wrong both times"]
+        found.append(Section("Questions gained and lost", [table(headers, changes)]))
+    if answers := list(answered(evaluations, examples)):
+        found.append(Section("What was answered", answers))
+    if answers := list(written(evaluations, examples)):
+        found.append(Section("What was written", answers))
+    return found
+
+
+def _who(evaluations: Sequence[Evaluation]) -> str:
+    return key_values({key: value for one in evaluations for key, value in one.facts.items()})
+
+
+def _trade_off(evaluations: Sequence[Evaluation]) -> Iterator[str]:
+    """Skill against general text, means over the sets that all evaluations have."""
+    common = set.intersection(*(set(one.sets) for one in evaluations))
+    kinds = {name: evaluations[0].sets[name]["kind"] for name in common}
+    skills = sorted(name for name in common if kinds[name] in ("qa", "generate"))
+    corpora = sorted(name for name in common if kinds[name] == "perplexity")
+    if len(evaluations) < 2 or not skills or not corpora:
+        return
+
+    def mean(one: Evaluation, names: list[str]) -> float:
+        return sum(one.sets[name][headline(one.sets[name])] for name in names) / len(names)
+
+    yield scatter_chart(
+        [Point(one.label, mean(one, corpora), mean(one, skills)) for one in evaluations],
+        title="Skill against general text",
+        x_label="general text, nats per token, mean over corpora",
+        y_label="skill, mean over sets",
+        better=("lower", "higher"),
+        base=evaluations[0].label,
+        order=[one.label for one in evaluations],
+    )
+
+
+def _bars(evaluations: Sequence[Evaluation]) -> Iterator[str]:
+    """One chart for each kind of set."""
+    order = [one.label for one in evaluations]
+    for kind, (_, title, unit) in _SCORES.items():
+        values: Scores = {}
+        errors: dict[str, dict[str, tuple[float, float] | None]] = {}
+        baselines: dict[str, float | None] = {}
+        for one in evaluations:
+            for name, result in one.sets.items():
+                if result["kind"] == kind and (metric := _headline(result)) is not None:
+                    values.setdefault(name, {})[one.label] = result[metric]
+                    errors.setdefault(name, {})[one.label] = _spread(result, metric, result[metric])
+                    baselines[name] = majority_of(result)
+        if values:
+            yield bar_chart(values, title=title, x_label=unit, baselines=baselines, errors=errors, order=order)
+    yield from _babi(evaluations, order)
+
+
+def _headline(result: Mapping[str, Any]) -> str | None:
+    """The score of a set that is drawn."""
+    metrics, *_ = _SCORES.get(result["kind"], ((),))
+    return next((metric for metric in metrics if is_number(result.get(metric))), None)
+
+
+def _babi(evaluations: Sequence[Evaluation], order: list[str]) -> Iterator[str]:
+    values: Scores = {}
+    errors: dict[str, dict[str, tuple[float, float] | None]] = {}
+    baselines: dict[str, float | None] = {}
+    for one in evaluations:
+        for result in one.sets.values():
+            if result["kind"] == "babi" and isinstance(result.get("accuracy"), dict):
+                for task, score in result["accuracy"].items():
+                    name = f"task {task}"
+                    values.setdefault(name, {})[one.label] = score
+                    errors.setdefault(name, {})[one.label] = _spread(result, task, score)
+                    majority = result.get("majority")
+                    baselines[name] = majority.get(task) if isinstance(majority, dict) else None
+    if values:
+        chart = bar_chart(
+            values, title="bAbI by task", x_label="accuracy", baselines=baselines, errors=errors, order=order
+        )
+        yield details("bAbI by task", chart)
+
+
+def _spread(result: Mapping[str, Any], metric: str, score: float) -> tuple[float, float] | None:
+    ends = (result.get("intervals") or {}).get(metric)
+    if not isinstance(ends, list | tuple) or len(ends) != 2 or not all(map(is_number, ends)):
+        return None
+    return (score - ends[0], ends[1] - score)
+
+
+def _tables(evaluations: Sequence[Evaluation]) -> Iterator[str]:
+    """Every number of every set, folded; and what is known to be wrong with a set."""
+    rows: list[list[Cell]] = []
+    for name in dict.fromkeys(name for one in evaluations for name in one.sets):
+        kept = [_numbers(one.sets.get(name, {})) for one in evaluations]
+        for metric in dict.fromkeys(key for result in kept for key in result):
+            rows.append([name, metric, *(result.get(metric) for result in kept)])
+    yield details("Every number", table(["set", "metric", *(one.label for one in evaluations)], rows))
+    defects = {
+        name: result["defects"] for one in evaluations for name, result in one.sets.items() if result.get("defects")
+    }
+    if defects:
+        said = [[name, str(defect)] for name, found in defects.items() for defect in found]
+        yield details("Known defects of the sets", table(["set", "defect"], said))
+
+
+def _numbers(result: Mapping[str, Any]) -> dict[str, float]:
+    """All scores of a set, those of its examples without defects too."""
+    clean = {f"{key}, clean": value for key, value in (result.get("clean") or {}).items()}
+    return {key: value for key, value in {**result, **clean}.items() if is_number(value)}
+
+
+def _changed(evaluations: Sequence[Evaluation]) -> Iterator[list[Cell]]:
+    """Of every set of questions: how many were answered right by the first and by the last."""
+    if len(evaluations) < 2:
+        return
+    for name, (first, *_, last) in pairs(evaluations):
+        common = sorted(asked(first) & asked(last))
+        right = [tuple(one[n]["choice"] == one[n]["gold"] for one in (first, last)) for n in common]
+        if right:
+            yield [name, *(right.count(kind) for kind in ((True, True), (False, True), (True, False), (False, False)))]

@@ -1,0 +1,1 @@
+"""`e2wm eval plans`: plans carried out in the world."""

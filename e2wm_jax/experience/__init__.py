@@ -1,0 +1,1 @@
+"""How agents come by experience: searches, exploration, collections, replay."""

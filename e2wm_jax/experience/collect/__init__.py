@@ -1,0 +1,1 @@
+"""`e2wm collect`: jobs, processes, shards."""

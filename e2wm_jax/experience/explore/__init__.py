@@ -1,0 +1,1 @@
+"""Episodes without a goal."""

@@ -1,0 +1,1 @@
+"""`e2wm replay`: recorded programs, carried out again."""

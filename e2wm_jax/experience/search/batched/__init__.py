@@ -1,0 +1,1 @@
+"""One search for many goals side by side, in JAX."""

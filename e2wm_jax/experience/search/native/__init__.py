@@ -1,0 +1,1 @@
+"""The searches on a core, compiled by numba."""

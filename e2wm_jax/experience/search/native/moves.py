@@ -1,0 +1,180 @@
+"""The moves of the planner for compiled code: those that make sense in a state, and carrying one out.
+
+A move is one integer (`pack`), lines of `search.moves` in another form.
+"""
+
+import numpy as np
+
+from e2wm_jax.experience.search.moves import Macro
+from e2wm_jax.worlds.household.actions import Action, Thing
+from e2wm_jax.worlds.household.homes.scenes import Scene
+from e2wm_jax.worlds.household.native.edges import bit, next_node, targets
+from e2wm_jax.worlds.household.native.jit import jit
+from e2wm_jax.worlds.household.native.order import first_in_set, in_set_order
+from e2wm_jax.worlds.household.native.places import has_state, is_held
+from e2wm_jax.worlds.household.native.step import advance
+from e2wm_jax.worlds.household.native.tables import (
+    AT_CLOSE,
+    AT_HANDS,
+    AT_STATES,
+    CHARACTER,
+    CLOSED,
+    INSIDE,
+    LYING,
+    NONE,
+    ROOMS,
+    SITTING,
+    START,
+    WORDS,
+)
+from e2wm_jax.worlds.household.native.world import ArrayState
+from e2wm_jax.worlds.household.rules import RULES, VERB_INDEX
+
+_OPEN, _WALK, _STANDUP = (np.int64(VERB_INDEX[verb]) for verb in ("OPEN", "WALK", "STANDUP"))
+
+
+@jit
+def pack(verb, x, y, stand, one, other):
+    """A move: StandUp first (or not), then Open of up to two things (node + 1, 0 for none), then the verb."""
+    return verb | x << 6 | y << 18 | stand << 30 | one << 31 | other << 44
+
+
+def unpack(scene: Scene, state: ArrayState, move: int) -> Macro:
+    """The lines of a move."""
+
+    def thing(number: int) -> Thing:
+        node = scene.nodes[state.base.ids[number]]
+        return Thing(node.class_name, node.id)
+
+    rule = RULES[move & 0x3F]
+    things = tuple(thing(number) for number in (move >> 6 & 0xFFF, move >> 18 & 0xFFF)[: rule.arity])
+    opens = [(move >> shift & 0x1FFF) - 1 for shift in (31, 44)]
+    return (
+        *((Action("StandUp"),) if move >> 30 & 1 else ()),
+        *(Action("Open", (thing(number),)) for number in opens if number >= 0),
+        Action(rule.name, things),
+    )
+
+
+@jit
+def closed_containers(T, s, node, row, order):
+    """The closed things, not rooms, that the node is in, into ``order``; returns their number."""
+    targets(T, s, INSIDE, node, row)
+    for w in range(T.n[WORDS]):
+        row[w] &= s[T.n[AT_STATES] + CLOSED * T.n[WORDS] + w] & ~T.bits[T.n[ROOMS] + w]
+    if next_node(row, NONE) < 0:
+        return 0
+    targets(T, s, INSIDE, node, row)
+    found = in_set_order(T, s, INSIDE, node, row, order)
+    count = 0
+    for place in range(found):
+        other = order[place]
+        if has_state(T, s, other, CLOSED) and not bit(T.bits, T.n[ROOMS], other):
+            order[count] = other
+            count += 1
+    return count
+
+
+@jit
+def first_moves(T, task, s, moves):
+    """The moves at the root: to a room. Into ``moves``; returns their number."""
+    stand = np.int64(has_state(T, s, T.n[CHARACTER], SITTING))
+    for index in range(len(task.first_rooms)):
+        moves[index] = pack(_WALK, task.first_rooms[index], START, stand, START, START)
+    return len(task.first_rooms)
+
+
+@jit
+def legal_moves(T, task, s, moves, row, order):
+    """`macros.Moves.legal`: the moves that make sense, in its order, into ``moves``; returns their number."""
+    c = T.n[CHARACTER]
+    if has_state(T, s, c, LYING):
+        moves[0] = pack(_STANDUP, START, START, START, START, START)
+        count = 1
+    else:
+        count = 0
+        stand = np.int64(has_state(T, s, c, SITTING))
+        if stand:
+            moves[0] = pack(_STANDUP, START, START, START, START, START)
+            count = 1
+        for index in range(len(task.first_rooms)):
+            moves[count] = pack(_WALK, task.first_rooms[index], START, stand, START, START)
+            count += 1
+        targets(T, s, INSIDE, c, row)
+        place = first_in_set(T, s, INSIDE, c, row)
+        here = task.class_of[place] if place >= 0 else -1
+        for k in range(len(task.class_start) - 1):
+            chosen = -1
+            for index in range(task.class_start[k], task.class_start[k + 1]):
+                targets(T, s, INSIDE, task.class_nodes[index], row)
+                other = next_node(row, NONE)
+                while other >= 0 and chosen < 0:
+                    if task.class_of[other] == here:
+                        chosen = task.class_nodes[index]
+                    other = next_node(row, other)
+                if chosen >= 0:
+                    break
+            if chosen >= 0:
+                if closed_containers(T, s, chosen, row, order):
+                    chosen = order[0]
+                moves[count] = pack(_WALK, chosen, START, stand, START, START)
+                count += 1
+
+    near = np.empty(len(task.class_start), np.int64)
+    opening = np.zeros((len(task.class_start), 3), np.int64)
+    found = 0
+    for k in range(len(task.class_start) - 1):
+        for index in range(task.class_start[k], task.class_start[k + 1]):
+            node = task.class_nodes[index]
+            if bit(s, T.n[AT_CLOSE], node):
+                near[found] = node
+                number = closed_containers(T, s, node, row, order)
+                opening[found, 0] = number
+                for place in range(min(number, 2)):
+                    opening[found, 1 + place] = order[place] + 1
+                found += 1
+                break
+    full = s[T.n[AT_HANDS]] != 0 or s[T.n[AT_HANDS] + 1] != 0
+    singles = len(task.verbs) - 3
+    for index in range(found):
+        node = near[index]
+        held = is_held(T, s, node)
+        for v in range(singles):
+            verb, state, must_hold, must_hold_anything = task.verbs[v]
+            if (
+                bit(task.suits[v, 0], START, node)
+                and (state < 0 or has_state(T, s, node, state))
+                and (held or not must_hold)
+                and (full or not must_hold_anything)
+            ):
+                moves[count] = pack(verb, node, START, START, opening[index, 1], opening[index, 2])
+                count += 1
+    for index in range(found):
+        if is_held(T, s, near[index]):
+            for second in range(found):
+                for v in range(singles, len(task.verbs)):
+                    if (
+                        index != second
+                        and bit(task.suits[v, 0], START, near[index])
+                        and bit(task.suits[v, 1], START, near[second])
+                    ):
+                        one, other = opening[index, 1], opening[index, 2]
+                        if one == 0:
+                            one, other = opening[second, 1], opening[second, 2]
+                        elif other == 0:
+                            other = opening[second, 1]
+                        moves[count] = pack(task.verbs[v, 0], near[index], near[second], START, one, other)
+                        count += 1
+    return count
+
+
+@jit
+def carry_out(T, s, move):
+    """All lines of a move, on the state in place; whether they work."""
+    if move >> 30 & 1 and not advance(T, s, _STANDUP, START, START):
+        return False
+    for shift in (31, 44):
+        container = (move >> shift & 0x1FFF) - 1
+        if container >= 0 and not advance(T, s, _OPEN, container, START):
+            return False
+    return advance(T, s, move & 0x3F, move >> 6 & 0xFFF, move >> 18 & 0xFFF)

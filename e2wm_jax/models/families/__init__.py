@@ -1,0 +1,1 @@
+"""Decoder architectures, one module each."""

@@ -1,0 +1,1 @@
+"""Processes, interrupts, progress, devices, compilation."""

@@ -1,0 +1,1 @@
+"""Files: text and JSON, tensors, models, adapters, checkpoints, metrics."""

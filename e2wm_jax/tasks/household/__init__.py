@@ -1,0 +1,1 @@
+"""The household's sets: plans, activities, counting, tracking, inference, housework."""

@@ -1,0 +1,1 @@
+"""`e2wm sequence`: task after task."""

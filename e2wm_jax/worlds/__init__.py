@@ -1,0 +1,1 @@
+"""Where agents live: the rules, states and words of each world."""

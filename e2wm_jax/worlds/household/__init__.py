@@ -1,0 +1,1 @@
+"""VirtualHome: rules, scenes and goals of a home, and three engines that act in it."""

@@ -1,0 +1,1 @@
+"""Many households side by side on an accelerator, in JAX."""

@@ -1,0 +1,1 @@
+"""The household on a core, compiled by numba."""

@@ -1,0 +1,219 @@
+"""Sets of nodes and the edges of a state, compiled."""
+
+import numpy as np
+
+from e2wm_jax.worlds.household.native.jit import jit
+from e2wm_jax.worlds.household.native.tables import (
+    AT_CLOSE,
+    AT_COUNT,
+    AT_EDGES,
+    AT_FACING,
+    AT_ON,
+    AT_WIPED,
+    CHARACTER,
+    CLOSE,
+    FACING,
+    ON,
+    START,
+    WORDS,
+    sources_at,
+    targets_at,
+)
+
+# Bits
+
+
+@jit
+def bit(words, start, node):
+    """Whether a node is in the set that begins at ``start``."""
+    return (words[start + (node >> 5)] >> np.uint32(node & 31)) & np.uint32(1) != 0
+
+
+@jit
+def put_bit(words, start, node):
+    words[start + (node >> 5)] |= np.uint32(1) << np.uint32(node & 31)
+
+
+@jit
+def clear_bit(words, start, node):
+    words[start + (node >> 5)] &= ~(np.uint32(1) << np.uint32(node & 31))
+
+
+@jit
+def next_node(words, node):
+    """The first node after ``node`` in a set, or -1."""
+    node += 1
+    index = node >> 5
+    if index >= len(words):
+        return -1
+    word = words[index] & (np.uint32(0xFFFFFFFF) << np.uint32(node & 31))
+    while word == 0:
+        index += 1
+        if index >= len(words):
+            return -1
+        word = words[index]
+    low = word & (~word + np.uint32(1))
+    place = 0
+    if low & np.uint32(0xFFFF0000):
+        place += 16
+    if low & np.uint32(0xFF00FF00):
+        place += 8
+    if low & np.uint32(0xF0F0F0F0):
+        place += 4
+    if low & np.uint32(0xCCCCCCCC):
+        place += 2
+    if low & np.uint32(0xAAAAAAAA):
+        place += 1
+    return (index << 5) + place
+
+
+# Edges
+
+
+@jit
+def edge(relation, source, target):
+    return np.uint32(relation << 24 | source << 12 | target)
+
+
+@jit
+def edge_relation(entry):
+    return np.int64(entry >> np.uint32(24))
+
+
+@jit
+def edge_source(entry):
+    return np.int64((entry >> np.uint32(12)) & np.uint32(0xFFF))
+
+
+@jit
+def edge_target(entry):
+    return np.int64(entry & np.uint32(0xFFF))
+
+
+@jit
+def own_row(T, relation):
+    """Where the state holds the character's own edges of a relation; -1 for INSIDE."""
+    if relation == CLOSE:
+        return T.n[AT_CLOSE]
+    if relation == FACING:
+        return T.n[AT_FACING]
+    if relation == ON:
+        return T.n[AT_ON]
+    return -1
+
+
+@jit
+def targets(T, s, relation, node, out):
+    """The nodes that edges of the relation lead to from a node, into ``out`` [W]."""
+    own = own_row(T, relation)
+    c = T.n[CHARACTER]
+    if node == c and own >= 0:
+        for w in range(T.n[WORDS]):
+            out[w] = s[own + w]
+        return
+    wiped, base = T.n[AT_WIPED] + relation * T.n[WORDS], targets_at(T, relation, node)
+    if bit(s, wiped, node):
+        out[:] = 0
+    else:
+        for w in range(T.n[WORDS]):
+            out[w] = T.bits[base + w] & ~s[wiped + w]
+    for slot in range(T.n[AT_EDGES], T.n[AT_EDGES] + s[T.n[AT_COUNT]]):
+        if edge_relation(s[slot]) == relation:
+            if edge_source(s[slot]) == node:
+                put_bit(out, START, edge_target(s[slot]))
+            elif relation == CLOSE and edge_target(s[slot]) == node:
+                put_bit(out, START, edge_source(s[slot]))
+    if relation == CLOSE and bit(s, own, node):
+        put_bit(out, START, c)
+
+
+@jit
+def sources(T, s, relation, node, out):
+    """The nodes from which edges of the relation lead to a node, into ``out`` [W]."""
+    if relation == CLOSE:
+        targets(T, s, relation, node, out)
+        return
+    wiped, base = T.n[AT_WIPED] + relation * T.n[WORDS], sources_at(T, relation, node)
+    if bit(s, wiped, node):
+        out[:] = 0
+    else:
+        for w in range(T.n[WORDS]):
+            out[w] = T.bits[base + w] & ~s[wiped + w]
+    for slot in range(T.n[AT_EDGES], T.n[AT_EDGES] + s[T.n[AT_COUNT]]):
+        if edge_relation(s[slot]) == relation and edge_target(s[slot]) == node:
+            put_bit(out, START, edge_source(s[slot]))
+    own = own_row(T, relation)
+    if own >= 0 and bit(s, own, node):
+        put_bit(out, START, T.n[CHARACTER])
+
+
+@jit
+def listed(T, s, relation, source, target):
+    """The slot of an edge in the list, or -1."""
+    for slot in range(T.n[AT_EDGES], T.n[AT_EDGES] + s[T.n[AT_COUNT]]):
+        entry = s[slot]
+        if entry == edge(relation, source, target) or (relation == CLOSE and entry == edge(relation, target, source)):
+            return slot
+    return -1
+
+
+@jit
+def holds(T, s, relation, source, target):
+    """Whether an edge is there."""
+    own = own_row(T, relation)
+    if own >= 0 and source == T.n[CHARACTER]:
+        return bit(s, own, target)
+    if relation == CLOSE and target == T.n[CHARACTER]:
+        return bit(s, own, source)
+    wiped = T.n[AT_WIPED] + relation * T.n[WORDS]
+    if bit(T.bits, targets_at(T, relation, source), target) and not bit(s, wiped, source) and not bit(s, wiped, target):
+        return True
+    return listed(T, s, relation, source, target) >= 0
+
+
+@jit
+def add(T, s, relation, source, target):
+    """Make an edge; CLOSE in both directions."""
+    if holds(T, s, relation, source, target):
+        return
+    own = own_row(T, relation)
+    if own >= 0 and source == T.n[CHARACTER]:
+        put_bit(s, own, target)
+    elif relation == CLOSE and target == T.n[CHARACTER]:
+        put_bit(s, own, source)
+    else:
+        count = s[T.n[AT_COUNT]]
+        if T.n[AT_EDGES] + count >= len(s):
+            raise OverflowError("more edges than a state of the array engine can hold")
+        s[T.n[AT_EDGES] + count] = edge(relation, source, target)
+        s[T.n[AT_COUNT]] = count + np.uint32(1)
+
+
+@jit
+def unlist(T, s, slot):
+    """Take an edge out of the list, which keeps its order."""
+    end = T.n[AT_EDGES] + s[T.n[AT_COUNT]]
+    for place in range(slot, end - 1):
+        s[place] = s[place + 1]
+    s[end - 1] = 0
+    s[T.n[AT_COUNT]] -= np.uint32(1)
+
+
+@jit
+def wipe(T, s, relation, node):
+    """Delete all edges of a relation from and to a node."""
+    put_bit(s, T.n[AT_WIPED] + relation * T.n[WORDS], node)
+    own = own_row(T, relation)
+    if own >= 0:
+        if node == T.n[CHARACTER]:
+            for w in range(T.n[WORDS]):
+                s[own + w] = 0
+        else:
+            clear_bit(s, own, node)
+    slot = T.n[AT_EDGES]
+    while slot < T.n[AT_EDGES] + s[T.n[AT_COUNT]]:
+        entry = s[slot]
+        if edge_relation(entry) == relation and (edge_source(entry) == node or edge_target(entry) == node):
+            unlist(T, s, slot)
+        else:
+            slot += 1

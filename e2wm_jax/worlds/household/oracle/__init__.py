@@ -1,0 +1,1 @@
+"""VirtualHome's installed executor."""
