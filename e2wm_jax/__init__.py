@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from e2wm_jax.fisher.documents import document_batches
     from e2wm_jax.fisher.examples import fisher_diagonal, sampled_nll
     from e2wm_jax.fisher.files import read_fisher, write_fisher
+    from e2wm_jax.lora import Scope
     from e2wm_jax.models.decoding.generate import Decoding, generate
     from e2wm_jax.models.head import target_nll
     from e2wm_jax.models.weights import Model
     from e2wm_jax.models.weights import load as load_model
     from e2wm_jax.regularizers.ewc import ewc_penalty
     from e2wm_jax.regularizers.quadratic import lora_ewc_penalty
-    from e2wm_jax.regularizers.regularizer import Scope
     from e2wm_jax.storage.adapter_files import read_adapter, write_adapter
     from e2wm_jax.train.step import Controls, StepConfig, initial_state, train_step
 else:

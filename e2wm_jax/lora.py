@@ -12,12 +12,13 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import Mesh
 
 from e2wm_jax.config import LoraConfig, ModelConfig
 from e2wm_jax.errors import InputError
@@ -25,6 +26,7 @@ from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.layers import Matrix, Params, matmul
 from e2wm_jax.models.quantized import dense
 from e2wm_jax.models.weights import flatten, unflatten
+from e2wm_jax.options.choices import Implementation, Remat
 
 Adapters = dict[str, dict[str, jax.Array]]
 
@@ -55,6 +57,17 @@ class TargetSpec:
 
 
 AdapterSpec = tuple[TargetSpec, ...]
+
+
+class Scope(NamedTuple):
+    """What is fixed for a run: the model, what is adapted, the mesh; hashable, so that it may be static in a compiled
+    step."""
+
+    config: ModelConfig
+    spec: AdapterSpec
+    mesh: Mesh | None = None
+    kernel: Implementation = "xla"  # of the quadratic penalty with a full F
+    remat: Remat = "none"  # of forward passes that are differentiated
 
 
 def adapter_spec(config: ModelConfig, lora: LoraConfig) -> AdapterSpec:

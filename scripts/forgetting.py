@@ -38,12 +38,12 @@ from e2wm_jax.data.source import read_documents
 from e2wm_jax.fisher.diagonal import document_fisher
 from e2wm_jax.fisher.documents import document_batches
 from e2wm_jax.fisher.storage import Fisher
-from e2wm_jax.lora import Adapters
+from e2wm_jax.lora import Adapters, Scope
 from e2wm_jax.models import decoder
 from e2wm_jax.models.head import target_nll
 from e2wm_jax.models.layers import Params
 from e2wm_jax.regularizers.catalogue import REGULARIZERS
-from e2wm_jax.regularizers.regularizer import Material, Options, Scope, State
+from e2wm_jax.regularizers.regularizer import Material, Options, State
 from e2wm_jax.train.schedules import learning_rates
 from e2wm_jax.train.step import Controls, StepConfig, TrainState, initial_state, train_step
 

@@ -23,6 +23,7 @@ from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError
 from e2wm_jax.fisher.diagonal import Computation, document_fisher
 from e2wm_jax.fisher.documents import document_batches
+from e2wm_jax.lora import Scope
 from e2wm_jax.models import decoder
 from e2wm_jax.models.head import target_nll
 from e2wm_jax.models.layers import Params, lookup, matmul
@@ -35,7 +36,6 @@ from e2wm_jax.models.quantized import (
     quantize_params,
 )
 from e2wm_jax.models.weights import Model, flatten, unflatten
-from e2wm_jax.regularizers.regularizer import Scope
 from e2wm_jax.storage.model_files import locate
 from e2wm_jax.train.step import Controls, StepConfig, initial_state, train_step
 

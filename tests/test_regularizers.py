@@ -17,9 +17,9 @@ from e2wm_jax.fisher.storage import Fisher, encode
 from e2wm_jax.kernels.weighted_square import weighted_square
 from e2wm_jax.lora import Adapters, AdapterSpec, TargetSpec, adapter_spec, delta, initialize
 from e2wm_jax.models.decoder import weight_table
-from e2wm_jax.regularizers.l2 import l2_penalty
 from e2wm_jax.regularizers.quadratic import (
     fisher_partition,
+    l2_penalty,
     lora_ewc_penalty,
     place_fisher,
     rowmax127,

@@ -13,9 +13,9 @@ from e2wm_jax import lora
 from e2wm_jax.config import MODELS, LoraConfig
 from e2wm_jax.data.batch import Row
 from e2wm_jax.data.loader import Loader
+from e2wm_jax.lora import Scope
 from e2wm_jax.models import decoder
 from e2wm_jax.regularizers.catalogue import REGULARIZERS
-from e2wm_jax.regularizers.regularizer import Scope
 from e2wm_jax.train.step import Controls, StepConfig, initial_state, train_step
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

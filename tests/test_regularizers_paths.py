@@ -14,14 +14,12 @@ from helpers import relative_error
 from e2wm_jax import lora
 from e2wm_jax.config import LlamaConfig
 from e2wm_jax.data.batch import Row
-from e2wm_jax.lora import Adapters, AdapterSpec, TargetSpec
+from e2wm_jax.lora import Adapters, AdapterSpec, Scope, TargetSpec
 from e2wm_jax.models import decoder, spread
 from e2wm_jax.models.weights import flatten, unflatten
-from e2wm_jax.regularizers import rwalk
 from e2wm_jax.regularizers.factor_ewc import FACTOR_EWC, factor_fisher
-from e2wm_jax.regularizers.regularizer import Material, Options, Regularizer, Scope, Update
-from e2wm_jax.regularizers.rwalk import RWALK
-from e2wm_jax.regularizers.si import SI
+from e2wm_jax.regularizers.path import RWALK, SI
+from e2wm_jax.regularizers.regularizer import Material, Options, Regularizer, Update
 from e2wm_jax.sharding import make_mesh
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -319,7 +317,7 @@ def test_rwalk_path_by_hand(number):
     path, (fisher, score) = walk(RWALK, updates), walk_by_hand(updates)
     np.testing.assert_allclose(leaves(path["fisher"]), fisher, rtol=1e-5)
     np.testing.assert_allclose(leaves(path["score"]), score, rtol=1e-3, atol=1e-5 * max(score.max(), 1))
-    assert np.any(score) == (number >= rwalk.INTERVAL)
+    assert np.any(score) == (number >= path.INTERVAL)
 
 
 def test_rwalk_importance_of_two_tasks_by_hand(params, rows):

@@ -13,13 +13,11 @@ from jax.sharding import PartitionSpec
 from e2wm_jax import lora
 from e2wm_jax.config import LlamaConfig, LoraConfig, ModelConfig, OPTConfig
 from e2wm_jax.data.batch import Batch, Row, collate
-from e2wm_jax.lora import Adapters
+from e2wm_jax.lora import Adapters, Scope
 from e2wm_jax.models import decoder
-from e2wm_jax.models.head import target_logits
-from e2wm_jax.regularizers.kl import KL_FORWARD, KL_REVERSE
-from e2wm_jax.regularizers.regularizer import Regularizer, Scope
-from e2wm_jax.regularizers.replay import REPLAY
-from e2wm_jax.regularizers.tokens import head_of
+from e2wm_jax.models.head import output_head, target_logits
+from e2wm_jax.regularizers.regularizer import Regularizer
+from e2wm_jax.regularizers.text import KL_FORWARD, KL_REVERSE, REPLAY
 from e2wm_jax.sharding import make_mesh
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -164,7 +162,7 @@ def test_rows_do_not_depend_on_each_other(regularizer):
 def test_a_mesh_splits_the_vocabulary_where_it_divides_it():
     scope, params, _ = setting(UNTIED)
     tensor = {size: make_mesh(f"tensor={size}", jax.devices()[:size]) for size in (4, 8)}
-    assert head_of(scope, params).parts == 1
-    assert head_of(scope._replace(mesh=tensor[4]), params).parts == 4
-    assert head_of(scope._replace(mesh=tensor[8]), params).parts == 1, "60 words do not divide by 8"
-    assert head_of(scope, params).weights is params["head"]
+    assert output_head(scope.config, params, scope.mesh).parts == 1
+    assert output_head(scope.config, params, tensor[4]).parts == 4
+    assert output_head(scope.config, params, tensor[8]).parts == 1, "60 words do not divide by 8"
+    assert output_head(scope.config, params, scope.mesh).weights is params["head"]

@@ -21,7 +21,7 @@ from e2wm_jax.data.batch import Row
 from e2wm_jax.errors import InputError
 from e2wm_jax.fisher.storage import decode, encode
 from e2wm_jax.kernels import square_sum
-from e2wm_jax.lora import Adapters, AdapterSpec, TargetSpec, adapter_spec, delta, difference, initialize
+from e2wm_jax.lora import Adapters, AdapterSpec, Scope, TargetSpec, adapter_spec, delta, difference, initialize
 from e2wm_jax.models import decoder
 from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.quantized import Int8Matrix
@@ -29,9 +29,8 @@ from e2wm_jax.models.spread import place
 from e2wm_jax.models.weights import Model, flatten, load, unflatten
 from e2wm_jax.regularizers import ewc, kfac, mas, online_ewc, row_column
 from e2wm_jax.regularizers.catalogue import REGULARIZERS, regularizer
-from e2wm_jax.regularizers.measure import documents
-from e2wm_jax.regularizers.regularizer import Material, Options, Scope, State
-from e2wm_jax.regularizers.task_fisher import task_fisher
+from e2wm_jax.regularizers.measure import documents, task_fisher
+from e2wm_jax.regularizers.regularizer import Material, Options, State
 from e2wm_jax.sharding import make_mesh
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

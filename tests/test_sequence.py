@@ -11,8 +11,8 @@ from e2wm_jax.cli import main
 from e2wm_jax.config import LoraConfig
 from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError
+from e2wm_jax.lora import Scope
 from e2wm_jax.models.weights import Model, load
-from e2wm_jax.regularizers.regularizer import Scope
 from e2wm_jax.storage.adapter_files import read_adapter
 from e2wm_jax.storage.metrics import read_metrics
 from e2wm_jax.storage.model_files import locate

@@ -12,8 +12,8 @@ from e2wm_jax import lora
 from e2wm_jax.bench.ours.program import read_program
 from e2wm_jax.config import MODELS, GPTNeoConfig, LlamaConfig, LoraConfig, ModelConfig
 from e2wm_jax.data.batch import Batch, Row, collate
+from e2wm_jax.lora import Scope
 from e2wm_jax.models import decoder
-from e2wm_jax.regularizers.regularizer import Scope
 from e2wm_jax.train.step import Controls, StepConfig, initial_state, train_step
 from e2wm_jax.train.watch.throughput import Pace, flops_per_token, mean_work, peak_flops
 

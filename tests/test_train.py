@@ -29,12 +29,10 @@ from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError
 from e2wm_jax.fisher.diagonal import Estimator, FisherResult
 from e2wm_jax.fisher.files import write_fisher
-from e2wm_jax.lora import adapter_spec, initialize
+from e2wm_jax.lora import Scope, adapter_spec, initialize
 from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.weights import Model, load
-from e2wm_jax.regularizers.l2 import l2_penalty
-from e2wm_jax.regularizers.quadratic import lora_ewc_penalty, rowmax127
-from e2wm_jax.regularizers.regularizer import Scope
+from e2wm_jax.regularizers.quadratic import l2_penalty, lora_ewc_penalty, rowmax127
 from e2wm_jax.storage.adapter_files import read_adapter, write_adapter
 from e2wm_jax.storage.metrics import read_metrics
 from e2wm_jax.storage.model_files import locate

@@ -20,10 +20,10 @@ from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError
 from e2wm_jax.fisher.diagonal import Estimator, FisherResult
 from e2wm_jax.fisher.files import write_fisher
+from e2wm_jax.lora import Scope
 from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.weights import load
 from e2wm_jax.regularizers.catalogue import REGULARIZERS
-from e2wm_jax.regularizers.regularizer import Scope
 from e2wm_jax.storage.metrics import read_metrics
 from e2wm_jax.storage.model_files import locate
 from e2wm_jax.train import nonfinite, parts

@@ -22,12 +22,13 @@ from e2wm_jax import lora
 from e2wm_jax.config import LlamaConfig, LoraConfig
 from e2wm_jax.data.batch import Batch, Row
 from e2wm_jax.data.loader import Loader
+from e2wm_jax.lora import Scope
 from e2wm_jax.models import decoder, exchange, spread
 from e2wm_jax.models.layers import Params
 from e2wm_jax.models.quantized import quantize_params
 from e2wm_jax.models.weights import flatten
 from e2wm_jax.regularizers.catalogue import REGULARIZERS
-from e2wm_jax.regularizers.regularizer import Material, Options, Scope
+from e2wm_jax.regularizers.regularizer import Material, Options
 from e2wm_jax.sharding import make_mesh
 from e2wm_jax.storage.metrics import read_metrics
 from e2wm_jax.train.feed import put

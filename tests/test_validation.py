@@ -14,10 +14,9 @@ from e2wm_jax.config import LoraConfig
 from e2wm_jax.data.batch import Row
 from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError
-from e2wm_jax.lora import adapter_spec, initialize, merge
+from e2wm_jax.lora import Scope, adapter_spec, initialize, merge
 from e2wm_jax.models import decoder, spread
 from e2wm_jax.models.weights import Model, load
-from e2wm_jax.regularizers.regularizer import Scope
 from e2wm_jax.sharding import make_mesh
 from e2wm_jax.storage.adapter_files import read_adapter
 from e2wm_jax.storage.metrics import read_metrics

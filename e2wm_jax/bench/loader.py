@@ -25,8 +25,8 @@ from e2wm_jax.data.source import read_task
 from e2wm_jax.data.tokenize import task_rows
 from e2wm_jax.data.tokenizer import load_tokenizer
 from e2wm_jax.errors import InputError
+from e2wm_jax.lora import Scope
 from e2wm_jax.models.weights import load
-from e2wm_jax.regularizers.regularizer import Scope
 from e2wm_jax.running.processes import Workers
 from e2wm_jax.running.progress import say
 from e2wm_jax.storage.files import write_json_lines

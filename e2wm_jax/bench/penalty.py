@@ -222,9 +222,8 @@ def _training(case: dict[str, Any]) -> dict[str, Callable[..., Answer]]:
     from e2wm_jax.bench.ours.step import Step, prepared
     from e2wm_jax.data.batch import Row, collate
     from e2wm_jax.fisher.storage import encode
-    from e2wm_jax.lora import adapter_spec, initialize
+    from e2wm_jax.lora import Scope, adapter_spec, initialize
     from e2wm_jax.models import decoder
-    from e2wm_jax.regularizers.regularizer import Scope
 
     config, targets, batch_size, tokens, dtype = STEPS[case["name"]]
     key, rng = jax.random.key(case["seed"]), np.random.default_rng(case["seed"])

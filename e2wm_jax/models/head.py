@@ -5,10 +5,11 @@ Letters: B rows, M predicted tokens, D width, V vocabulary, C words of a chunk.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from e2wm_jax.config import ModelConfig
 from e2wm_jax.data.batch import Batch
@@ -18,6 +19,20 @@ from e2wm_jax.models.layers import Params, negative_log_likelihood
 
 CHUNK = 4096  # words
 Chunk = tuple[Params, jax.Array, jax.Array]  # rows of the head, their words [C], which of them came before [C]
+
+
+class Head(NamedTuple):
+    """The output head, and into how many equal parts the mesh splits its vocabulary (`models.frozen_head`)."""
+
+    weights: Params  # {"weight": [V, D], optional "bias": [V]}
+    parts: int
+
+
+def output_head(config: ModelConfig, params: Params, mesh: Mesh | None) -> Head:
+    """The head of the base model, which no adapter touches."""
+    tensor = 1 if mesh is None else mesh.shape["tensor"]
+    whole = config.vocab_size % tensor != 0  # such a head is copied to every device: `sharding.partition`
+    return Head(params["embed" if config.tied else "head"], 1 if whole else tensor)
 
 
 def over_chunks(head: Params, add_chunk: Callable[[Any, Chunk], Any], state: Any, size: int) -> Any:

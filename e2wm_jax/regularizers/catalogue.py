@@ -6,16 +6,16 @@ from e2wm_jax.errors import InputError
 from e2wm_jax.regularizers.ewc import EWC
 from e2wm_jax.regularizers.factor_ewc import FACTOR_EWC
 from e2wm_jax.regularizers.kfac import KFAC
-from e2wm_jax.regularizers.kl import KL_FORWARD, KL_REVERSE
-from e2wm_jax.regularizers.l2 import L2
 from e2wm_jax.regularizers.mas import MAS
-from e2wm_jax.regularizers.none import NONE
 from e2wm_jax.regularizers.online_ewc import ONLINE_EWC
+from e2wm_jax.regularizers.path import RWALK, SI
+from e2wm_jax.regularizers.quadratic import L2
 from e2wm_jax.regularizers.regularizer import Regularizer
-from e2wm_jax.regularizers.replay import REPLAY
 from e2wm_jax.regularizers.row_column import ROW_COLUMN
-from e2wm_jax.regularizers.rwalk import RWALK
-from e2wm_jax.regularizers.si import SI
+from e2wm_jax.regularizers.text import KL_FORWARD, KL_REVERSE, REPLAY
+
+# The control of every comparison: what LoRA's low rank alone protects (Biderman et al. 2024).
+NONE = Regularizer(formula="0", reference="LoRA alone, Hu et al. 2021")
 
 REGULARIZERS: dict[str, Regularizer] = {
     "none": NONE,

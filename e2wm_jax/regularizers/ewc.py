@@ -20,11 +20,10 @@ import jax.numpy as jnp
 
 from e2wm_jax.errors import InputError
 from e2wm_jax.fisher.storage import Bfloat16Bits, SquareRootCodes, StoredFisher, decode
-from e2wm_jax.lora import Adapters, difference
-from e2wm_jax.regularizers.measure import anchor_at
+from e2wm_jax.lora import Adapters, Scope, difference
+from e2wm_jax.regularizers.measure import task_fisher
 from e2wm_jax.regularizers.quadratic import placed, weighted_change
-from e2wm_jax.regularizers.regularizer import Material, Regularizer, Scope, State
-from e2wm_jax.regularizers.task_fisher import task_fisher
+from e2wm_jax.regularizers.regularizer import Material, Regularizer, State, anchor_at
 
 
 def ewc_penalty(params: Any, anchor: Any, fisher: Any, strength: jax.Array | float = 1.0) -> jax.Array:

@@ -19,14 +19,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from e2wm_jax import lora
 from e2wm_jax.fisher import sharded
 from e2wm_jax.fisher.documents import DocumentBatch
-from e2wm_jax.lora import Adapters
+from e2wm_jax.lora import Adapters, Scope
 from e2wm_jax.models.decoder import hidden_states
 from e2wm_jax.models.frozen_head import token_nll
+from e2wm_jax.models.head import output_head
 from e2wm_jax.models.layers import Params
-from e2wm_jax.regularizers.factors import distance, zeros
-from e2wm_jax.regularizers.measure import decayed_sum, documents, row_parts
-from e2wm_jax.regularizers.regularizer import Material, Regularizer, Scope, State
-from e2wm_jax.regularizers.tokens import head_of
+from e2wm_jax.regularizers.measure import decayed_sum, distance, documents, row_parts, zeros
+from e2wm_jax.regularizers.regularizer import Material, Regularizer, State
 from e2wm_jax.sharding import everywhere
 
 
@@ -68,7 +67,7 @@ def _add_squares(scope: Scope, total: Adapters, params: Params, adapters: Adapte
     rows = (batch.ids, batch.positions, batch.segments, batch.labels, batch.predicted)
     # [B, T] -> [B / P, P, T]: of each step of the scan every device has one row.
     turns = jax.tree.map(lambda leaf: leaf.reshape(row_parts(scope), -1, leaf.shape[1]).swapaxes(0, 1), rows)
-    head, parts = head_of(scope, params)
+    head, parts = output_head(scope.config, params, scope.mesh)
 
     def loss(adapters: Adapters, row: tuple[jax.Array, ...]) -> jax.Array:
         ids, positions, segments, labels, predicted = (leaf[None] for leaf in row)

@@ -31,12 +31,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from e2wm_jax.fisher import head as heads
 from e2wm_jax.fisher import sharded
 from e2wm_jax.fisher.documents import DocumentBatch
-from e2wm_jax.lora import Adapters, difference
+from e2wm_jax.lora import Adapters, Scope, difference
 from e2wm_jax.models.decoder import hidden_states, weight_table
 from e2wm_jax.models.layers import Matrix, Params, matmul
 from e2wm_jax.models.weights import flatten, unflatten
-from e2wm_jax.regularizers.measure import adapted, anchor_at, decayed_sum, documents, target_paths
-from e2wm_jax.regularizers.regularizer import Material, Regularizer, Scope, State
+from e2wm_jax.regularizers.measure import adapted, decayed_sum, documents, target_paths
+from e2wm_jax.regularizers.regularizer import Material, Regularizer, State, anchor_at
 from e2wm_jax.sharding import AXES
 
 Factors = dict[str, dict[str, jax.Array]]  # "layers.q.weight" -> "outputs": G [L, N, N], "inputs": Q [L, D, D]

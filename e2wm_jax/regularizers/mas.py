@@ -25,14 +25,14 @@ from jax.sharding import NamedSharding
 from e2wm_jax.fisher import sharded
 from e2wm_jax.fisher.documents import DocumentBatch
 from e2wm_jax.fisher.storage import Fisher
-from e2wm_jax.lora import Adapters, difference
+from e2wm_jax.lora import Adapters, Scope, difference
 from e2wm_jax.models.decoder import hidden_states, weight_table
 from e2wm_jax.models.layers import Params
 from e2wm_jax.models.quantized import dense
 from e2wm_jax.models.weights import flatten, unflatten
-from e2wm_jax.regularizers.measure import adapted, anchor_at, decayed_sum, documents, row_parts, target_paths
+from e2wm_jax.regularizers.measure import adapted, decayed_sum, documents, row_parts, target_paths
 from e2wm_jax.regularizers.quadratic import fisher_partition, weighted_change
-from e2wm_jax.regularizers.regularizer import Material, Regularizer, Scope, State
+from e2wm_jax.regularizers.regularizer import Material, Regularizer, State, anchor_at
 
 _EXACT = jax.lax.Precision.HIGHEST
 

@@ -1,4 +1,11 @@
-"""What regularizers that measure the model between steps have in common: its weights, documents, sums, anchors."""
+"""What regularizers that measure the model between steps have in common: its weights, documents, sums, anchors; the
+Fisher of a finished task; and quadratic penalties on the adapters' own entries.
+
+    sum Omega (phi - phi*)^2        phi = (A, B), as opposed to the weight change s B A; no one half
+
+Omega and phi* have the adapters' shapes.  An entry of a padded rank (`lora.TargetSpec`) stays 0, as does its gradient,
+so that it adds 0 whatever its Omega.
+"""
 
 from collections.abc import Iterator
 from functools import partial
@@ -8,23 +15,21 @@ import jax
 import jax.numpy as jnp
 
 from e2wm_jax.errors import InputError
+from e2wm_jax.fisher.diagonal import Computation, document_fisher
 from e2wm_jax.fisher.documents import DocumentBatch, document_batches
-from e2wm_jax.lora import Adapters, merge
+from e2wm_jax.fisher.storage import Fisher
+from e2wm_jax.lora import Adapters, Scope, merge
 from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.layers import Params
 from e2wm_jax.models.weights import flatten, unflatten
-from e2wm_jax.regularizers.regularizer import Material, Scope
+from e2wm_jax.regularizers.quadratic import placed
+from e2wm_jax.regularizers.regularizer import Material
 from e2wm_jax.sharding import stacked, weight_sharding
 
 
 def target_paths(scope: Scope) -> tuple[str, ...]:
     """Paths of the adapted weights, such as "layers.q.weight"."""
     return tuple(f"{target.path}.weight" for target in scope.spec)
-
-
-def anchor_at(adapters: Adapters) -> Adapters:
-    """A copy to hold on to: a training step gives away (donates) the adapters that it is called with."""
-    return jax.tree.map(jnp.copy, adapters)
 
 
 def adapted(material: Material) -> Params:
@@ -79,3 +84,34 @@ def _sum(decay: float, before: Any, more: Any) -> Any:
 def decayed_sum(decay: float, before: Any, more: Any) -> Any:
     """decay * before + more, trees of float32; before the first measurement there is None."""
     return more if before is None else _sum(decay, before, more)
+
+
+def task_fisher(material: Material) -> Fisher:
+    """F of the adapted weights where the task has ended, W + s B A, over that task's own rows.
+
+    The empirical Fisher (`fisher.diagonal`): a row is an example, its loss the mean over the tokens that it trains, in
+    nats, without the task's weight.  float32 [L, N, D] by path, on the mesh as the penalty reads it.
+
+    Raises:
+        NonFiniteError: if loss or gradient of a row is no finite number.
+    """
+    scope, paths = material.scope, target_paths(material.scope)
+    found = document_fisher(
+        scope.config,
+        adapted(material),
+        documents(material),
+        select=paths.__contains__,
+        computation=Computation(mesh=scope.mesh),
+    )
+    return placed(scope, found.values)
+
+
+def distance(importance: Adapters, adapters: Adapters, anchor: Adapters) -> jax.Array:
+    """sum importance * (adapters - anchor)^2, float32 scalar."""
+    squares = jax.tree.map(lambda w, now, then: jnp.sum(w * jnp.square(now - then)), importance, adapters, anchor)
+    return jax.tree.reduce(jnp.add, squares, jnp.float32(0))
+
+
+def zeros(adapters: Adapters) -> Adapters:
+    """Zeros in the adapters' shapes."""
+    return jax.tree.map(jnp.zeros_like, adapters)

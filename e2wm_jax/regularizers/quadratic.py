@@ -3,6 +3,11 @@
 What is held where is for the regularizers to say; the change may be that of the adapters, or their difference from
 where a task began (`lora.difference`).  F is in any storage type and never decoded as a whole.
 
+L2-SP (Li et al. 2018) holds every entry alike, sum D^2 with D = s B A - s B* A*: the distance to where the task began,
+in the first task to the pretrained weights.  sum D^2 = s^2 tr((B^T B)(A A^T)), R x R products only, also of the
+difference, which is an adapter of twice the rank.  State: the anchor, R (N + D) numbers a matrix, from the second task
+on.
+
 Letters: L layers, N outputs, D inputs, R rank.
 """
 
@@ -17,9 +22,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from e2wm_jax.config import ModelConfig
 from e2wm_jax.fisher.storage import BLOCK, Fisher, SquareRootCodes, StoredFisher, decode
 from e2wm_jax.kernels.weighted_square import Implementation, weighted_square
-from e2wm_jax.lora import Adapters, AdapterSpec
+from e2wm_jax.lora import Adapters, AdapterSpec, Scope, difference
 from e2wm_jax.models.decoder import weight_table
-from e2wm_jax.regularizers.regularizer import Scope
+from e2wm_jax.regularizers.regularizer import Material, Regularizer, State, anchor_at
 from e2wm_jax.sharding import partition
 
 
@@ -167,3 +172,40 @@ def _backward(
 
 
 _value.defvjp(_forward, _backward)
+
+
+def l2_penalty(change: Adapters, spec: AdapterSpec) -> jax.Array:
+    """Squared Frobenius norm of all s B A, from R x R products only; float32 scalar."""
+    total, exact = jnp.float32(0), jax.lax.Precision.HIGHEST
+    for target in spec:
+        a, b = change[target.path]["a"], change[target.path]["b"]
+        rows = jnp.einsum("lrd,lqd->lrq", a, a, precision=exact)
+        columns = jnp.einsum("lnr,lnq->lrq", b, b, precision=exact)
+        total += jnp.einsum("l,lrq,lrq->", target.scales**2, rows, columns, precision=exact)
+    return total
+
+
+def l2_prepare(material: Material) -> State:
+    """No anchor: the first task is held at the pretrained weights."""
+    del material
+    return {}
+
+
+def l2_at(scope: Scope, adapters: Adapters, state: State) -> jax.Array:
+    """sum D^2."""
+    return l2_penalty(difference(adapters, state.get("anchor")), scope.spec)
+
+
+def l2_next_task(material: Material, state: State, path: State) -> State:
+    """The anchor moves to where the task has ended."""
+    del state, path
+    return {"anchor": anchor_at(material.adapters)}
+
+
+L2 = Regularizer(
+    formula="sum D^2",
+    reference="L2-SP, Li et al. 2018",
+    prepare=l2_prepare,
+    penalty=l2_at,
+    next_task=l2_next_task,
+)

@@ -16,27 +16,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import jax
-from jax.sharding import Mesh
+import jax.numpy as jnp
 
-from e2wm_jax.config import ModelConfig
 from e2wm_jax.data.batch import Batch, Row
 from e2wm_jax.fisher.storage import Fisher
-from e2wm_jax.kernels.weighted_square import Implementation
-from e2wm_jax.lora import Adapters, AdapterSpec
-from e2wm_jax.models.decoder import Remat
+from e2wm_jax.lora import Adapters, Scope
 from e2wm_jax.models.layers import Params
 
 State = Any  # a pytree of arrays; () where there is nothing to keep
-
-
-class Scope(NamedTuple):
-    """What is fixed for a run; hashable, so that it may be static in a compiled step."""
-
-    config: ModelConfig
-    spec: AdapterSpec
-    mesh: Mesh | None = None
-    kernel: Implementation = "xla"  # of the quadratic penalty with a full F
-    remat: Remat = "none"  # of forward passes that are differentiated
 
 
 class Update(NamedTuple):
@@ -45,6 +32,11 @@ class Update(NamedTuple):
     before: Adapters
     after: Adapters
     gradient: Adapters  # of the task loss alone, at `before`
+
+
+def anchor_at(adapters: Adapters) -> Adapters:
+    """A copy to hold on to: a training step gives away (donates) the adapters that it is called with."""
+    return jax.tree.map(jnp.copy, adapters)
 
 
 @dataclass(frozen=True)

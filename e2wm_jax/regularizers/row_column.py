@@ -20,11 +20,10 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from e2wm_jax.fisher.storage import Fisher, StoredFisher, decode
-from e2wm_jax.lora import Adapters, difference
-from e2wm_jax.regularizers.measure import anchor_at, decayed_sum
+from e2wm_jax.lora import Adapters, Scope, difference
+from e2wm_jax.regularizers.measure import decayed_sum, task_fisher
 from e2wm_jax.regularizers.quadratic import placed
-from e2wm_jax.regularizers.regularizer import Material, Regularizer, Scope, State
-from e2wm_jax.regularizers.task_fisher import task_fisher
+from e2wm_jax.regularizers.regularizer import Material, Regularizer, State, anchor_at
 
 
 def prepare(material: Material) -> State:

@@ -11,12 +11,11 @@ from e2wm_jax.config import LoraConfig, ModelConfig
 from e2wm_jax.errors import InputError
 from e2wm_jax.fisher import files as fisher_files
 from e2wm_jax.fisher.storage import Fisher
-from e2wm_jax.lora import Adapters
+from e2wm_jax.lora import Adapters, Scope
 from e2wm_jax.models import spread, weights
 from e2wm_jax.models.quantized import compute_dtype, quantizer
 from e2wm_jax.models.weights import Model
 from e2wm_jax.regularizers.quadratic import rowmax127
-from e2wm_jax.regularizers.regularizer import Scope
 from e2wm_jax.running.progress import busy
 from e2wm_jax.storage.adapter_files import read_adapter
 from e2wm_jax.storage.model_files import ModelFiles

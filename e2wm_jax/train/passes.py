@@ -16,13 +16,11 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from e2wm_jax.data.batch import Batch
-from e2wm_jax.lora import Adapters, attach
+from e2wm_jax.lora import Adapters, Scope, attach
 from e2wm_jax.models.frozen_head import token_nll
-from e2wm_jax.models.head import target_labels, target_states
+from e2wm_jax.models.head import output_head, target_labels, target_states
 from e2wm_jax.models.layers import Params
 from e2wm_jax.models.spread import gathered, manual_specs, splits
-from e2wm_jax.regularizers.regularizer import Scope
-from e2wm_jax.regularizers.tokens import head_of
 
 _ROWS = ("data", "fsdp")
 TokenLoss = Callable[[Scope, Params, Params, Batch], jax.Array]  # `Regularizer.token_penalty`
@@ -31,7 +29,7 @@ TokenLoss = Callable[[Scope, Params, Params, Batch], jax.Array]  # `Regularizer.
 def task_nll(scope: Scope, params: Params, adapted: Params, batch: Batch) -> jax.Array:
     """Negative log-likelihood [B, M] in nats of each target token; meaningless where its weight is 0."""
     states = target_states(scope.config, adapted, batch, remat=scope.remat)
-    head, parts = head_of(scope, params)
+    head, parts = output_head(scope.config, params, scope.mesh)
     return token_nll(states, head, target_labels(batch), parts=parts)
 
 

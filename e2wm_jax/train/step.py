@@ -14,10 +14,10 @@ from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec
 
 from e2wm_jax.data.batch import Batch
-from e2wm_jax.lora import Adapters
+from e2wm_jax.lora import Adapters, Scope
 from e2wm_jax.models.layers import Params
 from e2wm_jax.regularizers.catalogue import REGULARIZERS
-from e2wm_jax.regularizers.regularizer import Scope, State, Update
+from e2wm_jax.regularizers.regularizer import State, Update
 from e2wm_jax.sharding import everywhere
 from e2wm_jax.train.passes import weighted_mean
 

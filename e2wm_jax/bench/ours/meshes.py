@@ -19,9 +19,9 @@ from e2wm_jax.bench.ours.step import prepared
 from e2wm_jax.bench.process import Answer
 from e2wm_jax.config import LoraConfig
 from e2wm_jax.data.batch import Batch, Row, collate
+from e2wm_jax.lora import Scope
 from e2wm_jax.models import decoder, spread
 from e2wm_jax.models.decoder import weight_table
-from e2wm_jax.regularizers.regularizer import Scope
 from e2wm_jax.sharding import make_mesh
 from e2wm_jax.train.feed import put
 

@@ -11,10 +11,10 @@ from e2wm_jax.bench.jobs.train import LR, STRENGTH, WEIGHT_DECAY
 from e2wm_jax.data.batch import Batch, Row
 from e2wm_jax.fisher.diagonal import peak_bytes
 from e2wm_jax.fisher.storage import Fisher
-from e2wm_jax.lora import Adapters
+from e2wm_jax.lora import Adapters, Scope
 from e2wm_jax.models.layers import Params
 from e2wm_jax.regularizers.catalogue import regularizer
-from e2wm_jax.regularizers.regularizer import Material, Options, Scope, State
+from e2wm_jax.regularizers.regularizer import Material, Options, State
 from e2wm_jax.train.step import Controls, StepConfig, TrainState, initial_state, train_step
 
 _CONTROLS = Controls(np.float32(LR), np.float32(STRENGTH), np.float32(WEIGHT_DECAY), np.uint32(0))

@@ -24,6 +24,7 @@ from e2wm_jax.bench.process import Answer
 from e2wm_jax.config import LoraConfig, ModelConfig
 from e2wm_jax.errors import InputError
 from e2wm_jax.fisher.storage import Fisher
+from e2wm_jax.lora import Scope
 from e2wm_jax.models import decoder
 from e2wm_jax.models.families.weight_table import initialize
 from e2wm_jax.models.layers import Params
@@ -31,7 +32,7 @@ from e2wm_jax.models.quantized import compute_dtype, load, quantizer
 from e2wm_jax.models.saving import parameter_sizes, write_model
 from e2wm_jax.models.weights import unflatten
 from e2wm_jax.regularizers.catalogue import regularizer
-from e2wm_jax.regularizers.regularizer import Options, Scope
+from e2wm_jax.regularizers.regularizer import Options
 from e2wm_jax.running.allocator import keep_freed_memory
 from e2wm_jax.storage.adapter_files import read_adapter, write_adapter
 from e2wm_jax.train.feed import on_devices

@@ -8,10 +8,9 @@ from e2wm_jax.config import ModelConfig
 from e2wm_jax.data.chat import as_messages, chat_prompt_ids, end_of_turn
 from e2wm_jax.data.tokenize import encode_prompts
 from e2wm_jax.errors import InputError
-from e2wm_jax.lora import Adapters
+from e2wm_jax.lora import Adapters, Scope
 from e2wm_jax.models.decoding.generate import Decoding, generate
 from e2wm_jax.models.layers import Params
-from e2wm_jax.regularizers.regularizer import Scope
 from e2wm_jax.train.settings import TrainSettings
 
 SAMPLES_FILE = "samples.jsonl"

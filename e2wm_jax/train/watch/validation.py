@@ -19,9 +19,8 @@ from e2wm_jax.data.online.names import OnlineTask
 from e2wm_jax.data.source import parse_mixture
 from e2wm_jax.data.tokenize import say_cut
 from e2wm_jax.errors import InputError
-from e2wm_jax.lora import Adapters, attach
+from e2wm_jax.lora import Adapters, Scope, attach
 from e2wm_jax.models.layers import Params
-from e2wm_jax.regularizers.regularizer import Scope
 from e2wm_jax.sharding import row_parts
 from e2wm_jax.train.feed import file_rows, put, read_text
 from e2wm_jax.train.passes import summed_over_devices, task_nll
