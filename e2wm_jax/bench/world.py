@@ -177,7 +177,8 @@ def _play_natively(T: Any, start: Any, numbers: Any, times: int, with_legal: boo
             s[:] = start
             for line in range(numbers.shape[1]):
                 verb, x, y = numbers[episode, line]
-                done += native_step.advance(T, s, np.int64(verb), np.int64(x), np.int64(y))
+                succeeds, check, _ = native_step.step(T, s, np.int64(verb), np.int64(x), np.int64(y))
+                done += succeeds and check < 0
                 if with_legal:
                     native_legal.legal(T, s, one, two)
                     done += one[0, 0] & np.uint32(1)

@@ -20,7 +20,6 @@ from e2wm_jax.worlds.household.arrays import INSIDE, Tables
 from e2wm_jax.worlds.household.batched.tables import Array, DeviceTables, Sizes, device_tables, sizes_of
 from e2wm_jax.worlds.household.goals import Goal
 from e2wm_jax.worlds.household.homes.scenes import Scene
-from e2wm_jax.worlds.household.native.tables import NODES, WORDS, NativeTables
 from e2wm_jax.worlds.household.native.world import ArrayState, ArrayWorld
 
 TICKS = 256  # between two looks at what is finished; a simulation takes about thirty
@@ -191,7 +190,7 @@ def _plan(prepared: _Prepared, found: _Result, reward: Reward, shorten: bool) ->
     native, task = prepared.state.base.native, prepared.task
     kind = ("official", "paper").index(reward)
     best, most = unpacked(found.best.moves), int(found.best.length)
-    scratch = _scratch(native, task)
+    scratch = native_plans.scratch_of(native, task)
     for length in range(most, -1, -1):
         works, total = native_plans.total_of(native, task, best, length, kind, scratch)
         if works:
@@ -199,15 +198,7 @@ def _plan(prepared: _Prepared, found: _Result, reward: Reward, shorten: bool) ->
     exact = length == most and round(TENTHS * total) == found.best.total
     if shorten:
         length, total = native_plans.shorten_best(native, task, best, length, total, kind)
-    every = (1 << len(task.facts)) - 1
-    wanted = native_goal.count_bits(every & ~native_goal.holding(native, task, task.start))
+    wanted = native_plans.facts_to_gain(native, task)
     proved = exact and native_plans.is_proved(found.open.astype(np.int64), length, total, wanted, kind)
     searched = (best, length, total, int(found.simulations), int(found.nodes), bool(proved))
     return native_plans.plan_of(prepared.query.scene, prepared.state, searched)
-
-
-def _scratch(native: NativeTables, task: native_goal.Task) -> tuple[np.ndarray, ...]:
-    """What `native.plans.total_of` works in."""
-    moves = 2 + len(task.first_rooms) + 64 * len(task.class_start)
-    sizes = ((len(task.start), np.uint32), (moves, np.int64), (native.n[WORDS], np.uint32), (native.n[NODES], np.int64))
-    return tuple(np.empty(size, dtype) for size, dtype in sizes)

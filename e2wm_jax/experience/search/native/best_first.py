@@ -13,18 +13,18 @@ import numpy as np
 
 from e2wm_jax.experience.search.native.goal import count_bits, holding, task_of
 from e2wm_jax.experience.search.native.moves import first_moves, legal_moves
-from e2wm_jax.experience.search.native.plans import plan_of, play, shorten_best
+from e2wm_jax.experience.search.native.plans import copy, plan_of, play, shorten_best
 from e2wm_jax.experience.search.planner import Plan, Reward
 from e2wm_jax.worlds.household.goals import Goal
 from e2wm_jax.worlds.household.homes.scenes import Scene
-from e2wm_jax.worlds.household.native.jit import jit
-from e2wm_jax.worlds.household.native.tables import AT_COUNT, AT_EDGES, AT_STATES, NODES, WORDS
+from e2wm_jax.worlds.household.native.jit import inner, jit
+from e2wm_jax.worlds.household.native.tables import AT_COUNT, AT_EDGES, AT_STATES, NODES, START, WORDS
 from e2wm_jax.worlds.household.native.world import ArrayWorld
 
 _HASHED = 1 << 12  # bits into which the edges of a state's list are hashed to tell whether one is new
 
 
-@jit
+@inner
 def hash_of(s, pending):
     """64 bits of a state and the facts that it still lacks (FNV-1a over words)."""
     code = np.uint64(0xCBF29CE484222325) ^ np.uint64(pending)
@@ -34,7 +34,7 @@ def hash_of(s, pending):
     return code
 
 
-@jit
+@inner
 def add_hash(table, code):
     """Put a hash into an open-addressed table; whether it was new."""
     mask = np.uint64(len(table) - 1)
@@ -47,7 +47,7 @@ def add_hash(table, code):
     return True
 
 
-@jit
+@inner
 def is_new(T, s, seen):
     """Whether anything about a state was not in ``seen``, where it is then entered."""
     new = False
@@ -65,13 +65,13 @@ def is_new(T, s, seen):
 
 
 @jit
-def search_best_first(T, task, expansions, max_depth, kind, shortens):
+def search_best_first(T, task, expansions, max_depth, kind):
     """(Moves, their number, total reward, expansions done, states kept)."""
     size, every = len(task.start), (1 << len(task.facts)) - 1
     width = 2 + len(task.first_rooms) + 64 * len(task.class_start)
     moves, row, order = np.empty(width, np.int64), np.empty(T.n[WORDS], np.uint32), np.empty(T.n[NODES], np.int64)
     s, trial = np.empty(size, np.uint32), np.empty(size, np.uint32)
-    best, best_length, best_total = np.empty(max_depth, np.int64), 0, 0.0
+    best, best_length, best_total = np.empty(max_depth, np.int64), START, 0.0
 
     states = np.empty((256, size), np.uint32)  # of expanded nodes
     room = 4096
@@ -93,15 +93,16 @@ def search_best_first(T, task, expansions, max_depth, kind, shortens):
         if total[node] + 2.0 * count_bits(pending[node]) + 4.9 <= best_total:
             continue
         if node == 0:
-            s[:] = task.start
+            copy(task.start, s, size)
         else:  # its state was not kept when it was made
-            s[:] = states[slot[parent[node]]]
+            copy(states[slot[parent[node]]], s, size)
             play(T, task, s, now[parent[node]], pending[parent[node]], macro[node], kind)
         if done == len(states):
             more = np.empty((2 * done, size), np.uint32)
-            more[:done] = states
+            for index in range(done):
+                copy(states[index], more[index], size)
             states = more
-        states[done] = s
+        copy(s, states[done], size)
         slot[node] = done
         done += 1
         if node == 0:
@@ -109,7 +110,7 @@ def search_best_first(T, task, expansions, max_depth, kind, shortens):
         else:
             count = legal_moves(T, task, s, moves, row, order)
         for index in range(count):
-            trial[:] = s
+            copy(s, trial, size)
             works, after, left, gain = play(T, task, trial, now[node], pending[node], moves[index], kind)
             if not works:
                 continue
@@ -126,7 +127,7 @@ def search_best_first(T, task, expansions, max_depth, kind, shortens):
                 parent, macro, depth, slot = grown(parent), grown(macro), grown(depth), grown(slot)
                 now, pending = grown(now), grown(pending)
                 longer = np.empty(room, np.float64)
-                longer[:nodes] = total
+                copy(total, longer, nodes)
                 total = longer
             parent[nodes], macro[nodes], depth[nodes] = node, moves[index], depth[node] + 1
             total[nodes], now[nodes], pending[nodes] = total[node] + gain, after, left
@@ -140,16 +141,14 @@ def search_best_first(T, task, expansions, max_depth, kind, shortens):
             key = ordinary << 40 | np.int64(missing) << 32 | depth[nodes]
             heapq.heappush(waiting, (key, np.int64(nodes)))
             nodes += 1
-    if shortens:
-        best_length, best_total = shorten_best(T, task, best, best_length, best_total, kind)
     return best, best_length, best_total, done, nodes
 
 
-@jit
+@inner
 def grown(array):
     """Twice as long."""
     longer = np.empty(2 * len(array), array.dtype)
-    longer[: len(array)] = array
+    copy(array, longer, len(array))
     return longer
 
 
@@ -174,5 +173,8 @@ def search(
     state = world.initial(scene)
     task = task_of(world, state, goal)
     kind = ("official", "paper").index(reward)
-    found = search_best_first(state.base.native, task, simulations, max_depth, kind, shorten)
-    return plan_of(scene, state, (*found, False))
+    T = state.base.native
+    best, length, total, *counts = search_best_first(T, task, simulations, max_depth, kind)
+    if shorten:
+        length, total = shorten_best(T, task, best, length, total, kind)
+    return plan_of(scene, state, (best, length, total, *counts, False))

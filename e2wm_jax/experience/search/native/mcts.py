@@ -10,12 +10,12 @@ import numpy as np
 
 from e2wm_jax.experience.search.native.goal import count_bits, holding, task_of
 from e2wm_jax.experience.search.native.moves import first_moves, legal_moves
-from e2wm_jax.experience.search.native.plans import EPSILON, is_proved, plan_of, play, shorten_best
+from e2wm_jax.experience.search.native.plans import EPSILON, copy, facts_to_gain, is_proved, plan_of, play, shorten_best
 from e2wm_jax.experience.search.planner import C_BASE, C_INIT, DISCOUNT, Plan, Reward
 from e2wm_jax.worlds.household.goals import Goal
 from e2wm_jax.worlds.household.homes.scenes import Scene
-from e2wm_jax.worlds.household.native.jit import jit
-from e2wm_jax.worlds.household.native.tables import NODES, WORDS
+from e2wm_jax.worlds.household.native.jit import inner, jit
+from e2wm_jax.worlds.household.native.tables import NODES, NONE, START, WORDS
 from e2wm_jax.worlds.household.native.world import ArrayWorld
 
 
@@ -38,11 +38,15 @@ def search(
     state = world.initial(scene)
     task = task_of(world, state, goal)
     kind = ("official", "paper").index(reward)
-    found = search_tree(state.base.native, task, simulations, max_depth, kind, np.uint64(seed), shorten)
-    return plan_of(scene, state, found)
+    T = state.base.native
+    best, length, total, done, nodes, open_nodes = search_tree(T, task, simulations, max_depth, kind, np.uint64(seed))
+    if shorten:
+        length, total = shorten_best(T, task, best, length, total, kind)
+    proved = is_proved(open_nodes, length, total, facts_to_gain(T, task), kind)
+    return plan_of(scene, state, (best, length, total, done, nodes, proved))
 
 
-@jit
+@inner
 def random_below(random, limit):
     """The next number below ``limit`` of splitmix64, whose state is ``random[0]``."""
     random[0] += np.uint64(0x9E3779B97F4A7C15)
@@ -53,7 +57,7 @@ def random_below(random, limit):
     return np.int64(((z >> np.uint64(32)) * np.uint64(limit)) >> np.uint64(32))
 
 
-@jit
+@inner
 def shuffle(random, moves, count):
     """Put the first ``count`` moves into a random order (Fisher and Yates)."""
     for index in range(count - 1, 0, -1):
@@ -61,7 +65,7 @@ def shuffle(random, moves, count):
         moves[index], moves[other] = moves[other], moves[index]
 
 
-@jit
+@inner
 def best_child(random, node, child, sibling, visits, value):
     """The child of a node that `planner` goes to: the one of the highest score, any of those if they are several."""
     exploration = math.log((1 + visits[node] + C_BASE) / C_BASE + C_INIT) * math.sqrt(visits[node])
@@ -85,15 +89,15 @@ def best_child(random, node, child, sibling, visits, value):
 
 
 @jit
-def search_tree(T, task, simulations, max_depth, kind, seed, shortens):
-    """`planner.search`: (moves, their number, total reward, simulations done, nodes, proved)."""
+def search_tree(T, task, simulations, max_depth, kind, seed):
+    """`planner.search`: (moves, their number, total reward, simulations done, nodes, open nodes of each depth)."""
     size = len(task.start)
     random = np.array([seed], np.uint64)
     width = 2 + len(task.first_rooms) + 64 * len(task.class_start)
     moves, row, order = np.empty(width, np.int64), np.empty(T.n[WORDS], np.uint32), np.empty(T.n[NODES], np.int64)
     play_state, trial = np.empty(size, np.uint32), np.empty(size, np.uint32)
     played = np.empty(max_depth, np.int64)
-    best, best_length, best_total = np.empty(max_depth, np.int64), 0, 0.0
+    best, best_length, best_total = np.empty(max_depth, np.int64), START, 0.0
     open_nodes = np.zeros(max_depth, np.int64)
 
     most = simulations + 1
@@ -117,10 +121,10 @@ def search_tree(T, task, simulations, max_depth, kind, seed, shortens):
         if done >= 0 and (done >= simulations or is_proved(open_nodes, best_length, best_total, wanted, kind)):
             break
         # Descend to a node with a move left to try.
-        leaf, made = 0, -1
+        leaf, made = START, NONE
         if done < 0:
             made = 0
-            play_state[:] = task.start
+            copy(task.start, play_state, size)
             now[0], pending[0] = now0, every & ~now0
             nodes = 1
         else:
@@ -128,7 +132,7 @@ def search_tree(T, task, simulations, max_depth, kind, seed, shortens):
                 while untried[leaf] > 0 and made < 0:
                     untried[leaf] -= 1
                     move = pool[untried_at[leaf] + untried[leaf]]
-                    play_state[:] = states[slot[leaf]]
+                    copy(states[slot[leaf]], play_state, size)
                     works, after, left, gain = play(T, task, play_state, now[leaf], pending[leaf], move, kind)
                     if untried[leaf] == 0:
                         open_nodes[depth[leaf]] -= 1
@@ -161,10 +165,10 @@ def search_tree(T, task, simulations, max_depth, kind, seed, shortens):
                     count = legal_moves(T, task, play_state, moves, row, order)
                 if pool_used + count > len(pool):
                     bigger = np.empty(2 * len(pool) + count, np.int64)
-                    bigger[:pool_used] = pool[:pool_used]
+                    copy(pool, bigger, pool_used)
                     pool = bigger
                 shuffle(random, moves, count)
-                pool[pool_used : pool_used + count] = moves[:count]
+                copy(moves, pool[pool_used:], count)
                 untried_at[leaf], untried[leaf] = pool_used, count
                 pool_used += count
                 if count:
@@ -175,11 +179,12 @@ def search_tree(T, task, simulations, max_depth, kind, seed, shortens):
                     else:
                         if used == len(states):
                             more = np.empty((2 * used, size), np.uint32)
-                            more[:used] = states
+                            for index in range(used):
+                                copy(states[index], more[index], size)
                             states = more
                         slot[leaf] = used
                         used += 1
-                    states[slot[leaf]] = play_state
+                    copy(play_state, states[slot[leaf]], size)
             if done < 0:
                 done = 0
                 continue
@@ -193,7 +198,7 @@ def search_tree(T, task, simulations, max_depth, kind, seed, shortens):
                     for place in range(depth[leaf] - 1, -1, -1):
                         best[place] = macro[node]
                         node = parent[node]
-                    best[depth[leaf] : best_length] = played[:length]
+                    copy(played, best[depth[leaf] :], length)
                 if not left_now or depth[leaf] + length >= max_depth:
                     break
                 count = legal_moves(T, task, play_state, moves, row, order)
@@ -203,7 +208,7 @@ def search_tree(T, task, simulations, max_depth, kind, seed, shortens):
                     move = moves[other]
                     count -= 1
                     moves[other] = moves[count]
-                    trial[:] = play_state
+                    copy(play_state, trial, size)
                     works, after, left, gain = play(T, task, trial, holds_now, left_now, move, kind)
                 if not works:
                     break
@@ -221,7 +226,4 @@ def search_tree(T, task, simulations, max_depth, kind, seed, shortens):
             visits[node] += 1
             value[node] += carried
             node = parent[node]
-    if shortens:
-        best_length, best_total = shorten_best(T, task, best, best_length, best_total, kind)
-    proved = is_proved(open_nodes, best_length, best_total, wanted, kind)
-    return best, best_length, best_total, done, nodes, proved
+    return best, best_length, best_total, done, nodes, open_nodes

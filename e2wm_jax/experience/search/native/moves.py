@@ -9,10 +9,10 @@ from e2wm_jax.experience.search.moves import Macro
 from e2wm_jax.worlds.household.actions import Action, Thing
 from e2wm_jax.worlds.household.homes.scenes import Scene
 from e2wm_jax.worlds.household.native.edges import bit, next_node, targets
-from e2wm_jax.worlds.household.native.jit import jit
+from e2wm_jax.worlds.household.native.jit import inner, jit
 from e2wm_jax.worlds.household.native.order import first_in_set, in_set_order
 from e2wm_jax.worlds.household.native.places import has_state, is_held
-from e2wm_jax.worlds.household.native.step import advance
+from e2wm_jax.worlds.household.native.step import step
 from e2wm_jax.worlds.household.native.tables import (
     AT_CLOSE,
     AT_HANDS,
@@ -33,7 +33,7 @@ from e2wm_jax.worlds.household.rules import RULES, VERB_INDEX
 _OPEN, _WALK, _STANDUP = (np.int64(VERB_INDEX[verb]) for verb in ("OPEN", "WALK", "STANDUP"))
 
 
-@jit
+@inner
 def pack(verb, x, y, stand, one, other):
     """A move: StandUp first (or not), then Open of up to two things (node + 1, 0 for none), then the verb."""
     return verb | x << 6 | y << 18 | stand << 30 | one << 31 | other << 44
@@ -56,7 +56,7 @@ def unpack(scene: Scene, state: ArrayState, move: int) -> Macro:
     )
 
 
-@jit
+@inner
 def closed_containers(T, s, node, row, order):
     """The closed things, not rooms, that the node is in, into ``order``; returns their number."""
     targets(T, s, INSIDE, node, row)
@@ -75,7 +75,7 @@ def closed_containers(T, s, node, row, order):
     return count
 
 
-@jit
+@inner
 def first_moves(T, task, s, moves):
     """The moves at the root: to a room. Into ``moves``; returns their number."""
     stand = np.int64(has_state(T, s, T.n[CHARACTER], SITTING))
@@ -171,10 +171,18 @@ def legal_moves(T, task, s, moves, row, order):
 @jit
 def carry_out(T, s, move):
     """All lines of a move, on the state in place; whether they work."""
-    if move >> 30 & 1 and not advance(T, s, _STANDUP, START, START):
-        return False
-    for shift in (31, 44):
-        container = (move >> shift & 0x1FFF) - 1
-        if container >= 0 and not advance(T, s, _OPEN, container, START):
+    for part in range(4):
+        verb, x, y = move & 0x3F, move >> 6 & 0xFFF, move >> 18 & 0xFFF
+        if part == 0:
+            if not move >> 30 & 1:
+                continue
+            verb = _STANDUP
+        elif part < 3:
+            x = (move >> (18 + 13 * part) & 0x1FFF) - 1
+            if x < 0:
+                continue
+            verb = _OPEN
+        succeeds, check, _ = step(T, s, verb, x, y)
+        if not succeeds or check >= 0:
             return False
-    return advance(T, s, move & 0x3F, move >> 6 & 0xFFF, move >> 18 & 0xFFF)
+    return True

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from e2wm_jax.worlds.household.native.jit import jit
+from e2wm_jax.worlds.household.native.jit import inner, jit
 from e2wm_jax.worlds.household.native.tables import (
     AT_CLOSE,
     AT_COUNT,
@@ -23,23 +23,23 @@ from e2wm_jax.worlds.household.native.tables import (
 # Bits
 
 
-@jit
+@inner
 def bit(words, start, node):
     """Whether a node is in the set that begins at ``start``."""
     return (words[start + (node >> 5)] >> np.uint32(node & 31)) & np.uint32(1) != 0
 
 
-@jit
+@inner
 def put_bit(words, start, node):
     words[start + (node >> 5)] |= np.uint32(1) << np.uint32(node & 31)
 
 
-@jit
+@inner
 def clear_bit(words, start, node):
     words[start + (node >> 5)] &= ~(np.uint32(1) << np.uint32(node & 31))
 
 
-@jit
+@inner
 def next_node(words, node):
     """The first node after ``node`` in a set, or -1."""
     node += 1
@@ -70,27 +70,27 @@ def next_node(words, node):
 # Edges
 
 
-@jit
+@inner
 def edge(relation, source, target):
     return np.uint32(relation << 24 | source << 12 | target)
 
 
-@jit
+@inner
 def edge_relation(entry):
     return np.int64(entry >> np.uint32(24))
 
 
-@jit
+@inner
 def edge_source(entry):
     return np.int64((entry >> np.uint32(12)) & np.uint32(0xFFF))
 
 
-@jit
+@inner
 def edge_target(entry):
     return np.int64(entry & np.uint32(0xFFF))
 
 
-@jit
+@inner
 def own_row(T, relation):
     """Where the state holds the character's own edges of a relation; -1 for INSIDE."""
     if relation == CLOSE:
@@ -147,7 +147,7 @@ def sources(T, s, relation, node, out):
         put_bit(out, START, T.n[CHARACTER])
 
 
-@jit
+@inner
 def listed(T, s, relation, source, target):
     """The slot of an edge in the list, or -1."""
     for slot in range(T.n[AT_EDGES], T.n[AT_EDGES] + s[T.n[AT_COUNT]]):
@@ -157,7 +157,7 @@ def listed(T, s, relation, source, target):
     return -1
 
 
-@jit
+@inner
 def holds(T, s, relation, source, target):
     """Whether an edge is there."""
     own = own_row(T, relation)
@@ -171,7 +171,7 @@ def holds(T, s, relation, source, target):
     return listed(T, s, relation, source, target) >= 0
 
 
-@jit
+@inner
 def add(T, s, relation, source, target):
     """Make an edge; CLOSE in both directions."""
     if holds(T, s, relation, source, target):
@@ -189,7 +189,7 @@ def add(T, s, relation, source, target):
         s[T.n[AT_COUNT]] = count + np.uint32(1)
 
 
-@jit
+@inner
 def unlist(T, s, slot):
     """Take an edge out of the list, which keeps its order."""
     end = T.n[AT_EDGES] + s[T.n[AT_COUNT]]
@@ -199,7 +199,7 @@ def unlist(T, s, slot):
     s[T.n[AT_COUNT]] -= np.uint32(1)
 
 
-@jit
+@inner
 def wipe(T, s, relation, node):
     """Delete all edges of a relation from and to a node."""
     put_bit(s, T.n[AT_WIPED] + relation * T.n[WORDS], node)

@@ -65,6 +65,16 @@ class _Cache(FunctionCache):
 
 def jit(function: Callable[..., Any]) -> Any:
     """Compile a function at its first call, once per machine; it releases the interpreter's lock."""
-    dispatcher = numba.njit(nogil=True)(function)
+    return _cached(function, numba.njit(nogil=True))
+
+
+def inner(function: Callable[..., Any]) -> Any:
+    """`jit` of a function for compiled code alone: without the entries for Python and C, which take as long to compile
+    as a small function does. A call from Python would crash."""
+    return _cached(function, numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True))
+
+
+def _cached(function: Callable[..., Any], compiler: Callable[..., Any]) -> Any:
+    dispatcher = compiler(function)
     dispatcher._cache = _Cache(function)
     return dispatcher

@@ -11,7 +11,7 @@ from e2wm_jax.worlds.household.native.edges import (
     next_node,
     put_bit,
 )
-from e2wm_jax.worlds.household.native.jit import jit
+from e2wm_jax.worlds.household.native.jit import inner, jit
 from e2wm_jax.worlds.household.native.places import doors_open, held_in
 from e2wm_jax.worlds.household.native.step import first_failing, passes
 from e2wm_jax.worlds.household.native.tables import (
@@ -100,7 +100,7 @@ from e2wm_jax.worlds.household.native.tables import (
 )
 
 
-@jit
+@inner
 def unite(T, s, rows, relation, members, out):
     """Into ``out`` [W] what edges of a relation lead to from any of ``members`` [W] (``rows`` is TARGETS), or come from
     (SOURCES)."""
@@ -129,7 +129,7 @@ def unite(T, s, rows, relation, members, out):
                 put_bit(out, START, source)
 
 
-@jit
+@inner
 def sets_of(T, s, sets):
     """The nodes that are NEAR, surely IN_A_ROOM, FACED, REACHABLE, HELD and FOOD, into ``sets`` [7, W]; the last is
     spare. The character's own edges, which its state holds, are added where they count."""
@@ -173,14 +173,14 @@ def sets_of(T, s, sets):
         faced_set[w] |= facing[w]
 
 
-@jit
+@inner
 def fill(T, start, mask):
     """A set of the scene into ``mask`` [W]."""
     for w in range(T.n[WORDS]):
         mask[w] = T.bits[start + w]
 
 
-@jit
+@inner
 def keep_each(T, s, test, argument, inside, sets, mask):
     """Leave in ``mask`` [W] the nodes that pass a test, asking one by one where the answer is not at hand."""
     if test == OPEN_DOORS:
@@ -205,7 +205,7 @@ def keep_each(T, s, test, argument, inside, sets, mask):
         node = next_node(doubtful, node)
 
 
-@jit
+@inner
 def answers_of(T, s, sets):
     """The nodes that pass each different question (test, argument) that is a set, [Q, W]: HAS aside, of which `fill`
     knows; all nodes for what `is_set` denies; of ACCESSIBLE, what one can put things in."""
@@ -250,7 +250,7 @@ def answers_of(T, s, sets):
     return answers
 
 
-@jit
+@inner
 def keep_all(T, s, verb, of, sets, answers, mask):
     """Leave in ``mask`` [W] the nodes that pass all checks of X (0) or Y (1) but those that only leave a message; what
     is no set is asked of every node that is left."""
@@ -274,7 +274,7 @@ def keep_all(T, s, verb, of, sets, answers, mask):
                 keep_each(T, s, test, check_of(T, verb, place, ARGUMENT), False, sets, mask)
 
 
-@jit
+@inner
 def is_set(test):
     """Whether `answers_of` or, of HAS, `fill` knows all nodes that pass."""
     return not (
@@ -329,7 +329,7 @@ def legal(T, s, one, two):
             drop_lost(T, s, one[WALK_VERB], sets[NEAR_SET], mask)
 
 
-@jit
+@inner
 def drop_lost(T, s, walked, near_set, mask):
     """Take out of ``mask`` [W] what is far, and the walk to it ends the FIND."""
     node = next_node(mask, NONE)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from e2wm_jax.worlds.household.native.edges import bit, edge_relation, edge_source, edge_target, next_node, put_bit
-from e2wm_jax.worlds.household.native.jit import jit
+from e2wm_jax.worlds.household.native.jit import inner, jit
 from e2wm_jax.worlds.household.native.tables import (
     AT_COUNT,
     AT_EDGES,
@@ -23,7 +23,7 @@ from e2wm_jax.worlds.household.native.tables import (
 # The order in which VirtualHome meets the targets of a node: that of a Python set, and where it matters
 
 
-@jit
+@inner
 def place_in_set(table, mask, hashes, node):
     """Where CPython puts a node's id in the open-addressed table of a set; the table here holds node numbers."""
     perturb = hashes[node]
@@ -112,7 +112,7 @@ def in_set_order(T, s, relation, node, wanted, out):
     return count
 
 
-@jit
+@inner
 def first_in_set(T, s, relation, node, wanted):
     """The first of `in_set_order`, or -1."""
     one = next_node(wanted, NONE)

@@ -11,7 +11,7 @@ from e2wm_jax.worlds.household.native.edges import (
     sources,
     targets,
 )
-from e2wm_jax.worlds.household.native.jit import jit
+from e2wm_jax.worlds.household.native.jit import inner, jit
 from e2wm_jax.worlds.household.native.order import first_in_set
 from e2wm_jax.worlds.household.native.tables import (
     AT_CLOSE,
@@ -32,9 +32,11 @@ from e2wm_jax.worlds.household.native.tables import (
     FACING,
     HAS_DOOR,
     INSIDE,
+    LEFT,
     NONE,
     ON,
     POSTURE,
+    RIGHT,
     ROOM_COUNT,
     ROOM_NUMBER,
     ROOMS,
@@ -68,18 +70,18 @@ def room(T, s, node):
     return -1
 
 
-@jit
+@inner
 def held_in(T, s, hand):
     """What a hand (0 right, 1 left) holds, or -1."""
     return np.int64(s[T.n[AT_HANDS] + hand]) - 1
 
 
-@jit
+@inner
 def is_held(T, s, node):
-    return held_in(T, s, 0) == node or held_in(T, s, 1) == node
+    return held_in(T, s, RIGHT) == node or held_in(T, s, LEFT) == node
 
 
-@jit
+@inner
 def free_hand(T, s):
     """The hand that takes the next thing, or -1."""
     if s[T.n[AT_HANDS]] == 0:
@@ -87,14 +89,14 @@ def free_hand(T, s):
     return 1 if s[T.n[AT_HANDS] + 1] == 0 else -1
 
 
-@jit
+@inner
 def let_go(T, s, node):
     for hand in range(2):
         if held_in(T, s, hand) == node:
             s[T.n[AT_HANDS] + hand] = 0
 
 
-@jit
+@inner
 def near(T, s, node):
     """CLOSE(C,node), or CLOSE(C,k) and (CLOSE(k,node) or ON(node,k)) for some k."""
     close = T.n[AT_CLOSE]
@@ -127,7 +129,7 @@ def near(T, s, node):
     return False
 
 
-@jit
+@inner
 def faced(T, s, node):
     """FACING(C,node), or FACING(C,k) and FACING(k,node) for some k."""
     facing, wiped = T.n[AT_FACING], T.n[AT_WIPED] + FACING * T.n[WORDS]
@@ -142,7 +144,7 @@ def faced(T, s, node):
     return False
 
 
-@jit
+@inner
 def in_closed(T, s, node):
     """Whether a node is directly inside something closed that is no room."""
     row = np.empty(T.n[WORDS], np.uint32)
@@ -153,12 +155,12 @@ def in_closed(T, s, node):
     return False
 
 
-@jit
+@inner
 def has_state(T, s, node, state):
     return bit(s, T.n[AT_STATES] + state * T.n[WORDS], node)
 
 
-@jit
+@inner
 def has_posture(T, s, states):
     """Whether the character is in one of these states (bits); vh23 remembers those of the scene for ever."""
     for state in range(10):
@@ -171,7 +173,7 @@ def has_posture(T, s, states):
     return False
 
 
-@jit
+@inner
 def loaded(T, s, node, only):
     """How many nodes of a set of the scene are ON a node."""
     row = np.empty(T.n[WORDS], np.uint32)

@@ -22,7 +22,7 @@ from e2wm_jax.worlds.household.native.edges import (
     unlist,
     wipe,
 )
-from e2wm_jax.worlds.household.native.jit import jit
+from e2wm_jax.worlds.household.native.jit import inner, jit
 from e2wm_jax.worlds.household.native.order import first_in_set
 from e2wm_jax.worlds.household.native.places import (
     doors_open,
@@ -141,7 +141,7 @@ from e2wm_jax.worlds.household.native.tables import (
 # The tests of `rules`
 
 
-@jit
+@inner
 def passes(T, s, test, node, argument, putting_inside):
     """Whether a check holds for a node. ``putting_inside``: of PUT_BACK, whether the thing came from inside."""
     if test == HAS:
@@ -208,14 +208,14 @@ def passes(T, s, test, node, argument, putting_inside):
 # The effects of `rules`
 
 
-@jit
+@inner
 def come_close(T, s, nodes):
     """CLOSE(C,n) for a set of nodes."""
     for w in range(T.n[WORDS]):
         s[T.n[AT_CLOSE] + w] |= nodes[w]
 
 
-@jit
+@inner
 def walk(T, s, x):
     """The character goes to ``x``. The order of the wipings and the old room of what it carries are as executed."""
     c, words = T.n[CHARACTER], T.n[WORDS]
@@ -263,7 +263,7 @@ def walk(T, s, x):
     put_bit(s, T.n[AT_BOUND], x)
 
 
-@jit
+@inner
 def find(T, s, x):
     for w in range(T.n[WORDS]):
         s[T.n[AT_FACING] + w] = 0
@@ -271,7 +271,7 @@ def find(T, s, x):
     put_bit(s, T.n[AT_BOUND], x)
 
 
-@jit
+@inner
 def pose(T, s, lost, gained):
     """The character gains and loses states; vh23 starts from those of the scene."""
     if T.n[DIALECT] == VH23:
@@ -287,7 +287,7 @@ def pose(T, s, lost, gained):
             put_bit(s, T.n[AT_STATES] + state * T.n[WORDS], T.n[CHARACTER])
 
 
-@jit
+@inner
 def grab(T, s, x):
     """The character takes ``x``, and remembers the first thing that it was ON, INSIDE or CLOSE to."""
     here, hand = room(T, s, T.n[CHARACTER]), free_hand(T, s)
@@ -313,7 +313,7 @@ def grab(T, s, x):
         s[T.n[AT_MEMORY] + x] = 1 + relation + 4 * place
 
 
-@jit
+@inner
 def put(T, s, x, y, relation):
     let_go(T, s, x)
     put_bit(s, T.n[AT_CLOSE], y)
@@ -323,7 +323,7 @@ def put(T, s, x, y, relation):
     s[T.n[AT_MEMORY] + x] = 0
 
 
-@jit
+@inner
 def apply(T, s, verb, x, y):
     """Change the state in place by the verb's effect, all of whose checks hold."""
     effect = effect_of(T, verb, EFFECT)
@@ -384,7 +384,7 @@ def apply(T, s, verb, x, y):
 # Lines
 
 
-@jit
+@inner
 def first_failing(T, s, verb, x, y, start):
     """The place of the first check from ``start`` on that does not hold, or -1."""
     effect = effect_of(T, verb, EFFECT)
@@ -484,8 +484,7 @@ def changes(T, old, new, gained, lost):
     return counts[0], counts[1]
 
 
-@jit
 def advance(T, s, verb, x, y):
-    """`step` for search: whether the line succeeds with its effect."""
+    """Execute a line on the state in place; whether it succeeds with its effect."""
     succeeds, check, _ = step(T, s, verb, x, y)
     return succeeds and check < 0

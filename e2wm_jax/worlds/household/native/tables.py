@@ -6,7 +6,7 @@ import numpy as np
 
 from e2wm_jax.worlds.household import arrays
 from e2wm_jax.worlds.household.arrays import Tables, words_of
-from e2wm_jax.worlds.household.native.jit import jit
+from e2wm_jax.worlds.household.native.jit import inner
 from e2wm_jax.worlds.household.rules import RULES, VERB_INDEX, Effect, Otherwise, Test
 
 DONE = 0
@@ -18,7 +18,8 @@ UNSIGNED = np.int64((1 << 59) - 1)  # what a number without sign has left of 64 
 ON, INSIDE, CLOSE, FACING = np.arange(4)
 CLOSED, OPEN = np.int64(arrays.CLOSED), np.int64(arrays.OPEN)
 SITTING, LYING = np.int64(arrays.SITTING), np.int64(arrays.LYING)
-START, RIGHT = np.int64(0), np.int64(0)
+START = np.int64(0)
+RIGHT, LEFT = np.arange(2)
 NONE = np.int64(-1)
 TEST, OF, ARGUMENT, OTHERWISE = np.arange(4)
 FIRST, SECOND = np.arange(2)
@@ -100,22 +101,22 @@ def native_tables(tables: Tables) -> NativeTables:
     return NativeTables(np.concatenate([np.array(head, np.int64), *numbers]), np.concatenate(sets))
 
 
-@jit
+@inner
 def targets_at(T, relation, node):
     """Where the row of `Tables.targets` begins in ``bits``."""
     return T.n[TARGETS] + (relation * T.n[NODES] + node) * T.n[WORDS]
 
 
-@jit
+@inner
 def sources_at(T, relation, node):
     return T.n[SOURCES] + (relation * T.n[NODES] + node) * T.n[WORDS]
 
 
-@jit
+@inner
 def check_of(T, verb, place, item):
     return T.n[T.n[CHECKS] + (verb * T.n[MOST_CHECKS] + place) * 4 + item]
 
 
-@jit
+@inner
 def effect_of(T, verb, item):
     return T.n[T.n[EFFECTS] + verb * 3 + item]
