@@ -4,10 +4,13 @@ numba's own cache looks at the file of the function alone: after a change in wha
 it reads from another module, it would go on running the old code.
 """
 
+import fcntl
 import hashlib
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numba
 from numba.core import event
@@ -50,9 +53,45 @@ class _Announcer(event.Listener):
         self.depth -= 1
         if self.depth == 0:
             end(self.activity)
+            if sys.exception() is not None:  # nothing will be saved
+                _TURN.end()
 
 
 event.register("numba:compile", _Announcer())
+
+
+class _Turn:
+    """Of the processes that need the same code at the same time one compiles it; the others wait, then read it."""
+
+    def __init__(self) -> None:
+        self.file: IO[bytes] | None = None
+        self.owner: object = None  # the cache of the function that the compilation began with
+
+    def begin(self, owner: object, path: Path) -> None:
+        """Wait until no other process compiles. In the middle of a compilation: nothing."""
+        if self.file is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.file, self.owner = path.open("ab"), owner
+            try:
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting = begin("waiting for another process that compiles the array engine")
+                try:
+                    fcntl.flock(self.file, fcntl.LOCK_EX)
+                except BaseException:
+                    self.end()
+                    raise
+                finally:
+                    end(waiting)
+
+    def end(self) -> None:
+        """Let the others go on."""
+        if self.file is not None:
+            self.file.close()
+        self.file = self.owner = None
+
+
+_TURN = _Turn()
 
 
 class _Cache(FunctionCache):
@@ -61,6 +100,21 @@ class _Cache(FunctionCache):
         # The stamp is in the name too: an index of other sources may name classes that are no longer there.
         name = f"{self._impl.filename_base}-{_STAMP[:12]}"
         self._cache_file = IndexDataCacheFile(self._cache_path, name, _STAMP)
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        found = super().load_overload(sig, target_context)
+        if found is None and _TURN.file is None:
+            with suppress(OSError):  # a file system that has no locks: each process compiles
+                _TURN.begin(self, Path(self._cache_path) / "compiling.lock")
+            found = super().load_overload(sig, target_context)
+            if found is not None:
+                _TURN.end()
+        return found
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        super().save_overload(sig, data)
+        if _TURN.owner is self:
+            _TURN.end()
 
 
 def jit(function: Callable[..., Any]) -> Any:
