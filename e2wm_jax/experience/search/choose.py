@@ -17,7 +17,7 @@ Method = Literal["mcts", "best-first", "mcts-batched"]
 
 
 def compile_engine(*methods: Method) -> None:
-    """Have the array engine and these of its searches compiled, which takes about a minute once on a machine."""
+    """Have the array engine and these of its searches compiled, which takes half a minute once on a machine."""
     from e2wm_jax.worlds.household.native.world import ArrayWorld
 
     scene = parse_graph(
@@ -25,6 +25,7 @@ def compile_engine(*methods: Method) -> None:
             "nodes": [
                 {"id": 1, "class_name": "hall", "category": "Rooms", "properties": [], "states": []},
                 {"id": 2, "class_name": "character", "properties": [], "states": []},
+                {"id": 3, "class_name": "den", "category": "Rooms", "properties": [], "states": []},
             ],
             "edges": [{"from_id": 2, "relation_type": "INSIDE", "to_id": 1}],
         },
@@ -35,8 +36,8 @@ def compile_engine(*methods: Method) -> None:
     world.targets(state, 2, "INSIDE")
     world.sources(state, 1, "INSIDE")
     for method in methods:
-        goal = Goal("hall", "sit", ("character || SITTING",), (), ())
-        search(world, scene, goal, method=method, simulations=1)
+        goal = Goal("hall", "go", ("character || INSIDE || den",), (), ())
+        search(world, scene, goal, method=method, simulations=2, shorten=True)
 
 
 def search(world: World[Any], scene: Scene, goal: Goal, *, method: Method = "mcts", **options: Any) -> Plan:
