@@ -5,47 +5,12 @@ other words count as the same: a state about Tom and one about Mary, a cup that 
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from e2wm_jax.tasks.example import Example
-from e2wm_jax.tasks.household.inference import PEOPLE, state_sentences
+from e2wm_jax.tasks.household.inference import state_sentences
 from e2wm_jax.tasks.household.plan import Plan
-from e2wm_jax.tasks.household.tracking import PHRASES
-
-_TASK = ("task", r"^Q: How to (.*?)\?")
-_PLAN_GEN = (("question", r"^Q: (.*)$"), ("plan", r"^A: (.*)$"))
-_COUNT = (("story", r"^Q: (.*) How many items are there"),)
-_OBJ_MOVE = (("story", r"^(.*)\nQuestion: "),)
-_UNSEEN = (*_PLAN_GEN, ("task", r"^Q: How to (.*?)\?.*\nA: .*\Z"))  # of the question only: examples may be seen ones
-_HOUSEWORK = (("item question", r"^Question: (To .*, a (?:possibly related|unrelated) item could be)$"),)
-# File name -> what to look for in f"{input} {gold}": (kind, pattern with the text as its group).
-_FACTS = {
-    "train/train_plan_gen.json": (*_PLAN_GEN, _TASK),
-    "train/train_act_recog.json": (
-        ("plan", r"^Given a household activity plan as follows:\n(.*)$"),
-        ("task", r"^A: (.*)$"),
-    ),
-    "train/train_count.json": _COUNT,
-    "train/train_obj_move.json": _OBJ_MOVE,
-    "eval/gen/plan_gen.json": _PLAN_GEN,
-    "eval/gen/plan_gen_unseen.json": _UNSEEN,
-    "eval/gen/plan_gen_confusing.json": _PLAN_GEN,
-    "eval/gen/plan_gen_unseen_confusing.json": _UNSEEN,
-    "eval/gen/obj_move_path.json": _OBJ_MOVE,
-    "eval/qa/act_recog.json": (("plan", r"^Given a task plan: (.*)$"),),
-    "eval/qa/act_infer.json": (("state", r"^(.*)\nQuestion: Given the above state"),),
-    "eval/qa/housework_qa.json": _HOUSEWORK,
-    "eval/qa/neg_housework_qa.json": _HOUSEWORK,
-    "eval/qa/obj_move.json": _OBJ_MOVE,
-    "eval/qa/count.json": _COUNT,
-}
-_PERSON = re.compile(rf"\b(?:{'|'.join(PEOPLE)})\b")
-_DEED = re.compile("|".join(f"(?P<{kind}>{'|'.join(phrases)})" for kind, phrases in PHRASES.items()))
-# Wording that makes no difference, taken out.
-_PLAIN: dict[str, Callable[[str], str]] = {
-    "state": lambda text: _PERSON.sub("somebody", text),
-    "story": lambda text: _DEED.sub(lambda match: match.lastgroup or "", text),
-}
+from e2wm_jax.tasks.household.sets import BY_FILE, PLAIN
 
 
 class LeakageError(RuntimeError):
@@ -62,8 +27,10 @@ def facts(name: str, examples: Iterable[Example]) -> set[tuple[str, str]]:
     found: set[tuple[str, str]] = set()
     for example in examples:
         text = f"{example.input} {example.gold}"
-        shown = ((kind, fact) for kind, pattern in _FACTS[name] for fact in re.findall(pattern, text, re.MULTILINE))
-        here = {(kind, _PLAIN.get(kind, str)(fact)) for kind, fact in shown}
+        shown = (
+            (kind, fact) for kind, pattern in BY_FILE[name].facts for fact in re.findall(pattern, text, re.MULTILINE)
+        )
+        here = {(kind, PLAIN.get(kind, str)(fact)) for kind, fact in shown}
         if not here:
             raise LeakageError(f"{name}: cannot tell what this example is about: {text[:80]!r}")
         found |= here

@@ -41,6 +41,10 @@ class Material:
     known: dict[str, Activity]  # by all episodes, those too that failed
     episodes: dict[str, int]  # what became of the episodes: "used for plans", "goal not achieved", ...
 
+    def side(self, name: str) -> Side:
+        """Of "train" or "eval"."""
+        return self.train if name == "train" else self.held_out
+
 
 def gather(
     trajectories: Sequence[Trajectory], *, seed: int, eval_share: float, unseen_share: float, achieved_share: float

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from e2wm_jax.experience.trajectory import Trajectory
 from e2wm_jax.tasks.example import Example
 from e2wm_jax.tasks.household import tracking
+from e2wm_jax.tasks.household.sets import BY_FILE
 from e2wm_jax.tasks.material import COLLECT_PLANS, COLLECT_STORIES, COLLECT_TRACKS, Material, Side
 from e2wm_jax.worlds.household.homes.scenes import ROBOTHOW
 
@@ -39,19 +40,15 @@ def notes(
     if official:
         found += _smaller(files, wanted, empty)
     experienced = len(material.train.tracked) + len(material.held_out.tracked)
-    needed = tracking.STORIES * sum(size for name, size in wanted.items() if "obj_move" in name)
+    needed = tracking.STORIES * sum(size for name, size in wanted.items() if BY_FILE[name].kind == "tracking")
     if experienced < needed:
         found.append(f"obj_move: {experienced} of {needed} stories are experienced; for more: `{COLLECT_TRACKS}`")
     return tuple(found)
 
 
-def _kind(name: str) -> str:
-    return "counting" if "count" in name else "tracking" if "obj_move" in name else "plans"
-
-
 def _without_material(empty: Sequence[str], material: Material) -> Iterator[str]:
     """Kinds of sets for which there is no episode at all."""
-    kinds = {_kind(name) for name in empty}
+    kinds = {BY_FILE[name].kind for name in empty}
     if "plans" in kinds and not material.plans:
         yield f"no files of plans: no planned episode reached its goal; for some: `{COLLECT_PLANS}`, `{_OWN_GOALS}`"
     if "counting" in kinds and not (material.train.questions or material.held_out.questions):
@@ -66,9 +63,9 @@ def _too_little(empty: Sequence[str], material: Material, eval_share: float) -> 
     }
     for side, (made, share, way_out) in sides.items():
         way_out = "" if share == 1 else f", {way_out}"
-        names = [name.rpartition("/")[2].removesuffix(".json") for name in empty if name.startswith(f"{side}/")]
-        plans = [name for name in names if _kind(name) == "plans"]
-        counts = [name for name in names if _kind(name) == "counting"]
+        sets = [BY_FILE[name] for name in empty if name.startswith(f"{side}/")]
+        plans = [one.name for one in sets if one.kind == "plans"]
+        counts = [one.name for one in sets if one.kind == "counting"]
         if share and plans and material.plans:
             there = f"{len(made.plans)} plans of {len({one.task for one in made.plans})} activities"
             need = "where prompts show plans of two others and wrong answers come from others"
@@ -83,7 +80,7 @@ def _smaller(files: Mapping[str, Sequence[Example]], wanted: Mapping[str, int], 
         sizes = [
             f"{name} {len(examples)} of {wanted[name]}"
             for name, examples in files.items()
-            if len(examples) < wanted[name] and name not in empty and _kind(name) == kind
+            if len(examples) < wanted[name] and name not in empty and BY_FILE[name].kind == kind
         ]
         if sizes:
             yield f"smaller than asked for: {', '.join(sizes)}; for more: `{command}`"

@@ -1,20 +1,13 @@
 """What task files hold: sizes, lengths, answers, and how often the commonest one is right."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
 from e2wm_jax.tasks.build import TaskSets
 from e2wm_jax.tasks.example import Choice, Example
-
-# How long answers are summed up: plans by steps, paths by rooms, counts by number; all else as it is.
-_KINDS: dict[str, Callable[[str], str]] = {
-    "plan_gen": lambda gold: f"{gold.count('.')} steps",
-    "train_count": lambda gold: " ".join(gold.split()[2:4]),
-    "train_obj_move": lambda gold: f"{gold.count(',') + 1} rooms",
-    "obj_move_path": lambda gold: f"{gold.count(',') + 1} rooms",
-}
+from e2wm_jax.tasks.household.sets import BY_FILE
 
 
 def statistics(sets: TaskSets) -> dict[str, Any]:
@@ -31,8 +24,7 @@ def statistics(sets: TaskSets) -> dict[str, Any]:
 def _file_statistics(name: str, examples: Sequence[Example]) -> dict[str, Any]:
     words = [len(example.input.split()) for example in examples]
     answers = Counter(example.gold for example in examples)
-    kind = next((kind for part, kind in _KINDS.items() if part in name), str)
-    kinds = Counter(kind(example.gold) for example in examples).most_common()
+    kinds = Counter(BY_FILE[name].answers(example.gold) for example in examples).most_common()
     summary: dict[str, Any] = {
         "n": len(examples),
         "input_words": {"min": min(words), "median": median(words), "max": max(words)},

@@ -10,18 +10,13 @@ from e2wm_jax.tasks import leakage
 from e2wm_jax.tasks.example import from_json
 from e2wm_jax.tasks.household.inference import state_sentences
 from e2wm_jax.tasks.household.plan import Plan
+from e2wm_jax.tasks.household.sets import SETS
 
 # Sets whose questions, plans, unseen activities or told states a plan could give away.
 FILES = tuple(
-    f"eval/{name}.json"
-    for name in (
-        "gen/plan_gen",
-        "gen/plan_gen_unseen",
-        "gen/plan_gen_confusing",
-        "gen/plan_gen_unseen_confusing",
-        "qa/act_recog",
-        "qa/act_infer",
-    )
+    one.file
+    for one in SETS
+    if one.side == "eval" and {kind for kind, _ in one.facts} & {"question", "plan", "task", "state"}
 )
 
 

@@ -1,23 +1,16 @@
 """Names of endless data: "online:count" stands for counting stories that are made while the model reads them."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 from urllib.parse import parse_qsl
 
 from e2wm_jax.errors import InputError
 
+if TYPE_CHECKING:
+    from e2wm_jax.tasks.household.sets import TaskSet
+
 PREFIX = "online:"
-TaskName = Literal["plan_gen", "act_recog", "count", "obj_move"]
 Search = Literal["mcts", "best-first"]
-TASKS: tuple[TaskName, ...] = get_args(TaskName)
-# What an epoch takes from a task, so that mixtures have the proportions of the official files.
-_ITEMS = {"plan_gen": 1659, "act_recog": 1659, "count": 1000, "obj_move": 1000}
-_OPTIONS: dict[TaskName, tuple[str, ...]] = {
-    "plan_gen": ("search", "simulations", "dialect", "exclude"),
-    "act_recog": ("search", "simulations", "dialect", "exclude"),
-    "count": ("scene", "dialect"),
-    "obj_move": (),
-}
 
 
 @dataclass(frozen=True)
@@ -25,7 +18,7 @@ class OnlineTask:
     """A task whose examples are made on demand: example i of a seed is always the same one."""
 
     name: str  # "online:count?scene=a.json"
-    task: TaskName
+    task: str  # its set: "count"
     scenes: tuple[str, ...] = ()  # count: to explore; without any, the initial graphs of RobotHow
     search: Search = "best-first"  # finds twice as many of the goals as E2WM's with so few simulations
     simulations: int = 200  # plan_gen, act_recog: of each search; few, and superfluous moves are then left out
@@ -34,8 +27,8 @@ class OnlineTask:
 
     @property
     def items_per_epoch(self) -> int:
-        """Examples that count as one pass; there is no end to them."""
-        return _ITEMS[self.task]
+        """Examples that count as one pass, as many as the official file has; there is no end to them."""
+        return _sets()[self.task].size
 
 
 def parse_online(word: str) -> list[OnlineTask]:
@@ -49,18 +42,25 @@ def parse_online(word: str) -> list[OnlineTask]:
     if name == "all":
         if query:
             raise InputError(f"--data {word}: options belong to one task; name the tasks, e.g. online:count?{query}")
-        return [OnlineTask(f"{PREFIX}{task}", task) for task in TASKS]
-    for task in TASKS:
-        if task == name:
-            return [_with_options(word, task, query)]
-    raise InputError(f"--data {word}: no online task {name!r}; choose one of {', '.join(TASKS)}, all")
+        return [OnlineTask(f"{PREFIX}{task}", task) for task in _sets()]
+    if name not in _sets():
+        raise InputError(f"--data {word}: no online task {name!r}; choose one of {', '.join(_sets())}, all")
+    return [_with_options(word, name, query)]
 
 
-def _with_options(word: str, task: TaskName, query: str) -> OnlineTask:
+def _sets() -> dict[str, "TaskSet"]:
+    """The sets that can be made on demand; here, for the import of training needs no world."""
+    from e2wm_jax.tasks.household.sets import ONLINE
+
+    return ONLINE
+
+
+def _with_options(word: str, task: str, query: str) -> OnlineTask:
     options: dict[str, list[str]] = {}
+    known = _sets()[task].online or ()
     for key, value in parse_qsl(query, keep_blank_values=True):
-        if key not in _OPTIONS[task] or not value:
-            offered = ", ".join(_OPTIONS[task]) or "none"
+        if key not in known or not value:
+            offered = ", ".join(known) or "none"
             raise InputError(f"--data {word}: no option {key}={value}; options of {task}: {offered}")
         options.setdefault(key, []).append(value)
     for key, values in options.items():
@@ -69,7 +69,7 @@ def _with_options(word: str, task: TaskName, query: str) -> OnlineTask:
     simulations = options.get("simulations", ["200"])[0]
     if not simulations.isdecimal() or int(simulations) < 1:
         raise InputError(f"--data {word}: simulations={simulations}: must be a whole number of at least 1")
-    search = next((known for known in get_args(Search) if known == options.get("search", ["best-first"])[0]), None)
+    search = next((one for one in get_args(Search) if one == options.get("search", ["best-first"])[0]), None)
     if search is None:
         raise InputError(f"--data {word}: search={options['search'][0]}: choose one of {', '.join(get_args(Search))}")
     exclude = options.get("exclude", [""])[0]
