@@ -91,7 +91,7 @@ def stacked(sharding: NamedSharding) -> NamedSharding:
     return NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
 
 
-def everywhere(tree: Any, mesh: Mesh | None) -> Any:
+def replicate(tree: Any, mesh: Mesh | None) -> Any:
     """A copy of a pytree of arrays on every device of the mesh; where there is none, on the default device.
 
     On several hosts the values must be the same everywhere.

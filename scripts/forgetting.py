@@ -43,7 +43,7 @@ from e2wm_jax.models import decoder
 from e2wm_jax.models.head import target_nll
 from e2wm_jax.models.layers import Params
 from e2wm_jax.regularizers.catalogue import REGULARIZERS
-from e2wm_jax.regularizers.regularizer import Material, Options, State
+from e2wm_jax.regularizers.regularizer import Material, PenaltyOptions, State
 from e2wm_jax.train.schedules import learning_rates
 from e2wm_jax.train.step import Controls, StepConfig, TrainState, initial_state, train_step
 
@@ -261,7 +261,7 @@ def runs_of(world: World, name: str, strengths: Sequence[float]) -> list[Run]:
 
 
 def material(world: World, adapters: Adapters, rows: Sequence[Row]) -> Material:
-    options = Options(batch_size=32, max_length=LENGTH)
+    options = PenaltyOptions(batch_size=32, max_length=LENGTH)
     return Material(world.scope, world.params, adapters, world.fisher, rows, options)
 
 

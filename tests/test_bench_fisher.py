@@ -14,7 +14,7 @@ import pytest
 
 from e2wm_jax.bench import fisher
 from e2wm_jax.bench.fisher import FisherBenchSettings
-from e2wm_jax.bench.jobs.fisher import SHAPES, Job, compare, documents, reference_folder
+from e2wm_jax.bench.jobs.fisher import SHAPES, FisherJob, compare, documents, reference_folder
 from e2wm_jax.bench.ours.fisher import corpus, operations, selected
 from e2wm_jax.bench.ours.gradient import WAYS, batch_gradient
 from e2wm_jax.bench.pages.fisher import verdict
@@ -29,7 +29,7 @@ from e2wm_jax.models import decoder
 from e2wm_jax.storage.tensor_files import open_tensors
 
 SMALL = FisherBenchSettings(shape="tiny", length=12, batch_size=3, rounds=1, against=(), cores=0)
-JOB = Job(shape="tiny", lengths=(12, 12, 12), batch_size=3, step_size=2, row=12, cores=0, clock="cpu")
+JOB = FisherJob(shape="tiny", lengths=(12, 12, 12), batch_size=3, step_size=2, row=12, cores=0, clock="cpu")
 
 
 @pytest.fixture(scope="module")

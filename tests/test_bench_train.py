@@ -12,7 +12,7 @@ import pytest
 from e2wm_jax import lora
 from e2wm_jax.bench import train
 from e2wm_jax.bench.jobs import train as train_job
-from e2wm_jax.bench.jobs.train import Job, adapter_folder, fisher_of, loader_of, read_rows, write_rows
+from e2wm_jax.bench.jobs.train import TrainJob, adapter_folder, fisher_of, loader_of, read_rows, write_rows
 from e2wm_jax.bench.ours import meshes as train_meshes
 from e2wm_jax.bench.ours import train as train_methods
 from e2wm_jax.bench.peers import peft as train_peers
@@ -52,9 +52,9 @@ NEO = GPTNeoConfig(
 )
 
 
-def small_job(folder: Path, shape: str) -> Job:
+def small_job(folder: Path, shape: str) -> TrainJob:
     """Four rows of unequal lengths, two a step."""
-    job = Job(
+    job = TrainJob(
         folder=str(folder),
         shape=shape,
         base_dtype="float32",

@@ -26,7 +26,7 @@ from e2wm_jax.data.source import (
 from e2wm_jax.data.tokenize import document_rows, encode, encode_prompts, task_rows
 from e2wm_jax.errors import InputError
 from e2wm_jax.evaluate.questions.answer_rows import pack
-from e2wm_jax.tasks.household.plan import Plan
+from e2wm_jax.tasks.household.plan import TaskPlan
 
 PLAN = {"input": "How to make tea?", "ref": "1. Walk to the kitchen"}
 QUESTION = {"input": "Where is the plate?", "answer": "table", "answer_list": ["fridge", "table", "sofa"]}
@@ -160,7 +160,7 @@ def test_plans_that_evaluation_sets_ask_about_are_held_out(tmp_path: Path) -> No
         {"input": "The light is on.\nQuestion: Given the above state, what is it?\nAnswer:", **answers},
     )
     out = held_out(str(tmp_path))
-    free = Plan("work", "How to work? Given items include desk.", "Walk to desk.", frozenset())
+    free = TaskPlan("work", "How to work? Given items include desk.", "Walk to desk.", frozenset())
     assert free not in out
     for changes in (
         {"question": "How to read? Given items include book."},

@@ -20,7 +20,7 @@ from e2wm_jax.fisher import fused, textbook
 from e2wm_jax.fisher import head as heads
 from e2wm_jax.fisher.diagonal import Computation, Estimator, FisherResult, document_fisher
 from e2wm_jax.fisher.documents import DocumentBatch, document_batches
-from e2wm_jax.fisher.fused import Options
+from e2wm_jax.fisher.fused import FusedOptions
 from e2wm_jax.kernels import square_sum
 from e2wm_jax.models import decoder
 from e2wm_jax.models.decoder import weight_table
@@ -140,9 +140,9 @@ def torch_fisher(model: Any, rows: Sequence[Row]) -> dict[str, np.ndarray]:
 
 def squares(model: Model, batch: DocumentBatch, method: str = "fused") -> dict[str, Any]:
     """Sums over the batch, by Hugging Face's names."""
-    add = partial(fused.add_squares, model.config, Options())
+    add = partial(fused.add_squares, model.config, FusedOptions())
     if method != "fused":
-        add = partial(textbook.add_squares, model.config, Options(), method)
+        add = partial(textbook.add_squares, model.config, FusedOptions(), method)
     zeros = {path: jnp.zeros(value.shape) for path, value in flatten(model.params).items()}
     totals, losses = jax.jit(add)(zeros, model.params, batch)
     assert losses.finite.all()
@@ -317,7 +317,11 @@ def test_what_the_compiled_step_holds(full_compilation: None, monkeypatch: pytes
     rows = [Row(np.full(length, 3, np.int32), 1) for length in (17, 30, 40, 20, 12, 3, 4)]
     [batch] = document_batches(rows, 2, 64, layout="packed")
     zeros = {path: jnp.zeros(value.shape) for path, value in flatten(params).items()}
-    step = jax.jit(partial(fused.add_squares, WIDE, Options()), donate_argnums=0).lower(zeros, params, batch).compile()
+    step = (
+        jax.jit(partial(fused.add_squares, WIDE, FusedOptions()), donate_argnums=0)
+        .lower(zeros, params, batch)
+        .compile()
+    )
 
     of_totals = sum(total.nbytes for total in zeros.values())
     memory = step.memory_analysis()

@@ -303,11 +303,11 @@ def test_a_fisher_shows_where_it_is(fisher: Path, tmp_path: Path):
 
 
 def test_quantiles_and_concentration_are_those_of_the_entries():
-    from e2wm_jax.fisher.command.summary import held_by_largest, quantile, spread_of, together
+    from e2wm_jax.fisher.command.summary import held_by_largest, merged, quantile, spread_of
 
     value = np.random.default_rng(0).lognormal(-14, 4, 40_000).astype(np.float32)
     value[:400] = 0
-    spread = together([spread_of(value[:15_000].reshape(3, -1)), spread_of(value[15_000:])])
+    spread = merged([spread_of(value[:15_000].reshape(3, -1)), spread_of(value[15_000:])])
     for share in (0.05, 0.5, 0.99):
         expected = float(np.quantile(value, share))
         assert expected / 1.13 <= quantile(spread, share) <= expected * 1.001

@@ -19,7 +19,7 @@ from e2wm_jax.models import decoder, spread
 from e2wm_jax.models.weights import flatten, unflatten
 from e2wm_jax.regularizers.factor_ewc import FACTOR_EWC, factor_fisher
 from e2wm_jax.regularizers.path import RWALK, SI
-from e2wm_jax.regularizers.regularizer import Material, Options, Regularizer, Update
+from e2wm_jax.regularizers.regularizer import Material, PenaltyOptions, Regularizer, Update
 from e2wm_jax.sharding import make_mesh
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -86,7 +86,7 @@ def moved(seed: int = 0) -> Adapters:
 
 
 def material(params: Any, adapters: Adapters, rows: list[Row], scope: Scope = SCOPE, **options: Any) -> Material:
-    return Material(scope, params, adapters, None, rows, Options(**{"max_length": 16, **options}))
+    return Material(scope, params, adapters, None, rows, PenaltyOptions(**{"max_length": 16, **options}))
 
 
 def leaves(tree: Any) -> np.ndarray:

@@ -30,7 +30,7 @@ from e2wm_jax.models.weights import Model, flatten, load, unflatten
 from e2wm_jax.regularizers import ewc, kfac, mas, online_ewc, row_column
 from e2wm_jax.regularizers.catalogue import REGULARIZERS, regularizer
 from e2wm_jax.regularizers.measure import documents, task_fisher
-from e2wm_jax.regularizers.regularizer import Material, Options, State
+from e2wm_jax.regularizers.regularizer import Material, PenaltyOptions, State
 from e2wm_jax.sharding import make_mesh
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -78,7 +78,7 @@ def value(name: str, adapters: Adapters, state: State) -> float:
 
 
 def material(adapters: Adapters, rows: Sequence[Row] = (), fisher: Any = None) -> Material:
-    return Material(SCOPE, {}, adapters, fisher, rows, Options(decay=DECAY, batch_size=2, max_length=24))
+    return Material(SCOPE, {}, adapters, fisher, rows, PenaltyOptions(decay=DECAY, batch_size=2, max_length=24))
 
 
 def changes(now: Any, then: Adapters | None) -> dict[str, np.ndarray]:
@@ -396,7 +396,7 @@ def by_torch(pair: tuple[Model, Any], adapters: Adapters, rows: Sequence[Row]) -
 
 def of_model(pair: tuple[Model, Any], adapters: Adapters, rows: Sequence[Row]) -> Material:
     model = pair[0]
-    options = Options(decay=DECAY, batch_size=2, max_length=24)
+    options = PenaltyOptions(decay=DECAY, batch_size=2, max_length=24)
     return Material(Scope(model.config, TORCH_SPEC), model.params, adapters, None, rows, options)
 
 
@@ -480,7 +480,7 @@ def test_kfac_of_a_quantized_model_is_that_of_the_weights_it_stands_for():
         flat[path] = Int8Matrix(codes, jnp.full(codes.shape[:-1], 0.003))
         written[path] = flat[path].dense()
     found, expected = (
-        kfac.factors(SCOPE, params, documents(Material(SCOPE, params, START, None, rows, Options())))
+        kfac.factors(SCOPE, params, documents(Material(SCOPE, params, START, None, rows, PenaltyOptions())))
         for params in map(unflatten, (flat, written))
     )
     for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
@@ -501,7 +501,7 @@ def test_no_array_of_tokens_times_vocabulary(name):
     config = replace(CONFIG, vocab_size=4999)
     scope, params = Scope(config, SPEC), decoder.initialize(config, jax.random.key(0))
     text = [Row(np.arange(20, dtype=np.int32), 1)] * 2
-    (batch,) = documents(Material(scope, params, START, None, text, Options(batch_size=2, max_length=24)))
+    (batch,) = documents(Material(scope, params, START, None, text, PenaltyOptions(batch_size=2, max_length=24)))
     if name == "mas":
         totals = {path: jnp.zeros((2, *weight_table(config)[path].shape)) for path in PATHS}
         lowered = mas._add.lower(scope, totals, params, mas.head_products(params["embed"]), batch)
@@ -529,7 +529,7 @@ def test_states_and_penalties_on_a_mesh_equal_those_on_one_device():
     adapters = moved(start, 1, spec)
     now = moved(adapters, 2, spec)
     rows = random_rows(7)  # of the eight places of two batches one stays empty
-    options = Options(decay=DECAY, batch_size=3, max_length=24)
+    options = PenaltyOptions(decay=DECAY, batch_size=3, max_length=24)
     fisher = random_measure("ewc", np.random.default_rng(3))
     for name in ("ewc", "online-ewc", "mas", "row-column", "kfac"):
         found = []

@@ -12,7 +12,7 @@ import study
 import study_results
 
 from e2wm_jax.compare import jobs
-from e2wm_jax.compare.plan import Plan, make_plan
+from e2wm_jax.compare.plan import ComparePlan, make_plan
 from e2wm_jax.compare.settings import CompareSettings
 from e2wm_jax.storage.files import read_json
 
@@ -124,7 +124,7 @@ def test_own_words_stay_when_results_are_renewed():
     assert again == text.replace("<!-- study ablation -->\n1\n", "<!-- study ablation -->\n3 \\1\n")
 
 
-def planned(words: list[str], part: str, folder: Path) -> Plan:
+def planned(words: list[str], part: str, folder: Path) -> ComparePlan:
     """The plan of a part, from its file."""
     args = study.parser().parse_args([*words, "--parts", part])
     (text,) = study.configurations(args, study.sized("tiny", [])).values()

@@ -13,7 +13,7 @@ from e2wm_jax.errors import InputError
 from e2wm_jax.experience.trajectory import Trajectory
 from e2wm_jax.tasks.build import Sizes, TaskSets, build
 from e2wm_jax.tasks.example import Choice, Generation
-from e2wm_jax.tasks.household.plan import Plan
+from e2wm_jax.tasks.household.plan import TaskPlan
 from e2wm_jax.tasks.leakage import LeakageError, check, facts
 from e2wm_jax.tasks.statistics import statistics
 from e2wm_jax.tasks.write import write
@@ -192,7 +192,7 @@ def test_a_leak_across_kinds_of_files_and_of_goals_is_found() -> None:
     check(other)
     goal = frozenset({"character || SITTING"})
     with pytest.raises(LeakageError, match=r"share a goal: character \|\| SITTING"):
-        check(other, [Plan("rest", "How to rest?", f"Walk to {room}.", goal) for room in "xy"])
+        check(other, [TaskPlan("rest", "How to rest?", f"Walk to {room}.", goal) for room in "xy"])
 
 
 def test_an_example_in_an_unknown_form_is_not_waved_through() -> None:
@@ -216,7 +216,7 @@ def test_a_state_told_of_a_goal_to_train_on_is_found() -> None:
     train = {"train/train_plan_gen.json": [Generation("Q: How to rest?\nA:", "Sit on bed.")]}
     state = "The lamp is on. {} is sitting.\nQuestion: Given the above state, a possible activity could be\nAnswer:"
     change = frozenset({"lamp || ON", "character || SITTING"})
-    plans = [Plan("rest", "", "Sit on bed.", change), Plan("sit", "", "Sit on couch.", change, change=change)]
+    plans = [TaskPlan("rest", "", "Sit on bed.", change), TaskPlan("sit", "", "Sit on couch.", change, change=change)]
     with pytest.raises(LeakageError, match=r"share a goal: character \|\| SITTING, lamp \|\| ON"):
         check(train | {"eval/qa/act_infer.json": [Choice(state.format("Tom"), "sit", ("sit",))]}, plans)
     other = {"eval/qa/act_infer.json": [Choice(state.replace("lamp", "tv").format("Tom"), "sit", ("sit",))]}

@@ -10,7 +10,7 @@ from e2wm_jax.tasks.household.confusing import distraction, item_facts
 from e2wm_jax.tasks.household.housework import housework_qa, neg_housework_qa
 from e2wm_jax.tasks.household.inference import act_infer, possible, state_sentences, told
 from e2wm_jax.tasks.household.knowledge import Activity, activities, unrelated
-from e2wm_jax.tasks.household.plan import Plan, plan_gen, question
+from e2wm_jax.tasks.household.plan import TaskPlan, plan_gen, question
 from e2wm_jax.worlds.household.changes import Step
 
 CLASSES = {0: "character", 1: "home_office", 2: "computer", 3: "chair", 4: "mail", 5: "bedroom", 6: "chair"}
@@ -81,9 +81,9 @@ def test_states_are_told_in_the_official_sentences() -> None:
     assert len(told(change)) == len(change) - 4
 
 
-def plan(task: str, *change: str, items: tuple[str, ...] = ()) -> Plan:
+def plan(task: str, *change: str, items: tuple[str, ...] = ()) -> TaskPlan:
     text = question(task, items, [])
-    return Plan(task, text, f"Do {task}.", frozenset(change), items, change=frozenset(change))
+    return TaskPlan(task, text, f"Do {task}.", frozenset(change), items, change=frozenset(change))
 
 
 SITTING, ON, COLD = "character || SITTING", "computer || ON", "fridge || CLOSED"
@@ -140,7 +140,7 @@ def test_unrelated_are_items_of_other_tasks_without_a_common_word() -> None:
     assert unrelated("read", known) == ["fridge"]  # kiwi is food, as the carrot is
 
 
-def household() -> tuple[list[Plan], dict[str, Activity]]:
+def household() -> tuple[list[TaskPlan], dict[str, Activity]]:
     plans = [plan(f"do {i}", items=(f"own{i}", f"tool{i}", f"place{i}", "kitchen")) for i in range(12)]
     known = {p.task: Activity(frozenset(), frozenset(p.items) - {"kitchen"}) for p in plans}
     known["do 0"] = Activity(frozenset(), frozenset({"own0", "tool0", "place0", "own1", "seldom"}))
@@ -189,7 +189,7 @@ def test_distraction_adds_items_with_their_facts_and_keeps_the_plan() -> None:
     facts = {"cup": ("cup || INSIDE || kitchen",), "lamp": ("lamp || OFF", "lamp || INSIDE || bedroom")}
     facts |= {"box": ("box || CLOSED",), "pen": ("pen || INSIDE || box", "pen || INSIDE || bedroom")}
     plans = [
-        Plan(f"use {item}", "", f"Use {item}.", frozenset([item]), (item,), conditions)
+        TaskPlan(f"use {item}", "", f"Use {item}.", frozenset([item]), (item,), conditions)
         for item, conditions in facts.items()
     ]
     assert item_facts(plans) == {  # no more than states and rooms; nothing that is nowhere

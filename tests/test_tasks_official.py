@@ -16,7 +16,7 @@ from e2wm_jax.tasks.example import Choice, Example, Generation, from_json
 from e2wm_jax.tasks.household import confusing, housework, inference, plan, qa, tracking
 from e2wm_jax.tasks.household.counting import CountStory, answer, count
 from e2wm_jax.tasks.household.knowledge import Activity
-from e2wm_jax.tasks.household.plan import Plan
+from e2wm_jax.tasks.household.plan import TaskPlan
 from e2wm_jax.tasks.leakage import LeakageError, check, facts
 
 DATA = Path(os.environ.get("E2WM_DATA", Path(__file__).parents[2] / "shared/data")) / "e2wm"
@@ -111,7 +111,7 @@ def shape(example: Example) -> str:
 
 
 PLANS = [
-    Plan(
+    TaskPlan(
         f"do {name}",
         f"How to do {name}? Given items include {name}.",
         f"Walk to {name}.",

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from e2wm_jax.experience.trajectory import Trajectory
-from e2wm_jax.tasks.household.plan import Plan, act_recog, by_task, plan_gen, question, select, shots
+from e2wm_jax.tasks.household.plan import TaskPlan, act_recog, by_task, plan_gen, question, select, shots
 from e2wm_jax.tasks.household.qa import act_recog as act_recog_qa
 from e2wm_jax.tasks.household.qa import gold_positions
 from e2wm_jax.tasks.split import components, split, whole_names
@@ -34,8 +34,8 @@ def episode(**changes: object) -> Trajectory:
     return Trajectory(**(fields | changes))
 
 
-def plan(task: str, text: str, goal: str = "", context: str = "") -> Plan:
-    return Plan(task, f"How to {task}?{context}", text, frozenset([goal or text]))
+def plan(task: str, text: str, goal: str = "", context: str = "") -> TaskPlan:
+    return TaskPlan(task, f"How to {task}?{context}", text, frozenset([goal or text]))
 
 
 def test_question_lists_items_once_and_conditions() -> None:

@@ -28,7 +28,7 @@ from e2wm_jax.models.layers import Params
 from e2wm_jax.models.quantized import quantize_params
 from e2wm_jax.models.weights import flatten
 from e2wm_jax.regularizers.catalogue import REGULARIZERS
-from e2wm_jax.regularizers.regularizer import Material, Options
+from e2wm_jax.regularizers.regularizer import Material, PenaltyOptions
 from e2wm_jax.sharding import make_mesh
 from e2wm_jax.storage.metrics import read_metrics
 from e2wm_jax.train.feed import put
@@ -110,7 +110,7 @@ def begun(
     adapters = lora.initialize(config, SPEC, jax.random.key(1))
     found = REGULARIZERS[regularizer]
     fisher = fisher_values() if found.reads == "fisher" else None
-    constants = found.prepare(Material(step_config.scope, params, adapters, fisher, (), Options()))
+    constants = found.prepare(Material(step_config.scope, params, adapters, fisher, (), PenaltyOptions()))
     text = random_batch(mesh) if found.reads == "text" else None
     return Run(step_config, initial_state(step_config, adapters), params, constants, text)
 
@@ -277,7 +277,7 @@ def test_swapping_halves_is_gathering(devices: int, axis: int) -> None:
         return exchange.scatter_sum(whole * (1 + jax.lax.axis_index("fsdp")), "fsdp", axis)
 
     over = partial(jax.shard_map, mesh=mesh, check_vma=False)
-    together = jax.jit(over(partial(exchange.gather, axis_name="fsdp", axis=axis), in_specs=split, out_specs=P()))
+    together = jax.jit(over(partial(exchange.all_gather, axis_name="fsdp", axis=axis), in_specs=split, out_specs=P()))
     np.testing.assert_array_equal(together(x), x)
     sums = jax.jit(over(scattered, in_specs=P(), out_specs=split))
     np.testing.assert_array_equal(sums(x), x * sum(range(1, devices + 1)))

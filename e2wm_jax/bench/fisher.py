@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any
 
 from e2wm_jax.bench.harness import Seconds, check_least, circumstances, ratio, ratio_range, seconds_in_turn, spread
-from e2wm_jax.bench.jobs.fisher import SHAPES, Job
+from e2wm_jax.bench.jobs.fisher import SHAPES, FisherJob
 from e2wm_jax.bench.ours.fisher import selected
 from e2wm_jax.bench.ours.own_method import check_own
 from e2wm_jax.bench.pages.report import show, write_report
@@ -43,7 +43,7 @@ def run(settings: FisherBenchSettings) -> Report:
     """
     config = check(settings)
     with tempfile.TemporaryDirectory() as folder:
-        job = Job.of(settings, folder)
+        job = FisherJob.of(settings, folder)
         report = _packed(job) if settings.packed else _compared(job)
     report = {
         "command": "bench fisher",
@@ -90,7 +90,7 @@ def check(settings: FisherBenchSettings) -> ModelConfig:
     return config
 
 
-def _compared(job: Job) -> Report:
+def _compared(job: FisherJob) -> Report:
     """Our methods with the official loop, then each other peer beside `_ANCHORS`."""
     absent = {peer: how for peer in job.against if (how := fisher_peers.missing(peer))}
     peers = [peer for peer in job.against if peer not in absent]
@@ -127,7 +127,7 @@ def _compared(job: Job) -> Report:
     return {**_about(about), "rows": rows, "not_installed": absent}
 
 
-def _packed(job: Job) -> Report:
+def _packed(job: FisherJob) -> Report:
     """Documents of unequal lengths in every layout."""
     with _process("ours", job) as ours:
         about = ours.ask("describe")
@@ -155,11 +155,11 @@ def _packed(job: Job) -> Report:
     return {**_about(about), "rows": rows}
 
 
-def _process(side: str, job: Job) -> Peer:
+def _process(side: str, job: FisherJob) -> Peer:
     return Peer(side, job, module=_OURS if side == "ours" else _PEERS)
 
 
-def _start(stack: contextlib.ExitStack, name: str, job: Job) -> tuple[Report, Peer | None]:
+def _start(stack: contextlib.ExitStack, name: str, job: FisherJob) -> tuple[Report, Peer | None]:
     """A peer's facts and process; no process where it cannot do it."""
     say(f"bench fisher: {name} starts")
     try:
@@ -184,7 +184,7 @@ def _about(about: Report) -> Report:
     return {key: about[key] for key in ("parameters", "device", "jax", "gflops")}
 
 
-def _row(name: str, facts: Report, seconds: Seconds, about: Report, job: Job) -> Report:
+def _row(name: str, facts: Report, seconds: Seconds, about: Report, job: FisherJob) -> Report:
     """What is said of one method; memory in units of P, all parameters in float32."""
     side = "peer" if name in fisher_peers.PACKAGES else "own" if name in job.method_from else "ours"
     row: Report = {"method": name, "side": side}

@@ -219,7 +219,7 @@ def _training(case: dict[str, Any]) -> dict[str, Callable[..., Answer]]:
     import jax
     import jax.numpy as jnp
 
-    from e2wm_jax.bench.ours.step import Step, prepared
+    from e2wm_jax.bench.ours.step import PreparedStep, prepared
     from e2wm_jax.data.batch import Row, collate
     from e2wm_jax.fisher.storage import encode
     from e2wm_jax.lora import Scope, adapter_spec, initialize
@@ -233,7 +233,7 @@ def _training(case: dict[str, Any]) -> dict[str, Callable[..., Answer]]:
     batch = collate(rows, length=tokens, num_targets=tokens - 1, batch_size=batch_size)
     batch = jax.tree.map(lambda x: jnp.asarray(x[None]), batch)
     table, paths = decoder.weight_table(config), [f"{target.path}.weight" for target in spec]
-    steps: dict[FisherDType | None, Step] = {}
+    steps: dict[FisherDType | None, PreparedStep] = {}
 
     def step(dtype: FisherDType | None) -> Answer:
         if dtype not in steps:

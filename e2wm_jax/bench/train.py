@@ -15,7 +15,7 @@ import numpy as np
 
 from e2wm_jax import lora
 from e2wm_jax.bench.harness import check_least, circumstances, ratio, seconds_in_turn, spread
-from e2wm_jax.bench.jobs.train import SHAPES, Job, loader_of, write_rows
+from e2wm_jax.bench.jobs.train import SHAPES, TrainJob, loader_of, write_rows
 from e2wm_jax.bench.pages.report import show, write_report
 from e2wm_jax.bench.peers import peft
 from e2wm_jax.bench.process import Peer
@@ -96,8 +96,8 @@ def check(settings: TrainBenchSettings) -> ModelConfig:
     return config
 
 
-def _job(settings: TrainBenchSettings, folder: str) -> Job:
-    job = Job(**vars(settings), folder=folder)
+def _job(settings: TrainBenchSettings, folder: str) -> TrainJob:
+    job = TrainJob(**vars(settings), folder=folder)
     rows = _made_up(settings) if settings.length else _rows(settings)
     if len(rows) < settings.steps * settings.batch_size:
         raise InputError(f"--data {settings.data}: {len(rows)} rows; {settings.steps} steps need more")
@@ -133,7 +133,7 @@ def _rows(settings: TrainBenchSettings) -> list[Row]:
     return rows[:count]
 
 
-def _steps(job: Job, ours: Peer, about: Report, beside: bool) -> list[Report]:
+def _steps(job: TrainJob, ours: Peer, about: Report, beside: bool) -> list[Report]:
     """The EWC-LoRA step of both sides, for each choice of targets."""
     rows = []
     with contextlib.ExitStack() as stack:

@@ -16,7 +16,7 @@ import jax
 
 from e2wm_jax import __version__
 from e2wm_jax.compare.examples import examples_of
-from e2wm_jax.compare.plan import Plan
+from e2wm_jax.compare.plan import ComparePlan
 from e2wm_jax.compare.sets import evaluate
 from e2wm_jax.errors import NonFiniteError
 from e2wm_jax.evaluate.model import Evaluated, load_evaluated
@@ -30,7 +30,7 @@ RESULT_FILE, EVALUATION = "result.json", "evaluation"
 BASE = "base"
 
 
-class Job(NamedTuple):
+class CompareJob(NamedTuple):
     """A part by name: ("fisher", its folder's name), ("base", ""), or ("run", the arm's name, seed)."""
 
     kind: str
@@ -43,17 +43,17 @@ class Job(NamedTuple):
         )
 
 
-def first_jobs(plan: Plan) -> list[Job]:
+def first_jobs(plan: ComparePlan) -> list[CompareJob]:
     """What runs need, and what they are compared with."""
-    return [Job(BASE), *(Job("fisher", name) for name in plan.fishers)]
+    return [CompareJob(BASE), *(CompareJob("fisher", name) for name in plan.fishers)]
 
 
-def run_jobs(plan: Plan) -> list[Job]:
+def run_jobs(plan: ComparePlan) -> list[CompareJob]:
     """All runs."""
-    return [Job("run", arm.name, seed) for arm, seed in plan.runs]
+    return [CompareJob("run", arm.name, seed) for arm, seed in plan.runs]
 
 
-def folder(plan: Plan, job: Job) -> Path:
+def folder(plan: ComparePlan, job: CompareJob) -> Path:
     """Where a part leaves what it made."""
     if job.kind == BASE:
         return plan.out / BASE
@@ -62,13 +62,13 @@ def folder(plan: Plan, job: Job) -> Path:
     return plan.run_folder(_arm(plan, job), job.seed)
 
 
-def result(plan: Plan, job: Job) -> dict[str, Any] | None:
+def result(plan: ComparePlan, job: CompareJob) -> dict[str, Any] | None:
     """What a part has found, if it is done."""
     path = folder(plan, job) / RESULT_FILE
     return read_json(path) if path.is_file() else None
 
 
-def do(plan: Plan, job: Job) -> None:
+def do(plan: ComparePlan, job: CompareJob) -> None:
     """Do one part.
 
     Raises:
@@ -93,7 +93,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def machines(plan: Plan) -> Iterator[dict[str, Any]]:
+def machines(plan: ComparePlan) -> Iterator[dict[str, Any]]:
     """Of all parts that are done, each machine once."""
     seen: list[dict[str, Any]] = []
     for job in (*first_jobs(plan), *run_jobs(plan)):
@@ -103,15 +103,15 @@ def machines(plan: Plan) -> Iterator[dict[str, Any]]:
             yield found["machine"]
 
 
-def _arm(plan: Plan, job: Job) -> Any:
+def _arm(plan: ComparePlan, job: CompareJob) -> Any:
     return next(arm for arm in plan.arms if arm.name == job.name)
 
 
-def _base(plan: Plan, job: Job) -> dict[str, Any]:
+def _base(plan: ComparePlan, job: CompareJob) -> dict[str, Any]:
     return _scores(plan, load_evaluated(plan.model, None, plan.base_dtype), folder(plan, job))
 
 
-def _fisher(plan: Plan, job: Job) -> dict[str, Any]:
+def _fisher(plan: ComparePlan, job: CompareJob) -> dict[str, Any]:
     """A Fisher whose process died between its last file and its result is read, not computed again."""
     settings = plan.fisher_settings(plan.fishers[job.name])
     unfinished = resume.find(settings.out) is not None
@@ -124,7 +124,7 @@ def _fisher(plan: Plan, job: Job) -> dict[str, Any]:
     return {"summary": {name: value for name, value in found.items() if name not in ("modules", "out")}}
 
 
-def _run(plan: Plan, job: Job) -> dict[str, Any]:
+def _run(plan: ComparePlan, job: CompareJob) -> dict[str, Any]:
     arm = _arm(plan, job)
     settings = plan.train_settings(arm, job.seed)
     try:
@@ -138,7 +138,7 @@ def _run(plan: Plan, job: Job) -> dict[str, Any]:
         return {"summary": summary, "sets": {}, "failed": str(error)}
 
 
-def _scores(plan: Plan, evaluated: Evaluated, out: Path) -> dict[str, Any]:
+def _scores(plan: ComparePlan, evaluated: Evaluated, out: Path) -> dict[str, Any]:
     """Of every set, and of every example."""
     where, train = out / EVALUATION, plan.training_files
     found = evaluate(evaluated, plan.sets, plan.texts, plan.evaluation, where, train=train)

@@ -8,7 +8,7 @@ import e2wm_jax
 from e2wm_jax.compare.plan import fisher_name
 from e2wm_jax.compare.record import read_record
 from e2wm_jax.compare.verdict import error_bars, for_readers, verdict
-from e2wm_jax.evaluate.page.evaluations import Evaluation
+from e2wm_jax.evaluate.page.evaluations import StoredEvaluation
 from e2wm_jax.evaluate.page.examples import written
 from e2wm_jax.evaluate.results import headline, majority_of
 from e2wm_jax.fisher.command.page import summary_pictures
@@ -171,7 +171,9 @@ def _written(record: Record, folder: Path) -> list[str]:
     shown = []
     for label, run in runs.items():
         files = sorted((folder / run["folder"] / "evaluation/predictions").glob("*.jsonl"))
-        shown.append(Evaluation(label, predictions={path.name.split(".")[0]: path for path in files}, data=sources))
+        shown.append(
+            StoredEvaluation(label, predictions={path.name.split(".")[0]: path for path in files}, data=sources)
+        )
     return list(written(shown, _EXAMPLES))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from e2wm_jax import lora
 from e2wm_jax.compare.arms import Arm, check_names, crossed, read_arms, slug, with_general, words
-from e2wm_jax.compare.sets import Evaluation, check_sets, embodied_sets, text_sets
+from e2wm_jax.compare.sets import EvaluationOptions, check_sets, embodied_sets, text_sets
 from e2wm_jax.compare.settings import CompareSettings, read_config
 from e2wm_jax.config import BaseDType
 from e2wm_jax.data.source import check_columns, parse_mixture, read_documents
@@ -40,7 +40,7 @@ GENERAL_TEXT, RETENTION_TEXT = "pydoc:fisher", "pydoc:held-out"
 
 
 @dataclass(frozen=True)
-class Plan:
+class ComparePlan:
     """A checked comparison; plain data, so that worker processes read it from comparison.json."""
 
     model: str
@@ -49,7 +49,7 @@ class Plan:
     seeds: tuple[int, ...]
     sets: tuple[EvalSet, ...]  # of skill, and bAbI
     texts: tuple[EvalSet, ...]  # of retention
-    evaluation: Evaluation
+    evaluation: EvaluationOptions
     base_dtype: BaseDType = "float32"  # of the base, where it is evaluated by itself
 
     @property
@@ -88,7 +88,7 @@ class Plan:
         return build(FisherSettings, {**fisher, "model": self.model, "out": self.fisher_folder(fisher)}, "[fisher]")
 
 
-def make_plan(settings: CompareSettings) -> Plan:
+def make_plan(settings: CompareSettings) -> ComparePlan:
     """Read config, data and the model's headers, and check that everything fits.
 
     Raises:
@@ -104,14 +104,14 @@ def make_plan(settings: CompareSettings) -> Plan:
     check_names(arms)
     general = _general_train(settings, tables.get("train", {}))
     arms = [_complete(with_general(arm, general), settings, tables.get("fisher", {})) for arm in arms]
-    plan = Plan(
+    plan = ComparePlan(
         model=settings.model,
         out=settings.out,
         arms=tuple(arms),
         seeds=_seeds(settings.seeds),
         sets=embodied_sets(settings.eval),
         texts=text_sets(settings.text or (RETENTION_TEXT,)),
-        evaluation=Evaluation(
+        evaluation=EvaluationOptions(
             samples=settings.samples,
             babi_samples=settings.babi_samples,
             text_samples=settings.text_samples,
@@ -129,7 +129,7 @@ def make_plan(settings: CompareSettings) -> Plan:
     return plan
 
 
-def as_config(plan: Plan) -> dict[str, Any]:
+def as_config(plan: ComparePlan) -> dict[str, Any]:
     """The plan as comparison.json has it, but for `out`."""
     return {
         "model": plan.model,
@@ -142,21 +142,21 @@ def as_config(plan: Plan) -> dict[str, Any]:
     }
 
 
-def from_config(config: Mapping[str, Any], out: Path) -> Plan:
+def from_config(config: Mapping[str, Any], out: Path) -> ComparePlan:
     """The plan that `as_config` wrote."""
-    return Plan(
+    return ComparePlan(
         model=config["model"],
         out=out,
         arms=tuple(Arm(**arm) for arm in config["arms"]),
         seeds=tuple(config["seeds"]),
         sets=tuple(_as_set(one) for one in config["sets"]),
         texts=tuple(_as_set(one) for one in config["texts"]),
-        evaluation=Evaluation(**config["evaluation"]),
+        evaluation=EvaluationOptions(**config["evaluation"]),
         base_dtype=config["base_dtype"],
     )
 
 
-def content_of(plan: Plan) -> dict[str, str]:
+def content_of(plan: ComparePlan) -> dict[str, str]:
     """Digests of the files that the comparison reads, and one of the model's: names, sizes, and blocks of each."""
     paths = {*plan.training_files, *(one.path for one in (*plan.sets, *plan.texts)), *map(Path, _general_texts(plan))}
     found = {str(path): sha256(path) for path in sorted(paths) if path.is_file()}
@@ -257,7 +257,7 @@ def _said(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _check_arms(plan: Plan) -> None:
+def _check_arms(plan: ComparePlan) -> None:
     """That every run and every Fisher can start: settings, files, targets."""
     files = locate(plan.model)
     config, _ = open_model(files)
@@ -286,7 +286,7 @@ def _check_arms(plan: Plan) -> None:
         check_rows(settings, tokenizer, config)
 
 
-def _general_texts(plan: Plan) -> set[str]:
+def _general_texts(plan: ComparePlan) -> set[str]:
     """All general text that regularizers and Fishers read."""
     found = {text for arm in plan.arms for text in arm.train.get("regularizer_data", ()) if text != TASK_ROWS}
     return found | {text for fisher in plan.fishers.values() for text in fisher["data"]}

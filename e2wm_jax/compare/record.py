@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from e2wm_jax.compare import jobs
-from e2wm_jax.compare.plan import Plan, as_config, content_of, from_config
+from e2wm_jax.compare.plan import ComparePlan, as_config, content_of, from_config
 from e2wm_jax.compare.trade_off import trade_off
 from e2wm_jax.errors import InputError
 from e2wm_jax.storage.files import read_json, write_json
@@ -14,7 +14,7 @@ RECORD_FILE = "comparison.json"
 VERSION = 1
 
 
-def claim(plan: Plan, *, resume: bool) -> None:
+def claim(plan: ComparePlan, *, resume: bool) -> None:
     """Write down what `out` is for, or with `resume` see that it is for the same; arms and seeds may be new.
 
     Raises:
@@ -31,7 +31,7 @@ def claim(plan: Plan, *, resume: bool) -> None:
     write_json(path, _assembled(plan, config))
 
 
-def update(plan: Plan) -> dict[str, Any]:
+def update(plan: ComparePlan) -> dict[str, Any]:
     """Gather what is done into comparison.json; returns it."""
     path = plan.out / RECORD_FILE
     record = _assembled(plan, read_json(path)["config"])
@@ -39,7 +39,7 @@ def update(plan: Plan) -> dict[str, Any]:
     return record
 
 
-def read_plan(out: Path) -> Plan:
+def read_plan(out: Path) -> ComparePlan:
     """The plan of a comparison.
 
     Raises:
@@ -63,13 +63,13 @@ def read_record(out: Path) -> dict[str, Any]:
     return record
 
 
-def _assembled(plan: Plan, config: dict[str, Any]) -> dict[str, Any]:
-    base = jobs.result(plan, jobs.Job(jobs.BASE))
+def _assembled(plan: ComparePlan, config: dict[str, Any]) -> dict[str, Any]:
+    base = jobs.result(plan, jobs.CompareJob(jobs.BASE))
     arms: list[dict[str, Any]] = []
     for arm in plan.arms:
         runs: list[dict[str, Any]] = []
         for seed in plan.seeds:
-            if found := jobs.result(plan, jobs.Job("run", arm.name, seed)):
+            if found := jobs.result(plan, jobs.CompareJob("run", arm.name, seed)):
                 folder = str(plan.run_folder(arm, seed).relative_to(plan.out))
                 kept: dict[str, Any] = {
                     key: found[key] for key in ("sets", "summary", "seconds", "failed") if key in found

@@ -7,7 +7,7 @@ from typing import Any
 
 from e2wm_jax.compare import jobs, record, workers
 from e2wm_jax.compare.page import REPORT_FILE, write_page
-from e2wm_jax.compare.plan import Plan, make_plan
+from e2wm_jax.compare.plan import ComparePlan, make_plan
 from e2wm_jax.compare.settings import CompareSettings
 from e2wm_jax.compare.verdict import for_readers, verdict
 from e2wm_jax.running.interrupt import terminated_as_interrupted
@@ -64,7 +64,7 @@ def show(result: dict[str, Any]) -> None:
     print(f"report: {result['report']}")
 
 
-def _do(plan: Plan, part: Sequence[jobs.Job], processes: Sequence["subprocess.Popen[str]"]) -> None:
+def _do(plan: ComparePlan, part: Sequence[jobs.CompareJob], processes: Sequence["subprocess.Popen[str]"]) -> None:
     """Do what is not done yet, in these processes or without any in this one, and gather after each."""
     todo = [job for job in part if jobs.result(plan, job) is None]
     say(f"{len(part) - len(todo)} of {len(part)} {'runs' if part[0].kind == 'run' else 'preparations'} done before")

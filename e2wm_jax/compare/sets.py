@@ -16,7 +16,7 @@ from e2wm_jax.options.choices import TooLong
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationOptions:
     """How much of every set, and how it is computed."""
 
     samples: int | None = None
@@ -65,7 +65,7 @@ def text_sets(texts: Sequence[str]) -> tuple[EvalSet, ...]:
     return tuple(found)
 
 
-def check_sets(model: Opened, sets: Sequence[EvalSet], texts: Sequence[EvalSet], how: Evaluation) -> None:
+def check_sets(model: Opened, sets: Sequence[EvalSet], texts: Sequence[EvalSet], how: EvaluationOptions) -> None:
     """Read all files once, for their mistakes and for what is too long for the model.
 
     Raises:
@@ -81,7 +81,7 @@ def evaluate(
     evaluated: Evaluated,
     sets: Sequence[EvalSet],
     texts: Sequence[EvalSet],
-    how: Evaluation,
+    how: EvaluationOptions,
     out: Path,
     *,
     train: Sequence[Path] = (),
@@ -98,7 +98,7 @@ def evaluate(
 
 
 def _parts(
-    sets: Sequence[EvalSet], texts: Sequence[EvalSet], how: Evaluation
+    sets: Sequence[EvalSet], texts: Sequence[EvalSet], how: EvaluationOptions
 ) -> list[tuple[Sequence[EvalSet], SuiteOptions]]:
     """Sets and corpora with how each is evaluated."""
     common = SuiteOptions(

@@ -142,7 +142,7 @@ def main(out: Path) -> None:
     """A worker's life: it ends with its stdin."""
     if cores := os.environ.get("E2WM_CORES"):
         os.sched_setaffinity(0, set(map(int, cores.split(","))))  # before XLA counts them
-    from e2wm_jax.compare.jobs import Job, do
+    from e2wm_jax.compare.jobs import CompareJob, do
     from e2wm_jax.compare.record import read_plan
 
     answer_to, sys.stdout = sys.stdout, sys.stderr  # whatever is printed is no answer
@@ -150,7 +150,7 @@ def main(out: Path) -> None:
     for line in sys.stdin:
         error = None
         try:
-            do(plan, Job(*json.loads(line)))
+            do(plan, CompareJob(*json.loads(line)))
         except KeyboardInterrupt:
             say("interrupted; what was done is kept")
             return

@@ -24,7 +24,7 @@ from e2wm_jax.models.layers import Params
 from e2wm_jax.models.quantized import compute_dtype, quantizer
 from e2wm_jax.models.weights import load, open_model
 from e2wm_jax.running.progress import busy
-from e2wm_jax.sharding import batch_sharding, everywhere
+from e2wm_jax.sharding import batch_sharding, replicate
 from e2wm_jax.storage.adapter_files import read_adapter
 from e2wm_jax.storage.model_files import ModelFiles, locate
 
@@ -91,7 +91,7 @@ def load_evaluated(
         digest.update(repr(spec).encode())
         for leaf in jax.tree.leaves(factors):
             digest.update(np.asarray(leaf).tobytes())
-        params = lora.attach(params, factors if mesh is None else everywhere(factors, mesh), spec)
+        params = lora.attach(params, factors if mesh is None else replicate(factors, mesh), spec)
     return Evaluated(loaded.config, params, opened.tokenizer, mesh, opened.generation.ends, digest.hexdigest())
 
 

@@ -53,10 +53,10 @@ def find_sets(source: Path | str) -> tuple[EvalSet, ...]:
     for path in files:
         if path.parent not in story_folders and (kind := _kind(path)) is not None:
             found.append(EvalSet("babi" if kind == "babi" else _name(path), kind, path))
-    return together(found, str(root))
+    return merged(found, str(root))
 
 
-def together(sets: Iterable[EvalSet], where: str) -> tuple[EvalSet, ...]:
+def merged(sets: Iterable[EvalSet], where: str) -> tuple[EvalSet, ...]:
     """The sets in the order of `KINDS`.
 
     Raises:

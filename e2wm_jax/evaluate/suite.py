@@ -18,7 +18,7 @@ from e2wm_jax.evaluate.benchmarks import babi
 from e2wm_jax.evaluate.defects import Defects
 from e2wm_jax.evaluate.model import Evaluated, Opened, load_evaluated, open_evaluated
 from e2wm_jax.evaluate.set_scores import Content, check, fitting, score_set
-from e2wm_jax.evaluate.sets import KINDS, EvalSet, babi_tasks, find_sets, read_set, sample, together
+from e2wm_jax.evaluate.sets import KINDS, EvalSet, babi_tasks, find_sets, merged, read_set, sample
 from e2wm_jax.evaluate.settings import SuiteOptions, SuiteSettings
 from e2wm_jax.evaluate.table import show_sets
 from e2wm_jax.evaluate.texts import generation
@@ -121,7 +121,7 @@ def check_new(out: Path) -> None:
 
 def _chosen(settings: SuiteSettings) -> tuple[EvalSet, ...]:
     """The sets of all sources, or those that are asked for."""
-    found = together((one for source in settings.data for one in find_sets(source)), " ".join(settings.data))
+    found = merged((one for source in settings.data for one in find_sets(source)), " ".join(settings.data))
     names = {one.name for one in found} | set(KINDS)
     if unknown := [name for name in settings.sets if name not in names]:
         raise InputError(f"--sets {unknown[0]}: no such set; found: {', '.join(one.name for one in found)}")

@@ -23,7 +23,7 @@ from e2wm_jax.config import ModelConfig
 from e2wm_jax.fisher import fused, sharded, textbook
 from e2wm_jax.fisher.documents import DocumentBatch
 from e2wm_jax.fisher.finite import NonFiniteError, check_finite
-from e2wm_jax.fisher.fused import Options
+from e2wm_jax.fisher.fused import FusedOptions
 from e2wm_jax.models.decoder import weight_table
 from e2wm_jax.models.layers import Params
 from e2wm_jax.options.choices import Labels, Reduction
@@ -206,13 +206,13 @@ def peak_bytes(compiled: jax.stages.Compiled) -> int:
     return int(total - memory.alias_size_in_bytes)
 
 
-def _options(params: Params, estimator: Estimator, computation: Computation) -> Options:
+def _options(params: Params, estimator: Estimator, computation: Computation) -> FusedOptions:
     seed = estimator.seed if estimator.labels == "sampled" else None
     keep = int(computation.keep * sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
-    return Options(estimator.reduction, seed, computation.group, computation.kernel, keep)
+    return FusedOptions(estimator.reduction, seed, computation.group, computation.kernel, keep)
 
 
-def _step(config: ModelConfig, params: Params, options: Options, computation: Computation) -> Any:
+def _step(config: ModelConfig, params: Params, options: FusedOptions, computation: Computation) -> Any:
     """(totals, params, batch) -> (totals, losses), compiled by the caller."""
     if computation.method != "fused":
         return jax.jit(partial(textbook.add_squares, config, options, computation.method), donate_argnums=0)

@@ -37,7 +37,7 @@ _LAYERS = "layers."
 _READ_BY_EMBED = ("embed.weight", "positions.", "project_in.")
 
 
-class Options(NamedTuple):
+class FusedOptions(NamedTuple):
     """What is fixed for a pass: static arguments of the compiled step."""
 
     reduction: Literal["mean", "sum"] = "mean"
@@ -71,7 +71,7 @@ def products_to_keep(config: ModelConfig, tokens: int, budget: int, dtype: jnp.d
 
 
 def add_squares(
-    config: ModelConfig, options: Options, totals: dict[str, jax.Array], params: Params, batch: DocumentBatch
+    config: ModelConfig, options: FusedOptions, totals: dict[str, jax.Array], params: Params, batch: DocumentBatch
 ) -> tuple[dict[str, jax.Array], Losses]:
     """totals + sum over the batch's documents of the squared gradient of each, for the paths in ``totals``, which are
     float32 in the shape of the parameters."""
@@ -80,11 +80,11 @@ def add_squares(
     weights = document_weights(batch, options.reduction)
     outer, layers = _divide(totals)
     step = layer_step(config, batch.positions, batch.segments)
-    params = {**put.gathered({name: p for name, p in params.items() if name != "layers"}), "layers": params["layers"]}
+    params = {**put.all_gather({name: p for name, p in params.items() if name != "layers"}), "layers": params["layers"]}
 
     def forward(x: jax.Array, layer: tuple[Params, Any]) -> tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]:
         p, window = layer
-        flat: dict[str, Any] = dict(flatten(put.gathered(p, _LAYERS)))
+        flat: dict[str, Any] = dict(flatten(put.all_gather(p, _LAYERS)))
 
         def recorded(x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
             products: dict[str, jax.Array] = {}
@@ -126,7 +126,7 @@ def add_squares(
     ) -> tuple[tuple[jax.Array, dict[str, jax.Array]], None]:
         dx, totals = carry
         index, (x, products), p, window = layer
-        p = put.gathered(p, _LAYERS)
+        p = put.all_gather(p, _LAYERS)
         here = {path: jax.lax.dynamic_index_in_dim(total, index, keepdims=False) for path, total in totals.items()}
         _, pull = jax.vjp(lambda x, here: step(x, put.squared(p, here, products, _LAYERS), window), x, here)
         dx, here = pull(dx)
@@ -158,12 +158,12 @@ class _Leaves:
     def __init__(self, config: ModelConfig, documents: Documents, splits: tuple[tuple[str, Split], ...]) -> None:
         self.table, self.documents, self.splits = weight_table(config), documents, dict(splits)
 
-    def gathered(self, params: Params, prefix: str = "") -> Params:
+    def all_gather(self, params: Params, prefix: str = "") -> Params:
         """Whole weights (below ``prefix``) in place of this device's parts."""
         flat = dict(flatten(params))
         for name in flat:
             if split := self.splits.get(prefix + name):
-                flat[name] = split.gathered(flat[name])
+                flat[name] = split.all_gather(flat[name])
         return unflatten(flat)
 
     def squared(

@@ -32,7 +32,7 @@ from e2wm_jax.sharding import batch_sharding, partition
 _ROWS = ("data", "fsdp")
 
 
-def add_squares(config: ModelConfig, options: fused.Options, params: Params, mesh: Mesh) -> Any:
+def add_squares(config: ModelConfig, options: fused.FusedOptions, params: Params, mesh: Mesh) -> Any:
     """`fused.add_squares` as a jitted function (totals, params, batch) of arrays on the mesh.
 
     Totals have a leading axis of devices (`zeros`); losses are of all documents of the batch.

@@ -38,10 +38,10 @@ class Split(NamedTuple):
     dimension: int
     by_exchange: bool = False  # `models.exchange`
 
-    def gathered(self, part: jax.Array) -> jax.Array:
+    def all_gather(self, part: jax.Array) -> jax.Array:
         """A device's part of an array -> the whole."""
         if self.by_exchange:
-            return exchange.gather(part, self.axis, self.dimension)
+            return exchange.all_gather(part, self.axis, self.dimension)
         return jax.lax.all_gather(part, self.axis, axis=self.dimension, tiled=True)
 
     def scattered(self, whole: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ from e2wm_jax.fisher import examples
 from e2wm_jax.fisher import head as heads
 from e2wm_jax.fisher.documents import DocumentBatch
 from e2wm_jax.fisher.examples import Losses
-from e2wm_jax.fisher.fused import Options, document_weights
+from e2wm_jax.fisher.fused import FusedOptions, document_weights
 from e2wm_jax.models import decoder
 from e2wm_jax.models.layers import Params, negative_log_likelihood
 from e2wm_jax.models.quantized import dense
@@ -27,7 +27,7 @@ _Document = tuple[jax.Array, ...]  # row of the batch that holds it, and each to
 
 def add_squares(
     config: ModelConfig,
-    options: Options,
+    options: FusedOptions,
     method: Literal["vmap", "scan"],
     totals: dict[str, jax.Array],
     params: Params,

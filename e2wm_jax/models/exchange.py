@@ -15,7 +15,7 @@ def exchangeable(mesh: Mesh, axis_name: str) -> bool:
     return mesh.shape["tensor"] > 1 and mesh.shape[axis_name].bit_count() == 1
 
 
-def gather(part: jax.Array, axis_name: str, axis: int) -> jax.Array:
+def all_gather(part: jax.Array, axis_name: str, axis: int) -> jax.Array:
     """`jax.lax.all_gather(part, axis_name, axis=axis, tiled=True)` for a power of two of devices: in each turn every
     device swaps all it has with the one whose number differs in one bit."""
     have, distance = part, 1

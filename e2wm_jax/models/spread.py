@@ -1,4 +1,4 @@
-"""Frozen weights spread over the "fsdp" axis of a mesh, put together where they are used.
+"""Frozen weights spread over the "fsdp" axis of a mesh, all-gathered where they are used.
 
 Letters as in `layers`; S devices of the axis.
 """
@@ -32,7 +32,7 @@ class GatheredMatrix:
 
     part: Any  # an array, or a Matrix or Table of another kind
     dimensions: tuple[int | None, ...] = struct.field(pytree_node=False)  # of each leaf of one layer: the split one
-    by_exchange: bool = struct.field(pytree_node=False, default=False)  # how it is put together (`gathered`)
+    by_exchange: bool = struct.field(pytree_node=False, default=False)  # which all-gather: `with_gathered`
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -42,11 +42,11 @@ class GatheredMatrix:
     def whole(self) -> Any:
         """All rows and columns."""
         leaves, kind = jax.tree.flatten(self.part)
-        put_together = exchange.gather if self.by_exchange else partial(jax.lax.all_gather, tiled=True)
+        all_gather = exchange.all_gather if self.by_exchange else partial(jax.lax.all_gather, tiled=True)
         return jax.tree.unflatten(
             kind,
             [
-                leaf if dimension is None else put_together(leaf, AXIS, axis=dimension)
+                leaf if dimension is None else all_gather(leaf, AXIS, axis=dimension)
                 for leaf, dimension in zip(leaves, self.dimensions, strict=True)
             ],
         )
@@ -118,7 +118,7 @@ def splits(config: ModelConfig, params: Params, mesh: Mesh) -> dict[str, tuple[i
     return {path: dimensions for path, dimensions in found.items() if any(d is not None for d in dimensions)}
 
 
-def gathered(params: Params, mesh: Mesh, splits: dict[str, tuple[int | None, ...]]) -> Params:
+def with_gathered(params: Params, mesh: Mesh, splits: dict[str, tuple[int | None, ...]]) -> Params:
     """Inside `jax.shard_map`, this device's part of the parameters with a `GatheredMatrix` for every weight of `splits`
     (which go by the shapes outside)."""
     by_exchange = exchange.exchangeable(mesh, AXIS)

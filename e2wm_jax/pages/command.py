@@ -9,7 +9,7 @@ import e2wm_jax
 from e2wm_jax.bench.pages.report import draw as draw_benchmark
 from e2wm_jax.demo import run as demo
 from e2wm_jax.errors import InputError, check_at_least, first_line
-from e2wm_jax.evaluate.page.evaluations import Evaluation, is_evaluation, read_evaluation
+from e2wm_jax.evaluate.page.evaluations import StoredEvaluation, is_evaluation, read_evaluation
 from e2wm_jax.evaluate.page.run import sections
 from e2wm_jax.fisher.command.page import draw as draw_fisher
 from e2wm_jax.pages import experiences, training
@@ -79,7 +79,7 @@ def _draw_run(settings: ReportSettings) -> None:
 
 def _draw_evaluation(settings: ReportSettings) -> None:
     path, before = settings.path, settings.before
-    given: list[Evaluation] = [] if before is None else [read_evaluation(before, "before")]
+    given: list[StoredEvaluation] = [] if before is None else [read_evaluation(before, "before")]
     given.append(read_evaluation(path, "after" if before else path.resolve().name))
     title = f"e2wm eval: {path.resolve().name}"
     html = page(title, sections(given, settings.examples), footer=f"e2wm_jax {e2wm_jax.__version__}")

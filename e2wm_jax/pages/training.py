@@ -7,7 +7,7 @@ from typing import Any
 import e2wm_jax
 from e2wm_jax.errors import InputError
 from e2wm_jax.evaluate.page import run as evaluation
-from e2wm_jax.evaluate.page.evaluations import RESULTS_FILE, Evaluation
+from e2wm_jax.evaluate.page.evaluations import RESULTS_FILE, StoredEvaluation
 from e2wm_jax.fisher.command.page import summary_pictures
 from e2wm_jax.report import Section, key_values, page, write
 from e2wm_jax.storage.files import read_json
@@ -17,7 +17,7 @@ from e2wm_jax.train.loop import METRICS_FILE
 from e2wm_jax.train.page import charts, lead_of, results, settings_section, start_and_end, title_of, trained, written
 
 
-def write_page(path: Path, folder: Path, evaluations: Sequence[Evaluation], examples: int) -> None:
+def write_page(path: Path, folder: Path, evaluations: Sequence[StoredEvaluation], examples: int) -> None:
     """Draw a run, done or still going on, and evaluations of what it started from and led to.
 
     Raises:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from e2wm_jax.regularizers.online_ewc import ONLINE_EWC
     from e2wm_jax.regularizers.path import RWALK, SI
     from e2wm_jax.regularizers.quadratic import L2, l2_penalty, lora_ewc_penalty, sharded_ewc_penalty
-    from e2wm_jax.regularizers.regularizer import Material, Options, Regularizer
+    from e2wm_jax.regularizers.regularizer import Material, PenaltyOptions, Regularizer
+    from e2wm_jax.regularizers.regularizer import PenaltyOptions as Options
     from e2wm_jax.regularizers.row_column import ROW_COLUMN
     from e2wm_jax.regularizers.text import KL_FORWARD, KL_REVERSE, REPLAY
 else:

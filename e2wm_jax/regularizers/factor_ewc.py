@@ -26,7 +26,7 @@ from e2wm_jax.models.head import output_head
 from e2wm_jax.models.layers import Params
 from e2wm_jax.regularizers.measure import decayed_sum, distance, documents, row_parts, zeros
 from e2wm_jax.regularizers.regularizer import Material, Regularizer, State
-from e2wm_jax.sharding import everywhere
+from e2wm_jax.sharding import replicate
 
 
 def factor_fisher(material: Material) -> Adapters:
@@ -35,8 +35,8 @@ def factor_fisher(material: Material) -> Adapters:
     A row's task weight does not count: L_j is a mean over its predicted tokens.
     """
     scope = material.scope
-    adapters = everywhere(material.adapters, scope.mesh)
-    total = everywhere(zeros(adapters), scope.mesh)
+    adapters = replicate(material.adapters, scope.mesh)
+    total = replicate(zeros(adapters), scope.mesh)
     for batch in documents(material):
         on_devices = batch if scope.mesh is None else sharded.put(batch, scope.mesh)
         total = _add_squares(scope, total, material.params, adapters, on_devices)
@@ -45,7 +45,7 @@ def factor_fisher(material: Material) -> Adapters:
 
 def prepare(material: Material) -> State:
     """F of general text at the adapters the first task starts from, which are its anchor."""
-    return {"fisher": factor_fisher(material), "anchor": everywhere(material.adapters, material.scope.mesh)}
+    return {"fisher": factor_fisher(material), "anchor": replicate(material.adapters, material.scope.mesh)}
 
 
 def penalty(scope: Scope, adapters: Adapters, state: State) -> jax.Array:
@@ -58,7 +58,7 @@ def next_task(material: Material, state: State, path: State) -> State:
     """F <- decay F + F of the finished task's rows; the anchor moves to where that task ended."""
     del path
     fisher = decayed_sum(material.options.decay, state["fisher"], factor_fisher(material))
-    return {"fisher": fisher, "anchor": everywhere(material.adapters, material.scope.mesh)}
+    return {"fisher": fisher, "anchor": replicate(material.adapters, material.scope.mesh)}
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)

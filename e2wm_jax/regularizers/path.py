@@ -38,7 +38,7 @@ import jax.numpy as jnp
 from e2wm_jax.lora import Adapters, Scope
 from e2wm_jax.regularizers.measure import distance, zeros
 from e2wm_jax.regularizers.regularizer import Material, Regularizer, State, Update, anchor_at
-from e2wm_jax.sharding import everywhere
+from e2wm_jax.sharding import replicate
 
 INTERVAL = 10  # steps
 RATE = 0.9  # of the newest interval in F~
@@ -53,7 +53,7 @@ def penalty(scope: Scope, adapters: Adapters, state: State) -> jax.Array:
 
 def si_prepare(material: Material) -> State:
     """No importance yet."""
-    return everywhere({"importance": zeros(material.adapters), "anchor": material.adapters}, material.scope.mesh)
+    return replicate({"importance": zeros(material.adapters), "anchor": material.adapters}, material.scope.mesh)
 
 
 def si_begin(adapters: Adapters) -> State:
@@ -103,7 +103,7 @@ def rwalk_prepare(material: Material) -> State:
     """No importance yet."""
     start = material.adapters
     state = {"importance": zeros(start), "score": zeros(start), "anchor": start, "tasks": jnp.int32(0)}
-    return everywhere(state, material.scope.mesh)
+    return replicate(state, material.scope.mesh)
 
 
 def rwalk_begin(adapters: Adapters) -> State:

@@ -40,7 +40,7 @@ def anchor_at(adapters: Adapters) -> Adapters:
 
 
 @dataclass(frozen=True)
-class Options:
+class PenaltyOptions:
     """Numbers that some regularizers have."""
 
     decay: float = 1.0  # of earlier tasks' importance, gamma
@@ -59,7 +59,7 @@ class Material:
     adapters: Adapters  # the model as it stands: before a task, or after it
     fisher: Fisher | None  # of --fisher, by path of the weight: of the pretrained model
     rows: Sequence[Row]  # before the first task general text (--regularizer-data), after a task that task's own rows
-    options: Options
+    options: PenaltyOptions
 
 
 def nothing(*_: Any) -> State:

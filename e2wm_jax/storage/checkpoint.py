@@ -25,6 +25,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
 from e2wm_jax.errors import WAYS_OUT, InputError, disk_error
+from e2wm_jax.running.hosts import all_hosts, sync_hosts
 from e2wm_jax.running.progress import say
 
 DAMAGED = ".damaged"  # follows the number of a checkpoint that was set aside
@@ -149,7 +150,7 @@ class Checkpoints:
                 restored = self._restore(step, like)
             except _DamagedError as error:
                 damage = str(error)
-            if _everywhere(restored is not None):
+            if all_hosts(restored is not None):
                 return restored
             self._damaged.append(step)
             before = self.steps()
@@ -231,8 +232,7 @@ class Checkpoints:
                 aside = self.folder / f"{step}{DAMAGED}"
                 shutil.rmtree(aside, ignore_errors=True)
                 (self.folder / str(step)).rename(aside)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("damaged checkpoints set aside")
+        sync_hosts("damaged checkpoints set aside")
         for step in self._damaged:
             self._metrics.pop(step, None)
         self._damaged.clear()
@@ -292,13 +292,6 @@ def _placed(values: np.ndarray, like: jax.Array) -> jax.Array:
 
 def _record_digest(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def _everywhere(holds: bool) -> bool:
-    """Whether it holds in all processes."""
-    if jax.process_count() == 1:
-        return holds
-    return bool(multihost_utils.process_allgather(np.asarray(holds)).all())
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -12,7 +12,7 @@ from e2wm_jax.tasks.example import Example
 from e2wm_jax.tasks.household import counting, qa
 from e2wm_jax.tasks.household.counting import CountQuestion, CountStory
 from e2wm_jax.tasks.household.sets import SETS, Stock
-from e2wm_jax.tasks.material import Material, gather
+from e2wm_jax.tasks.material import TaskMaterial, gather
 from e2wm_jax.tasks.notes import is_official, notes
 
 # The most examples of each file, `Sizes(train_count=10, eval_count=5)`; the defaults are the official files' sizes.
@@ -91,7 +91,7 @@ def build(
     )
 
 
-def _make(material: Material, sizes: Any, seed: int, balanced: bool) -> dict[str, list[Example]]:
+def _make(material: TaskMaterial, sizes: Any, seed: int, balanced: bool) -> dict[str, list[Example]]:
     """Every file, empty ones included; each has a random stream of its own, so that one's size leaves others alone."""
     # The official training set tells three further stories for every target.
     shares = counting.EVEN if balanced else counting.OFFICIAL_TRAIN

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from e2wm_jax.tasks.example import Example
 from e2wm_jax.tasks.household.inference import state_sentences
-from e2wm_jax.tasks.household.plan import Plan
+from e2wm_jax.tasks.household.plan import TaskPlan
 from e2wm_jax.tasks.household.sets import BY_FILE, PLAIN
 
 
@@ -37,7 +37,7 @@ def facts(name: str, examples: Iterable[Example]) -> set[tuple[str, str]]:
     return found
 
 
-def check(files: Mapping[str, Sequence[Example]], plans: Iterable[Plan] = ()) -> None:
+def check(files: Mapping[str, Sequence[Example]], plans: Iterable[TaskPlan] = ()) -> None:
     """Compare the two sides of a set of files.
 
     Args:

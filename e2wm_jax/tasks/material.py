@@ -11,7 +11,7 @@ from e2wm_jax.tasks.household import counting, knowledge, plan, tracking
 from e2wm_jax.tasks.household.counting import CountQuestion
 from e2wm_jax.tasks.household.inference import told
 from e2wm_jax.tasks.household.knowledge import Activity
-from e2wm_jax.tasks.household.plan import Plan
+from e2wm_jax.tasks.household.plan import TaskPlan
 from e2wm_jax.tasks.household.tracking import Event, Story
 from e2wm_jax.tasks.split import split, whole_names
 from e2wm_jax.worlds.household.actions import parse_action
@@ -25,19 +25,19 @@ COLLECT_STORIES = "e2wm collect --policy random --episode-length 40 --out DIR"
 class Side:
     """One side of the split."""
 
-    plans: list[Plan]
+    plans: list[TaskPlan]
     questions: list[CountQuestion]
     tracked: list[Story]
 
 
 @dataclass(frozen=True)
-class Material:
+class TaskMaterial:
     """What all files are made of."""
 
     train: Side
     held_out: Side
     unseen: frozenset[str]  # tasks of which train has no plan
-    plans: list[Plan]  # of both sides
+    plans: list[TaskPlan]  # of both sides
     known: dict[str, Activity]  # by all episodes, those too that failed
     episodes: dict[str, int]  # what became of the episodes: "used for plans", "goal not achieved", ...
 
@@ -48,7 +48,7 @@ class Material:
 
 def gather(
     trajectories: Sequence[Trajectory], *, seed: int, eval_share: float, unseen_share: float, achieved_share: float
-) -> Material:
+) -> TaskMaterial:
     """Select what can be used and split it; arguments as in `build.build`.
 
     Raises:
@@ -92,7 +92,7 @@ def gather(
     train_questions, eval_questions = split(questions, _question_keys, eval_share=eval_share, rng=rng)
     rng = random.Random(f"{seed}/split/tracked")
     train_tracked, eval_tracked = split(tracked, _story_keys, eval_share=eval_share, rng=rng)
-    return Material(
+    return TaskMaterial(
         train=Side(train_plans, train_questions, train_tracked),
         held_out=Side(eval_plans, eval_questions, eval_tracked),
         unseen=unseen,
@@ -129,7 +129,7 @@ def _outcomes(
     return {reason: number for reason, number in found.items() if number}
 
 
-def _plan_keys(one: Plan) -> tuple[tuple[str, object], ...]:
+def _plan_keys(one: TaskPlan) -> tuple[tuple[str, object], ...]:
     state = told(one.change)
     keys = ("aim", one.aim), ("plan", one.text), ("question", one.question)
     return (*keys, ("state", state)) if state else keys

@@ -6,7 +6,7 @@ from e2wm_jax.experience.trajectory import Trajectory
 from e2wm_jax.tasks.example import Example
 from e2wm_jax.tasks.household import tracking
 from e2wm_jax.tasks.household.sets import BY_FILE
-from e2wm_jax.tasks.material import COLLECT_PLANS, COLLECT_STORIES, COLLECT_TRACKS, Material, Side
+from e2wm_jax.tasks.material import COLLECT_PLANS, COLLECT_STORIES, COLLECT_TRACKS, Side, TaskMaterial
 from e2wm_jax.worlds.household.homes.scenes import ROBOTHOW
 
 _COMMANDS = {"plans": COLLECT_PLANS, "counting": COLLECT_STORIES}
@@ -21,7 +21,7 @@ def is_official(trajectories: Sequence[Trajectory]) -> bool:
 def notes(
     files: Mapping[str, Sequence[Example]],
     wanted: Mapping[str, int],
-    material: Material,
+    material: TaskMaterial,
     *,
     eval_share: float,
     official: bool,
@@ -46,7 +46,7 @@ def notes(
     return tuple(found)
 
 
-def _without_material(empty: Sequence[str], material: Material) -> Iterator[str]:
+def _without_material(empty: Sequence[str], material: TaskMaterial) -> Iterator[str]:
     """Kinds of sets for which there is no episode at all."""
     kinds = {BY_FILE[name].kind for name in empty}
     if "plans" in kinds and not material.plans:
@@ -55,7 +55,7 @@ def _without_material(empty: Sequence[str], material: Material) -> Iterator[str]
         yield f"no files of counting: no random episode asks for it; for some: `{COLLECT_STORIES}`"
 
 
-def _too_little(empty: Sequence[str], material: Material, eval_share: float) -> Iterator[str]:
+def _too_little(empty: Sequence[str], material: TaskMaterial, eval_share: float) -> Iterator[str]:
     """Sides of the split that have too little for some of their files; not those that were to have nothing."""
     sides: dict[str, tuple[Side, float, str]] = {
         "train": (material.train, 1 - eval_share, "or lower --eval-share"),

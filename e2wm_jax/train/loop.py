@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from e2wm_jax.data.batch import Batch
 from e2wm_jax.data.loader import Loader, StepBatch
@@ -15,6 +14,7 @@ from e2wm_jax.lora import Adapters
 from e2wm_jax.models.weights import Model
 from e2wm_jax.regularizers.regularizer import State
 from e2wm_jax.running.compilation import compile_seconds, compiling
+from e2wm_jax.running.hosts import any_host
 from e2wm_jax.running.interrupt import stop_requests
 from e2wm_jax.running.progress import busy, progress_bar, say
 from e2wm_jax.storage.checkpoint import Checkpoints
@@ -34,7 +34,7 @@ METRICS_FILE, PROFILE = "metrics.jsonl", "profile"
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingRun:
     """What the loop works with and does not change."""
 
     settings: TrainSettings
@@ -89,7 +89,7 @@ class _Pending(NamedTuple):
     waited: float
 
 
-def run_loop(job: Job, state: TrainState, saves: Checkpoints) -> tuple[TrainState, dict[str, Any]]:
+def run_loop(job: TrainingRun, state: TrainState, saves: Checkpoints) -> tuple[TrainState, dict[str, Any]]:
     """Train from the state's step to the last.
 
     Returns:
@@ -100,8 +100,7 @@ def run_loop(job: Job, state: TrainState, saves: Checkpoints) -> tuple[TrainStat
         FloatingPointError: at such a loss or gradient later, naming the examples; no checkpoint holds it.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, with a checkpoint of the last whole step.
     """
-    first, mesh = int(state.step) + 1, job.config.scope.mesh
-    started, compiled_before = time.monotonic(), compile_seconds()
+    first, started, compiled_before = int(state.step) + 1, time.monotonic(), compile_seconds()
     totals = Totals(replace(job.pace, done=first - 1), started)
     logs = {METRICS_FILE: _KEYS} | ({} if job.validate is None else {VALIDATION_FILE: ("nats",)})
     logs |= {} if job.samples is None else {SAMPLES_FILE: ("samples",)}
@@ -133,16 +132,16 @@ def run_loop(job: Job, state: TrainState, saves: Checkpoints) -> tuple[TrainStat
             if pending is not None:
                 row, totals = _report(job, sinks, pending, totals)
             pending = _Pending(step, item, metrics, waited)
-            asked, late = _agreed((stop.requested, clock.is_over), mesh)
-            if step % job.settings.checkpoint_every == 0 or step == job.steps or asked or late:
+            should_stop, is_late = any_host(stop.requested, clock.is_over)
+            if step % job.settings.checkpoint_every == 0 or step == job.steps or should_stop or is_late:
                 row, totals = _report(job, sinks, pending, totals)
                 pending = None
                 totals = _save(job, sinks, step, state, totals)
-            if asked:
+            if should_stop:
                 saves.wait()
                 say(f"stopped after step {step}; continue with --resume")
                 raise KeyboardInterrupt
-            if late and step < job.steps:
+            if is_late and step < job.steps:
                 stopped = f"--max-minutes {job.settings.max_minutes:g}"
                 say(f"stopped after step {step}: {stopped} are over; continue with --resume")
                 break
@@ -151,7 +150,7 @@ def run_loop(job: Job, state: TrainState, saves: Checkpoints) -> tuple[TrainStat
     return state, summary | ({"stopped": stopped} if stopped else {})
 
 
-def _steps(job: Job, first: int) -> Iterator[tuple[StepBatch, StepBatch | None]]:
+def _steps(job: TrainingRun, first: int) -> Iterator[tuple[StepBatch, StepBatch | None]]:
     """Task batch and text batch of every step from `first` on, on the devices."""
     mesh = job.config.scope.mesh
     tasks = on_devices(job.loader.batches(first, job.steps), mesh)
@@ -162,7 +161,7 @@ def _steps(job: Job, first: int) -> Iterator[tuple[StepBatch, StepBatch | None]]
 
 
 def _step(
-    job: Job, step: int, state: TrainState, batch: Batch, text: Batch | None
+    job: TrainingRun, step: int, state: TrainState, batch: Batch, text: Batch | None
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """`train_step` with the numbers of this step; devices may be at it still when this returns."""
     controls = Controls(
@@ -175,7 +174,7 @@ def _step(
         return train_step(job.config, state, controls, job.model.params, job.constants, batch, text)
 
 
-def _out_of_patience(job: Job, step: int, totals: Totals) -> str:
+def _out_of_patience(job: TrainingRun, step: int, totals: Totals) -> str:
     """What ends the run before this step, if --patience does; said."""
     if not exhausted(totals.validated, job.settings.patience):
         return ""
@@ -196,7 +195,7 @@ def _performance(totals: Totals, seconds: float, compiling: float) -> dict[str, 
     return found | ({"skipped": totals.skipped} if totals.skipped else {})
 
 
-def _shape_in_words(job: Job, batch: Batch, text: Batch | None) -> str:
+def _shape_in_words(job: TrainingRun, batch: Batch, text: Batch | None) -> str:
     """What a step is compiled for."""
     length = batch.ids.shape[-1]
     words = f"the step for rows of {length} tokens"
@@ -213,7 +212,7 @@ def _without(sinks: _Sinks, totals: Totals, seconds: float) -> Totals:
     return replace(totals, clock=totals.clock + seconds)
 
 
-def _report(job: Job, sinks: _Sinks, pending: _Pending, totals: Totals) -> tuple[dict[str, Any], Totals]:
+def _report(job: TrainingRun, sinks: _Sinks, pending: _Pending, totals: Totals) -> tuple[dict[str, Any], Totals]:
     """Write a step's row; returns it and the totals with it."""
     step = pending.step
     found = {name: np.asarray(value).item() for name, value in pending.metrics.items()}
@@ -247,7 +246,7 @@ def _report(job: Job, sinks: _Sinks, pending: _Pending, totals: Totals) -> tuple
     return row, totals
 
 
-def _begin(job: Job, sinks: _Sinks, state: TrainState, totals: Totals) -> Totals:
+def _begin(job: TrainingRun, sinks: _Sinks, state: TrainState, totals: Totals) -> Totals:
     """What the held-out loss was at checkpoints so far; before the first step what it is, and what the model writes."""
     if int(state.step) == 0:
         _sample(job, sinks, 0, state)
@@ -262,7 +261,7 @@ def _begin(job: Job, sinks: _Sinks, state: TrainState, totals: Totals) -> Totals
     return replace(totals, validated=tuple(Validated(row["step"], row["nats"]) for row in rows), clock=time.monotonic())
 
 
-def _sample(job: Job, sinks: _Sinks, step: int, state: TrainState) -> None:
+def _sample(job: TrainingRun, sinks: _Sinks, step: int, state: TrainState) -> None:
     """What the model writes now, recorded and said."""
     if job.samples is not None:
         found = job.samples(state.adapters)
@@ -271,7 +270,7 @@ def _sample(job: Job, sinks: _Sinks, step: int, state: TrainState) -> None:
             say(f"step {step}: {one['prompt'][-40:]!r} -> {one['text']!r}")
 
 
-def _validated(job: Job, sinks: _Sinks, step: int, state: TrainState) -> float:
+def _validated(job: TrainingRun, sinks: _Sinks, step: int, state: TrainState) -> float:
     """The held-out loss, recorded."""
     assert job.validate is not None
     with busy(f"validation after step {step}"):
@@ -282,7 +281,7 @@ def _validated(job: Job, sinks: _Sinks, step: int, state: TrainState) -> float:
     return nats
 
 
-def _save(job: Job, sinks: _Sinks, step: int, state: TrainState, totals: Totals) -> Totals:
+def _save(job: TrainingRun, sinks: _Sinks, step: int, state: TrainState, totals: Totals) -> Totals:
     """A checkpoint, its validation, and the adapter as users read it; with --patience that of the lowest loss."""
     if step == job.steps:
         nonfinite.check_learned(job.settings, step, totals.skipped)
@@ -295,11 +294,3 @@ def _save(job: Job, sinks: _Sinks, step: int, state: TrainState, totals: Totals)
     if job.settings.patience is None or lowest(validated).step == step:
         job.publish(state.adapters)
     return replace(totals, clock=time.monotonic(), task_loss=0.0, since=0, validated=validated)
-
-
-def _agreed(wishes: tuple[bool, bool], mesh: Any) -> tuple[bool, bool]:
-    """Which of the wishes any host has: all must save the same step."""
-    if mesh is None or jax.process_count() == 1:
-        return wishes
-    asked, late = multihost_utils.process_allgather(np.asarray(wishes)).reshape(-1, 2).any(axis=0)
-    return bool(asked), bool(late)

@@ -20,7 +20,7 @@ from e2wm_jax.lora import Adapters, Scope, attach
 from e2wm_jax.models.frozen_head import token_nll
 from e2wm_jax.models.head import output_head, target_labels, target_states
 from e2wm_jax.models.layers import Params
-from e2wm_jax.models.spread import gathered, manual_specs, splits
+from e2wm_jax.models.spread import manual_specs, splits, with_gathered
 
 _ROWS = ("data", "fsdp")
 TokenLoss = Callable[[Scope, Params, Params, Batch], jax.Array]  # `Regularizer.token_penalty`
@@ -97,7 +97,9 @@ def summed_over_devices(
 
     def local(adapters: Adapters, params: Params, batch: Batch) -> Any:
         part = jax.lax.axis_index("data") * mesh.shape["fsdp"] + jax.lax.axis_index("fsdp")
-        return jax.lax.psum(function(adapters, gathered(params, mesh, spread), batch, part * batch.ids.shape[1]), _ROWS)
+        return jax.lax.psum(
+            function(adapters, with_gathered(params, mesh, spread), batch, part * batch.ids.shape[1]), _ROWS
+        )
 
     # check_vma would sum the gradient of the adapters, which are the same everywhere, once per pass.
     return jax.shard_map(

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from e2wm_jax.data.batch import Row
@@ -18,7 +17,8 @@ from e2wm_jax.lora import Adapters
 from e2wm_jax.models import weights
 from e2wm_jax.models.weights import Model
 from e2wm_jax.regularizers.catalogue import REGULARIZERS
-from e2wm_jax.regularizers.regularizer import Material, Options, State
+from e2wm_jax.regularizers.regularizer import Material, PenaltyOptions, State
+from e2wm_jax.running.hosts import sync_hosts
 from e2wm_jax.running.progress import say
 from e2wm_jax.sharding import join_hosts, make_mesh
 from e2wm_jax.storage.adapter_files import write_adapter
@@ -37,7 +37,7 @@ from e2wm_jax.train.directory import (
     rows_digest,
 )
 from e2wm_jax.train.feed import open_data, read_text, say_special_tokens, text_loader
-from e2wm_jax.train.loop import METRICS_FILE, Job, run_loop
+from e2wm_jax.train.loop import METRICS_FILE, TrainingRun, run_loop
 from e2wm_jax.train.page import write_report
 from e2wm_jax.train.parts import check_adapter, check_fisher, load_all
 from e2wm_jax.train.schedules import learning_rates, strengths
@@ -154,8 +154,7 @@ def train_task(
     if first:
         settings.out.mkdir(parents=True, exist_ok=True)
         write_json(settings.out / CONFIG_FILE, resolved(settings) | {CONTENT: inputs.content})
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("run directory")
+    sync_hosts("run directory")
     with (
         Checkpoints(settings.out / CHECKPOINTS, keep=settings.keep_checkpoints, keep_best=settings.keep_best) as saves,
         trackers(settings.trackers if first else (), settings.out, resolved(settings), called) as log,
@@ -165,7 +164,7 @@ def train_task(
         if found is not None:
             state = found.state
             say(f"resuming after step {found.step} of {steps}")
-        job = Job(
+        job = TrainingRun(
             settings=settings,
             config=config,
             model=model,
@@ -197,9 +196,9 @@ def _pace(config: StepConfig, loader: Loader, steps: int) -> Pace:
     return Pace(steps, flops_per_token=work.total, peak=peak and peak * (1 if mesh is None else mesh.size))
 
 
-def options(settings: TrainSettings) -> Options:
+def options(settings: TrainSettings) -> PenaltyOptions:
     """The numbers that some regularizers have."""
-    return Options(
+    return PenaltyOptions(
         decay=settings.decay,
         damping=settings.damping,
         batch_size=settings.regularizer_batch_size,

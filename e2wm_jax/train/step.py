@@ -18,7 +18,7 @@ from e2wm_jax.lora import Adapters, Scope
 from e2wm_jax.models.layers import Params
 from e2wm_jax.regularizers.catalogue import REGULARIZERS
 from e2wm_jax.regularizers.regularizer import State, Update
-from e2wm_jax.sharding import everywhere
+from e2wm_jax.sharding import replicate
 from e2wm_jax.train.passes import weighted_mean
 
 Optimizer = Literal["adamw", "sgd"]
@@ -67,7 +67,7 @@ def initial_state(config: StepConfig, adapters: Adapters) -> TrainState:
     """State before the first step."""
     path = REGULARIZERS[config.regularizer].begin(adapters)
     state = TrainState(jnp.int32(0), adapters, optimizer(config, Controls(0.0)).init(adapters), path)
-    return everywhere(state, config.scope.mesh)  # copies, for a step donates them
+    return replicate(state, config.scope.mesh)  # copies, for a step donates them
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
@@ -98,13 +98,13 @@ def train_step(
         config.scope, state.adapters, params, batch, dropout=config.dropout, key=key
     )
     # Else the update would be worked out in shares of a mesh's devices, and each of its results gathered.
-    task_gradient = _everywhere(config, task_gradient)
+    task_gradient = _replicated(config, task_gradient)
 
     penalty, pull = jnp.float32(0), jax.tree.map(jnp.zeros_like, state.adapters)
     if regularizer.penalty is not None:
         # Once per optimizer step, not once per pass: it does not depend on the data.
         penalty, pull = jax.value_and_grad(partial(regularizer.penalty, config.scope))(state.adapters, constants)
-        pull = _everywhere(config, pull)
+        pull = _replicated(config, pull)
     elif regularizer.token_penalty is not None:
         rows = batch if text is None else text
         penalty, pull = weighted_mean(config.scope, state.adapters, params, rows, of=regularizer.token_penalty)
@@ -129,10 +129,10 @@ def train_step(
         "tokens": jnp.sum(batch.segments >= 0),
         "finite": finite,
     }
-    return _everywhere(config, (kept.replace(step=state.step + 1), metrics))
+    return _replicated(config, (kept.replace(step=state.step + 1), metrics))
 
 
-def _everywhere(config: StepConfig, tree: State) -> State:
+def _replicated(config: StepConfig, tree: State) -> State:
     """The same on every device of the mesh, inside of `jax.jit`."""
     if config.scope.mesh is None:
         return tree

@@ -21,14 +21,14 @@ _ZIPF = 1.3  # words repeat, as in text, which is what makes tied tables hard
 
 
 @dataclass(frozen=True)
-class Job(FisherBenchSettings):
+class FisherJob(FisherBenchSettings):
     """One model, by `shape` where it has one, and its documents."""
 
     folder: str = ""  # a Hugging Face directory that ours writes and the peers read; "reference" in it is F of ours
     lengths: tuple[int, ...] = ()  # tokens of each document
 
     @classmethod
-    def of(cls, settings: FisherBenchSettings, folder: str) -> "Job":
+    def of(cls, settings: FisherBenchSettings, folder: str) -> "FisherJob":
         """The documents of a run: all of --length, or of unequal lengths."""
         lengths = [settings.length] * settings.batch_size
         if settings.packed:
@@ -37,7 +37,7 @@ class Job(FisherBenchSettings):
         return cls(**vars(settings), folder=folder, lengths=tuple(lengths))
 
 
-def documents(job: Job, vocabulary: int) -> list[Row]:
+def documents(job: FisherJob, vocabulary: int) -> list[Row]:
     """The corpus: made-up tokens whose frequencies fall off as those of words do."""
     rng = np.random.default_rng(job.seed)
     words = rng.permutation(vocabulary)
@@ -45,18 +45,20 @@ def documents(job: Job, vocabulary: int) -> list[Row]:
     return [Row(row.astype(np.int32), 1) for row in rows]
 
 
-def full_documents(job: Job) -> Job:
+def full_documents(job: FisherJob) -> FisherJob:
     """The same number of tokens, about, in documents of the greatest length."""
     longest = max(job.lengths)
     return replace(job, lengths=(longest,) * max(1, round(sum(job.lengths) / longest)))
 
 
-def reference_folder(job: Job) -> Path:
+def reference_folder(job: FisherJob) -> Path:
     """Where F of ours is."""
     return Path(job.folder, "reference")
 
 
-def compare(job: Job, tensors: Iterable[tuple[str, np.ndarray]], wanted: set[str] | None = None) -> dict[str, Any]:
+def compare(
+    job: FisherJob, tensors: Iterable[tuple[str, np.ndarray]], wanted: set[str] | None = None
+) -> dict[str, Any]:
     """F by Hugging Face name against the reference's: the greatest error of any tensor, over its greatest F.
 
     Args:

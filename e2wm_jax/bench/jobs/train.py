@@ -25,31 +25,31 @@ _FISHER = 1e-3  # mean of F: with the adapters that steps start from, a penalty 
 
 
 @dataclass(frozen=True)
-class Job(TrainBenchSettings):
+class TrainJob(TrainBenchSettings):
     """One model, by `shape` where it has one, and its steps."""
 
     folder: str = ""  # "model", "adapter-0", ... and "rows.json" in it
 
 
-def write_rows(job: Job, rows: Sequence[Row], steps: Sequence[Sequence[int]]) -> None:
+def write_rows(job: TrainJob, rows: Sequence[Row], steps: Sequence[Sequence[int]]) -> None:
     """All rows, and for each step the numbers of those that it reads."""
     record = {"rows": [[row.ids.tolist(), row.first_target, row.weight] for row in rows], "steps": steps}
     Path(job.folder, "rows.json").write_text(json.dumps(record))
 
 
-def read_rows(job: Job) -> tuple[list[Row], list[list[int]]]:
+def read_rows(job: TrainJob) -> tuple[list[Row], list[list[int]]]:
     """What `write_rows` wrote."""
     record = json.loads(Path(job.folder, "rows.json").read_text())
     return [Row(np.asarray(ids, np.int32), first, weight) for ids, first, weight in record["rows"]], record["steps"]
 
 
-def loader_of(job: Job, rows: Sequence[Row]) -> Loader:
+def loader_of(job: TrainJob, rows: Sequence[Row]) -> Loader:
     """Whose first steps are measured."""
     return Loader(rows, job.batch_size, 1, job.length or job.max_length, job.seed)
 
 
-def adapter_folder(job: Job, index: int) -> Path:
-    """Where the adapter of `Job.targets[index]` starts from, as PEFT reads it."""
+def adapter_folder(job: TrainJob, index: int) -> Path:
+    """Where the adapter of `TrainJob.targets[index]` starts from, as PEFT reads it."""
     return Path(job.folder, f"adapter-{index}")
 
 

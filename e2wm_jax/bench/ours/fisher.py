@@ -14,7 +14,7 @@ import numpy as np
 
 from e2wm_jax import lora
 from e2wm_jax.bench.harness import PRODUCT, product_rate, seconds_of
-from e2wm_jax.bench.jobs.fisher import SHAPES, Job, compare, documents, full_documents, reference_folder
+from e2wm_jax.bench.jobs.fisher import SHAPES, FisherJob, compare, documents, full_documents, reference_folder
 from e2wm_jax.bench.ours.gradient import WAYS, batch_gradient
 from e2wm_jax.bench.ours.own_method import check_result, load_own
 from e2wm_jax.bench.process import Answer
@@ -44,7 +44,7 @@ class _Made:
     fisher: Callable[[], Mapping[str, jax.Array]] | None = None  # F by path
 
 
-def operations(job: Job) -> dict[str, Callable[..., Answer]]:
+def operations(job: FisherJob) -> dict[str, Callable[..., Answer]]:
     """What the process can be asked for (`process.Peer`)."""
     config, params = load_model(job)
     chosen = selected(config, job.params)
@@ -93,7 +93,7 @@ def operations(job: Job) -> dict[str, Callable[..., Answer]]:
     return {"describe": describe, "save": save, "prepare": prepare, "measure": measure, "check": check}
 
 
-def load_model(job: Job) -> tuple[ModelConfig, Params]:
+def load_model(job: FisherJob) -> tuple[ModelConfig, Params]:
     """A model's files, or random weights of a shape."""
     if job.shape is None:
         model = load(job.model, job.base_dtype)
@@ -121,7 +121,9 @@ def selected(config: ModelConfig, params: str) -> set[str]:
     return found
 
 
-def _make(job: Job, config: ModelConfig, params: Params, method: str, chosen: set[str], of_adapters: set[str]) -> _Made:
+def _make(
+    job: FisherJob, config: ModelConfig, params: Params, method: str, chosen: set[str], of_adapters: set[str]
+) -> _Made:
     if method == "textbook":
         return _gradient(config, params, _rows(job, config, job.batch_size), **WAYS["stored"])
     if method == "plain":
@@ -133,15 +135,15 @@ def _make(job: Job, config: ModelConfig, params: Params, method: str, chosen: se
     return _fisher(job, config, params, paths, method.removesuffix("-qv"), _rows(job, config, size))
 
 
-def _rows(job: Job, config: ModelConfig, batch_size: int) -> list[DocumentBatch]:
+def _rows(job: FisherJob, config: ModelConfig, batch_size: int) -> list[DocumentBatch]:
     return list(document_batches(documents(job, config.vocab_size), batch_size, max(job.lengths)))
 
 
-def corpus(job: Job, config: ModelConfig, layout: str) -> list[DocumentBatch]:
+def corpus(job: FisherJob, config: ModelConfig, layout: str) -> list[DocumentBatch]:
     """Documents of unequal lengths in one of four layouts.
 
     "full" is the comparison, documents all of the greatest length; "padded" pads every row to that; "rows" sorts by
-    length and pads to the longest of a batch, about; "packed" puts several into rows of at most `Job.row` tokens.
+    length and pads to the longest of a batch, about; "packed" puts several into rows of at most `FisherJob.row` tokens.
     """
     longest = max(job.lengths)
     rows, batch_size = documents(job, config.vocab_size), job.step_size or job.batch_size
@@ -177,7 +179,7 @@ def _gradient(
     return _Made(run, {"peak_bytes": peak, "extra_bytes": peak - 2 * given})
 
 
-def _fastest(job: Job, config: ModelConfig, params: Params, batches: Sequence[DocumentBatch]) -> _Made:
+def _fastest(job: FisherJob, config: ModelConfig, params: Params, batches: Sequence[DocumentBatch]) -> _Made:
     """The fastest way to an ordinary gradient."""
     found: dict[str, tuple[float, _Made]] = {}
     for name, way in WAYS.items():
@@ -189,7 +191,7 @@ def _fastest(job: Job, config: ModelConfig, params: Params, batches: Sequence[Do
 
 
 def _fisher(
-    job: Job, config: ModelConfig, params: Params, paths: set[str], method: str, batches: Sequence[DocumentBatch]
+    job: FisherJob, config: ModelConfig, params: Params, paths: set[str], method: str, batches: Sequence[DocumentBatch]
 ) -> _Made:
     """Passes over the same documents without end; F, a mean, stays the same."""
     computation = Computation(method=cast(Method, method), group=job.group, kernel=job.kernel, keep=job.keep)
@@ -214,7 +216,7 @@ def _fisher(
     return _Made(run, facts, lambda: result(config, now).values)
 
 
-def _own(job: Job, config: ModelConfig, params: Params, method: str, chosen: set[str]) -> _Made:
+def _own(job: FisherJob, config: ModelConfig, params: Params, method: str, chosen: set[str]) -> _Made:
     """A function of the user's, see `own_method`."""
     function, flat = load_own(method), flatten(params)
     mine = {path: value for path, value in flat.items() if path in chosen}
@@ -264,4 +266,4 @@ def _write_reference(config: ModelConfig, values: Flat, folder: Path) -> None:
     write_shards(folder, {name: value.nbytes for name, value in tensors.items()}, tensors.__getitem__)
 
 
-SIDES = {"ours": lambda case: operations(Job(**case))}
+SIDES = {"ours": lambda case: operations(FisherJob(**case))}

@@ -14,14 +14,14 @@ from e2wm_jax.fisher.storage import Fisher
 from e2wm_jax.lora import Adapters, Scope
 from e2wm_jax.models.layers import Params
 from e2wm_jax.regularizers.catalogue import regularizer
-from e2wm_jax.regularizers.regularizer import Material, Options, State
+from e2wm_jax.regularizers.regularizer import Material, PenaltyOptions, State
 from e2wm_jax.train.step import Controls, StepConfig, TrainState, initial_state, train_step
 
 _CONTROLS = Controls(np.float32(LR), np.float32(STRENGTH), np.float32(WEIGHT_DECAY), np.uint32(0))
 
 
 @dataclass
-class Step:
+class PreparedStep:
     """The step of one regularizer; see `prepared`."""
 
     config: StepConfig
@@ -61,10 +61,10 @@ def prepared(
     *,
     fisher: Fisher | None = None,
     text: Sequence[Row] = (),
-    options: Options | None = None,
+    options: PenaltyOptions | None = None,
     dropout: float = 0.1,
-) -> Step:
+) -> PreparedStep:
     """The step with the regularizer of that name, which has read what it needs."""
-    material = Material(scope, params, adapters, fisher, text, options or Options())
+    material = Material(scope, params, adapters, fisher, text, options or PenaltyOptions())
     config = StepConfig(scope, name, dropout=dropout)
-    return Step(config, params, regularizer(name).prepare(material), initial_state(config, adapters))
+    return PreparedStep(config, params, regularizer(name).prepare(material), initial_state(config, adapters))

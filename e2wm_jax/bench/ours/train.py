@@ -13,13 +13,13 @@ from e2wm_jax import lora
 from e2wm_jax.bench.harness import PRODUCT, product_rate, seconds_of
 from e2wm_jax.bench.jobs.train import (
     SHAPES,
-    Job,
+    TrainJob,
     adapter_folder,
     fisher_of,
     loader_of,
     read_rows,
 )
-from e2wm_jax.bench.ours.step import Step, prepared
+from e2wm_jax.bench.ours.step import PreparedStep, prepared
 from e2wm_jax.bench.process import Answer
 from e2wm_jax.config import LoraConfig, ModelConfig
 from e2wm_jax.errors import InputError
@@ -32,7 +32,7 @@ from e2wm_jax.models.quantized import compute_dtype, load, quantizer
 from e2wm_jax.models.saving import parameter_sizes, write_model
 from e2wm_jax.models.weights import unflatten
 from e2wm_jax.regularizers.catalogue import regularizer
-from e2wm_jax.regularizers.regularizer import Options
+from e2wm_jax.regularizers.regularizer import PenaltyOptions
 from e2wm_jax.running.allocator import keep_freed_memory
 from e2wm_jax.storage.adapter_files import read_adapter, write_adapter
 from e2wm_jax.train.feed import on_devices
@@ -42,7 +42,7 @@ _TEXT_ROWS, _TEXT_LENGTH = 2, 64  # of what a regularizer reads before the first
 _LARGEST_ON_CPU = 5e8  # parameters of random weights
 
 
-def operations(job: Job) -> dict[str, Callable[..., Answer]]:
+def operations(job: TrainJob) -> dict[str, Callable[..., Answer]]:
     """What the process can be asked for (`process.Peer`)."""
     keep_freed_memory()  # as `e2wm train` does
     config, params = load_model(job)
@@ -50,7 +50,7 @@ def operations(job: Job) -> dict[str, Callable[..., Answer]]:
     rows = [all_rows[number] for order in orders for number in order]
     loader = loader_of(job, all_rows)
     device_batches = [jax.device_put(loader.step(step + 1).batch) for step in range(len(orders))]
-    made: dict[tuple[int, str], Step] = {}
+    made: dict[tuple[int, str], PreparedStep] = {}
 
     def describe() -> Answer:
         kind = jax.devices()[0].device_kind
@@ -82,11 +82,11 @@ def operations(job: Job) -> dict[str, Callable[..., Answer]]:
             write_adapter(adapter_folder(job, index), adapters, spec, config, **options)
         return {}
 
-    def make(index: int, name: str, dropout: float) -> Step:
+    def make(index: int, name: str, dropout: float) -> PreparedStep:
         adapters, spec = read_adapter(adapter_folder(job, index), config)
         fisher = _fisher(job, config, spec) if regularizer(name).reads == "fisher" else None
         text = [replace(row, ids=row.ids[:_TEXT_LENGTH], first_target=1) for row in rows[:_TEXT_ROWS]]
-        options = Options(batch_size=_TEXT_ROWS, max_length=_TEXT_LENGTH)
+        options = PenaltyOptions(batch_size=_TEXT_ROWS, max_length=_TEXT_LENGTH)
         scope = Scope(config, spec, remat=job.remat)
         reads: dict[str, Any] = {"fisher": fisher, "text": text, "options": options}
         return prepared(scope, name, params, adapters, dropout=dropout, **reads)
@@ -149,7 +149,7 @@ def operations(job: Job) -> dict[str, Callable[..., Answer]]:
     }
 
 
-def load_model(job: Job) -> tuple[ModelConfig, Params]:
+def load_model(job: TrainJob) -> tuple[ModelConfig, Params]:
     """A model's files, or random weights of a shape, one weight at a time in full."""
     if job.shape is None:
         model = load(job.model, job.base_dtype)
@@ -171,7 +171,7 @@ def _bytes(tree: Any) -> int:
     return sum(x.nbytes for x in jax.tree.leaves(tree))
 
 
-def _fisher(job: Job, config: ModelConfig, spec: lora.AdapterSpec) -> Fisher:
+def _fisher(job: TrainJob, config: ModelConfig, spec: lora.AdapterSpec) -> Fisher:
     modules, table = lora.linear_modules(config), decoder.weight_table(config)
     return {
         f"{target.path}.weight": jnp.stack(
@@ -181,4 +181,4 @@ def _fisher(job: Job, config: ModelConfig, spec: lora.AdapterSpec) -> Fisher:
     }
 
 
-SIDES = {"ours": lambda case: operations(Job(**case))}
+SIDES = {"ours": lambda case: operations(TrainJob(**case))}

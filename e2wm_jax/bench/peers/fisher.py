@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from e2wm_jax.bench.harness import PRODUCT, most_memory, product_rate, seconds_of, watch_memory
-from e2wm_jax.bench.jobs.fisher import Job, compare, documents, reference_folder
+from e2wm_jax.bench.jobs.fisher import FisherJob, compare, documents, reference_folder
 from e2wm_jax.bench.process import Answer
 from e2wm_jax.storage.tensor_files import open_tensors
 
@@ -80,7 +80,7 @@ class _Torch(NamedTuple):
         return torch.nn.functional.cross_entropy(scores.flatten(0, 1).float(), ids[:, 1:].flatten())
 
 
-def _load_torch(job: Job, attention: str | None = None) -> _Torch:
+def _load_torch(job: FisherJob, attention: str | None = None) -> _Torch:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -97,7 +97,7 @@ def _load_torch(job: Job, attention: str | None = None) -> _Torch:
     return _Torch(network, chosen, ids, positions)
 
 
-def _official(job: Job) -> PeerPass:
+def _official(job: FisherJob) -> PeerPass:
     import torch
 
     it = _load_torch(job)
@@ -117,7 +117,7 @@ def _official(job: Job) -> PeerPass:
     return PeerPass(run, facts={"gflops": rate})
 
 
-def _torch_func(job: Job) -> PeerPass:
+def _torch_func(job: FisherJob) -> PeerPass:
     import torch
     from torch.func import functional_call, grad, vmap
 
@@ -138,7 +138,7 @@ def _torch_func(job: Job) -> PeerPass:
     return PeerPass(run)
 
 
-def _backpack(job: Job) -> PeerPass:
+def _backpack(job: FisherJob) -> PeerPass:
     import torch
     from backpack import backpack, extend
     from backpack.extensions import SumGradSquared
@@ -159,7 +159,7 @@ def _backpack(job: Job) -> PeerPass:
     return PeerPass(run)
 
 
-def _opacus(job: Job) -> PeerPass:
+def _opacus(job: FisherJob) -> PeerPass:
     import torch
     from opacus import GradSampleModule
 
@@ -185,7 +185,7 @@ def _per_document(samples: Any) -> Any:
     return functools.reduce(operator.add, samples) if isinstance(samples, list) else samples
 
 
-def _jax_privacy(job: Job) -> PeerPass:
+def _jax_privacy(job: FisherJob) -> PeerPass:
     import jax
     import jax.numpy as jnp
     from jax_privacy.clipping import clipped_fun
@@ -209,7 +209,7 @@ def _jax_privacy(job: Job) -> PeerPass:
     return PeerPass(lambda: jax.block_until_ready(compiled(chosen, ids)), lambda found: dict(hf_tensors(config, found)))
 
 
-def peer_operations(job: Job, peer: PeerPass) -> dict[str, Callable[..., Answer]]:
+def peer_operations(job: FisherJob, peer: PeerPass) -> dict[str, Callable[..., Answer]]:
     """What a peer's process can be asked for, after a first pass."""
     before = watch_memory()
     found: list[Any] = []
@@ -240,8 +240,8 @@ def _host(sums: Sums, count: int) -> Iterator[tuple[str, np.ndarray]]:
         yield name, on_host.astype(np.float32) / count
 
 
-def _side(ready: Callable[[Job], PeerPass], case: dict[str, Any]) -> dict[str, Callable[..., Answer]]:
-    job = Job(**case)
+def _side(ready: Callable[[FisherJob], PeerPass], case: dict[str, Any]) -> dict[str, Callable[..., Answer]]:
+    job = FisherJob(**case)
     return peer_operations(job, ready(job))
 
 

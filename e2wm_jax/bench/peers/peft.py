@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from e2wm_jax.bench.harness import PRODUCT, most_memory, product_rate, seconds_of, watch_memory
-from e2wm_jax.bench.jobs.train import LR, STRENGTH, WEIGHT_DECAY, Job, adapter_folder, fisher_of, read_rows
+from e2wm_jax.bench.jobs.train import LR, STRENGTH, WEIGHT_DECAY, TrainJob, adapter_folder, fisher_of, read_rows
 from e2wm_jax.bench.process import Answer
 from e2wm_jax.data.batch import Row
 
@@ -26,7 +26,7 @@ def missing() -> str:
 class TorchStep:
     """The EWC-LoRA step of one adapter."""
 
-    def __init__(self, job: Job, index: int, *, dropout: float) -> None:
+    def __init__(self, job: TrainJob, index: int, *, dropout: float) -> None:
         import torch
         from peft import PeftModel
         from transformers import AutoModelForCausalLM
@@ -83,7 +83,7 @@ def padded(rows: Sequence[Row]) -> dict[str, Any]:
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-def operations(job: Job) -> dict[str, Callable[..., Answer]]:
+def operations(job: TrainJob) -> dict[str, Callable[..., Answer]]:
     """What the process can be asked for (`process.Peer`)."""
     import torch
 
@@ -116,4 +116,4 @@ def operations(job: Job) -> dict[str, Callable[..., Answer]]:
     return {"describe": describe, "prepare": prepare, "measure": measure, "losses": losses}
 
 
-SIDES = {"peft": lambda case: operations(Job(**case))}
+SIDES = {"peft": lambda case: operations(TrainJob(**case))}

@@ -19,7 +19,7 @@ from e2wm_jax.experience.trajectory import Trajectory
 from e2wm_jax.tasks.example import Generation
 from e2wm_jax.tasks.household import counting, plan, tracking
 from e2wm_jax.tasks.household.counting import CountQuestion
-from e2wm_jax.tasks.household.plan import Plan
+from e2wm_jax.tasks.household.plan import TaskPlan
 from e2wm_jax.worlds.household import goals
 from e2wm_jax.worlds.household.changes import Step
 from e2wm_jax.worlds.household.engine import Engine, open_world
@@ -90,10 +90,10 @@ def _act_recog(task: OnlineTask, rng: random.Random) -> list[Generation]:
     return plan.act_recog(_plans(task, rng), size=UNIT, rng=rng)
 
 
-def _plans(task: OnlineTask, rng: random.Random) -> list[Plan]:
+def _plans(task: OnlineTask, rng: random.Random) -> list[TaskPlan]:
     """`UNIT` plans that reach their goals, of different activities as far as there are any, and of none that is held
     out: the next one drawn stands in its place."""
-    found: list[Plan] = []
+    found: list[TaskPlan] = []
     excluded = held_out(task.exclude)
     outcome: Counter[str] = Counter()
     for program in _programs(rng):
@@ -110,7 +110,7 @@ def _plans(task: OnlineTask, rng: random.Random) -> list[Plan]:
     raise InputError(f"--data {task.name}: too few plans reach their goals ({dict(outcome)}); raise simulations")
 
 
-def _same_answer(first: Plan, second: Plan) -> bool:
+def _same_answer(first: TaskPlan, second: TaskPlan) -> bool:
     return (first.task, first.text) == (second.task, second.text)
 
 
@@ -125,7 +125,7 @@ def _programs(rng: random.Random) -> Iterator[str]:
 
 # With best-first search a program has one plan. These are small.
 @lru_cache(maxsize=1024)
-def _selected(task: OnlineTask, program: str, seed: int) -> tuple[list[Plan], Counter[str]]:
+def _selected(task: OnlineTask, program: str, seed: int) -> tuple[list[TaskPlan], Counter[str]]:
     return plan.select([_planned(task, program, seed)])
 
 

@@ -9,7 +9,7 @@ from e2wm_jax.storage.files import read_json_lines
 from e2wm_jax.tasks import leakage
 from e2wm_jax.tasks.example import from_json
 from e2wm_jax.tasks.household.inference import state_sentences
-from e2wm_jax.tasks.household.plan import Plan
+from e2wm_jax.tasks.household.plan import TaskPlan
 from e2wm_jax.tasks.household.sets import SETS
 
 # Sets whose questions, plans, unseen activities or told states a plan could give away.
@@ -26,7 +26,7 @@ class HeldOut:
 
     facts: frozenset[tuple[str, str]]
 
-    def __contains__(self, plan: Plan) -> bool:
+    def __contains__(self, plan: TaskPlan) -> bool:
         """Whether a plan says what an evaluation set asks: its question, its text, what it changes, or its activity
         where that is one of the unseen."""
         told = state_sentences(plan.change, "somebody")  # as leakage.facts calls everybody

@@ -13,7 +13,7 @@ RESULTS_FILE, PREDICTIONS = "results.json", "predictions"
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class StoredEvaluation:
     """What `eval all --out` has left in a directory, or a single file of predictions."""
 
     label: str
@@ -28,14 +28,14 @@ def is_evaluation(path: Path) -> bool:
     return (path / RESULTS_FILE).is_file() or (path.is_file() and path.name.endswith((".jsonl", ".jsonl.gz")))
 
 
-def read_evaluation(path: Path, label: str) -> Evaluation:
+def read_evaluation(path: Path, label: str) -> StoredEvaluation:
     """The evaluation in a directory of `eval all --out`, or with the predictions in one file.
 
     Raises:
         InputError: if there is none, or it is not of the form that the command writes.
     """
     if path.is_file():
-        return Evaluation(label, predictions={path.name.split(".")[0]: path}, facts={label: str(path)})
+        return StoredEvaluation(label, predictions={path.name.split(".")[0]: path}, facts={label: str(path)})
     if not (path / RESULTS_FILE).is_file():
         raise InputError(
             f"{path}: no {RESULTS_FILE} in it; give the --out of `e2wm eval all`, or a file of predictions"
@@ -44,7 +44,7 @@ def read_evaluation(path: Path, label: str) -> Evaluation:
     adapters = " ".join(map(str, record["adapter"])) or "no adapter"
     facts = {label: f"{record.get('model', '?')}, {adapters}"}
     files = {file.name.split(".")[0]: file for file in sorted((path / PREDICTIONS).glob("*.jsonl"))}
-    return Evaluation(label, record["sets"], facts, files, tuple(record["settings"].get("data", ())))
+    return StoredEvaluation(label, record["sets"], facts, files, tuple(record["settings"].get("data", ())))
 
 
 def _records(path: Path | None) -> dict[int, dict[str, Any]]:
@@ -53,7 +53,7 @@ def _records(path: Path | None) -> dict[int, dict[str, Any]]:
     return {record["index"]: record for record in lines if isinstance(record.get("index"), int)}
 
 
-def pairs(evaluations: Sequence[Evaluation]) -> Iterator[tuple[str, list[dict[int, dict[str, Any]]]]]:
+def pairs(evaluations: Sequence[StoredEvaluation]) -> Iterator[tuple[str, list[dict[int, dict[str, Any]]]]]:
     """Of every set the predictions of each evaluation."""
     for name in dict.fromkeys(name for one in evaluations for name in one.predictions):
         yield name, [_records(one.predictions.get(name)) for one in evaluations]

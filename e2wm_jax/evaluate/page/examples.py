@@ -6,14 +6,14 @@ from typing import Any
 
 from e2wm_jax.data.example import Question
 from e2wm_jax.errors import InputError
-from e2wm_jax.evaluate.page.evaluations import Evaluation, asked, pairs
+from e2wm_jax.evaluate.page.evaluations import StoredEvaluation, asked, pairs
 from e2wm_jax.options.choices import SetKind
 from e2wm_jax.report import paragraph, texts
 
 _LONGEST = 700  # characters of a text that is shown
 
 
-def answered(evaluations: Sequence[Evaluation], examples: int) -> Iterator[str]:
+def answered(evaluations: Sequence[StoredEvaluation], examples: int) -> Iterator[str]:
     """Examples of each set of questions, evenly spaced: the question, its right answer, and what each model chose; of
     those sets whose file still lies where it lay."""
     for name, kept in pairs(evaluations):
@@ -49,7 +49,7 @@ def _marked(text: str, right: bool) -> str:
     return f"{text}  {'✓ right' if right else '✗ wrong'}"
 
 
-def written(evaluations: Sequence[Evaluation], examples: int) -> Iterator[str]:
+def written(evaluations: Sequence[StoredEvaluation], examples: int) -> Iterator[str]:
     """Examples of each generation set, evenly spaced: prompt, reference, and what each model wrote."""
     for name, kept in pairs(evaluations):
         known = [n for n in sorted(set.union(*map(set, kept))) if any("prediction" in one.get(n, {}) for one in kept)]
@@ -67,7 +67,7 @@ def written(evaluations: Sequence[Evaluation], examples: int) -> Iterator[str]:
             yield from blocks
 
 
-def _examples(evaluations: Sequence[Evaluation], name: str, kind: SetKind) -> dict[int, Any]:
+def _examples(evaluations: Sequence[StoredEvaluation], name: str, kind: SetKind) -> dict[int, Any]:
     """The examples of a set, where its file still lies where it lay."""
     from e2wm_jax.evaluate.sets import find_sets, read_set  # it brings what evaluates
 
@@ -79,7 +79,7 @@ def _examples(evaluations: Sequence[Evaluation], name: str, kind: SetKind) -> di
     return {}
 
 
-def _parts(evaluations: Sequence[Evaluation], kept: list[dict[int, dict[str, Any]]], n: int) -> dict[str, str]:
+def _parts(evaluations: Sequence[StoredEvaluation], kept: list[dict[int, dict[str, Any]]], n: int) -> dict[str, str]:
     found = [one.get(n, {}) for one in kept]
     said = {key: next((_shown(one, key) for one in found if key in one), None) for key in ("reference", "answer")}
     parts = {key: _cut(text) for key, text in said.items() if text is not None}

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from e2wm_jax.evaluate.page.evaluations import Evaluation, asked, pairs
+from e2wm_jax.evaluate.page.evaluations import StoredEvaluation, asked, pairs
 from e2wm_jax.evaluate.page.examples import answered, written
 from e2wm_jax.evaluate.results import headline, is_number, majority_of
 from e2wm_jax.report import (
@@ -27,7 +27,7 @@ _SCORES = {
 Scores = dict[str, dict[str, float | None]]
 
 
-def sections(evaluations: Sequence[Evaluation], examples: int) -> list[Section]:
+def sections(evaluations: Sequence[StoredEvaluation], examples: int) -> list[Section]:
     """Bars, tables, and what changed from the first to the last of the evaluations, with so many examples of a set."""
     found = []
     if any(one.sets for one in evaluations):
@@ -45,11 +45,11 @@ def sections(evaluations: Sequence[Evaluation], examples: int) -> list[Section]:
     return found
 
 
-def _who(evaluations: Sequence[Evaluation]) -> str:
+def _who(evaluations: Sequence[StoredEvaluation]) -> str:
     return key_values({key: value for one in evaluations for key, value in one.facts.items()})
 
 
-def _trade_off(evaluations: Sequence[Evaluation]) -> Iterator[str]:
+def _trade_off(evaluations: Sequence[StoredEvaluation]) -> Iterator[str]:
     """Skill against general text, means over the sets that all evaluations have."""
     common = set.intersection(*(set(one.sets) for one in evaluations))
     kinds = {name: evaluations[0].sets[name]["kind"] for name in common}
@@ -58,7 +58,7 @@ def _trade_off(evaluations: Sequence[Evaluation]) -> Iterator[str]:
     if len(evaluations) < 2 or not skills or not corpora:
         return
 
-    def mean(one: Evaluation, names: list[str]) -> float:
+    def mean(one: StoredEvaluation, names: list[str]) -> float:
         return sum(one.sets[name][headline(one.sets[name])] for name in names) / len(names)
 
     yield scatter_chart(
@@ -72,7 +72,7 @@ def _trade_off(evaluations: Sequence[Evaluation]) -> Iterator[str]:
     )
 
 
-def _bars(evaluations: Sequence[Evaluation]) -> Iterator[str]:
+def _bars(evaluations: Sequence[StoredEvaluation]) -> Iterator[str]:
     """One chart for each kind of set."""
     order = [one.label for one in evaluations]
     for kind, (_, title, unit) in _SCORES.items():
@@ -96,7 +96,7 @@ def _headline(result: Mapping[str, Any]) -> str | None:
     return next((metric for metric in metrics if is_number(result.get(metric))), None)
 
 
-def _babi(evaluations: Sequence[Evaluation], order: list[str]) -> Iterator[str]:
+def _babi(evaluations: Sequence[StoredEvaluation], order: list[str]) -> Iterator[str]:
     values: Scores = {}
     errors: dict[str, dict[str, tuple[float, float] | None]] = {}
     baselines: dict[str, float | None] = {}
@@ -123,7 +123,7 @@ def _spread(result: Mapping[str, Any], metric: str, score: float) -> tuple[float
     return (score - ends[0], ends[1] - score)
 
 
-def _tables(evaluations: Sequence[Evaluation]) -> Iterator[str]:
+def _tables(evaluations: Sequence[StoredEvaluation]) -> Iterator[str]:
     """Every number of every set, folded; and what is known to be wrong with a set."""
     rows: list[list[Cell]] = []
     for name in dict.fromkeys(name for one in evaluations for name in one.sets):
@@ -145,7 +145,7 @@ def _numbers(result: Mapping[str, Any]) -> dict[str, float]:
     return {key: value for key, value in {**result, **clean}.items() if is_number(value)}
 
 
-def _changed(evaluations: Sequence[Evaluation]) -> Iterator[list[Cell]]:
+def _changed(evaluations: Sequence[StoredEvaluation]) -> Iterator[list[Cell]]:
     """Of every set of questions: how many were answered right by the first and by the last."""
     if len(evaluations) < 2:
         return

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.experience.collect.jobs import ROBOTHOW, CollectSettings, Job, play, play_side_by_side, subjects
+from e2wm_jax.experience.collect.jobs import ROBOTHOW, CollectSettings, EpisodeJob, play, play_side_by_side, subjects
 from e2wm_jax.experience.collect.shards import ShardWriter, load_trajectories, open_run, write_manifest
 from e2wm_jax.experience.search import planner
 from e2wm_jax.experience.search.choose import Method, compile_engine
@@ -55,7 +55,7 @@ def collect(settings: CollectSettings) -> dict[str, Any]:
     writer = ShardWriter(settings.out, episodes)
     scene_files.keep(kept, settings.out)
     _save_manifest(writer, recorded)
-    jobs = [Job(index, found[index % len(found)], settings) for index in writer.missing()]
+    jobs = [EpisodeJob(index, found[index % len(found)], settings) for index in writer.missing()]
     try:
         with terminated_as_interrupted(), progress_bar("collect", episodes, "episode") as bar:
             bar.update(episodes - len(jobs))
@@ -137,7 +137,7 @@ def _save_manifest(writer: ShardWriter, recorded: dict[str, Any]) -> dict[str, A
     return statistics
 
 
-def _run(jobs: list[Job], workers: int) -> Iterator[tuple[Job, Trajectory]]:
+def _run(jobs: list[EpisodeJob], workers: int) -> Iterator[tuple[EpisodeJob, Trajectory]]:
     """The jobs with their episodes, as they are finished."""
     if jobs and jobs[0].settings.policy == "mcts" and jobs[0].settings.search == "mcts-batched":
         yield from play_side_by_side(jobs)
@@ -153,7 +153,7 @@ def _run(jobs: list[Job], workers: int) -> Iterator[tuple[Job, Trajectory]]:
     pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_start_worker)
     try:
         waiting = iter(jobs)
-        running: dict[Future[Trajectory], Job] = {}
+        running: dict[Future[Trajectory], EpisodeJob] = {}
         while True:
             while len(running) < _IN_FLIGHT * workers and (job := next(waiting, None)) is not None:
                 running[pool.submit(play, job)] = job

@@ -67,7 +67,7 @@ class CollectSettings:
 
 
 @dataclass(frozen=True)
-class Job:
+class EpisodeJob:
     """One episode: everything a worker needs."""
 
     episode: int
@@ -108,7 +108,7 @@ def subjects(settings: CollectSettings) -> list[Goal | str]:
     ]
 
 
-def play(job: Job) -> Trajectory:
+def play(job: EpisodeJob) -> Trajectory:
     """Play one episode. Depends on nothing but the job."""
     settings, name = job.settings, job.name
     if settings.policy == "mcts":
@@ -129,7 +129,7 @@ def play(job: Job) -> Trajectory:
     )
 
 
-def play_side_by_side(jobs: Sequence[Job]) -> Iterator[tuple[Job, Trajectory]]:
+def play_side_by_side(jobs: Sequence[EpisodeJob]) -> Iterator[tuple[EpisodeJob, Trajectory]]:
     """`play` of jobs of one run whose search is mcts-batched, as they are finished."""
     from e2wm_jax.experience.search.batched import plans as batched_plans  # imports jax
 
@@ -156,7 +156,7 @@ def _search_options(settings: CollectSettings) -> dict[str, Any]:
     }
 
 
-def _scene_of(job: Job) -> str:
+def _scene_of(job: EpisodeJob) -> str:
     """The name of the scene of a job that is no goal of a file."""
     assert isinstance(job.subject, str)
     if job.subject == PROCEDURAL or job.subject.startswith(PROCEDURAL + scenes.PREPARED):
@@ -164,7 +164,7 @@ def _scene_of(job: Job) -> str:
     return job.subject
 
 
-def _goal_of(job: Job) -> tuple[Goal, dict[str, str]]:
+def _goal_of(job: EpisodeJob) -> tuple[Goal, dict[str, str]]:
     """What a job searches for, and what it had to skip: see `_goal`."""
     if isinstance(job.subject, Goal):
         return job.subject, {}

@@ -15,10 +15,10 @@ from e2wm_jax.fisher.command.summary import (
     by_module,
     held_by_largest,
     measured,
+    merged,
     place_of,
     quantile,
     summarize,
-    together,
 )
 from e2wm_jax.fisher.files import METADATA_FILE, stored_tensors
 from e2wm_jax.report import (
@@ -148,7 +148,7 @@ def _distribution(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _spread(group: list[Tensor]) -> Spread:
-    return together(tensor.spread for tensor in group)
+    return merged(tensor.spread for tensor in group)
 
 
 def _octaves(spread: Spread) -> list[tuple[float, float]]:

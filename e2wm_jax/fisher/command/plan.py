@@ -42,7 +42,7 @@ _OF_THE_PASS = (  # settings on which the sums depend, if only by a rounding
 
 
 @dataclass(frozen=True)
-class Plan:
+class FisherPlan:
     """A checked pass."""
 
     files: ModelFiles
@@ -58,7 +58,7 @@ class Plan:
     identity: dict[str, Any]  # what must be the same for a saved pass to go on, but for the model's fingerprint
 
 
-def make_plan(settings: FisherSettings) -> Plan:
+def make_plan(settings: FisherSettings) -> FisherPlan:
     """Read the data and the model's headers, and check that everything fits.
 
     Raises:
@@ -87,7 +87,7 @@ def make_plan(settings: FisherSettings) -> Plan:
     mesh = _mesh(settings)
     parts = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
     method, layout, why = choose(settings, corpus, parts, attention_length(config))
-    found = Plan(
+    found = FisherPlan(
         files=files,
         corpus=corpus,
         pattern=pattern,

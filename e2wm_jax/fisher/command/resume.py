@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
 from e2wm_jax.errors import InputError
 from e2wm_jax.fisher.diagonal import Flat, Progress
 from e2wm_jax.fisher.finite import check_finite
+from e2wm_jax.running.hosts import all_hosts, sync_hosts
 from e2wm_jax.storage.files import read_json, write_json
 from e2wm_jax.storage.tensor_files import open_tensors, write_shards
 
@@ -60,14 +60,14 @@ def save(out: Path, now: Progress, skipped: tuple[int, ...], identity: Mapping[s
     own.mkdir(parents=True, exist_ok=True)
     parts = {name: part for path, total in now.totals.items() for name, part in _parts(path, total).items()}
     write_shards(own, {name: part.nbytes for name, part in parts.items()}, lambda name: np.asarray(parts[name]))
-    together("totals saved")
+    sync_hosts("totals saved")
     if jax.process_index() == 0:
         counts = {name: getattr(now, name) for name in _COUNTS}
         write_json(folder / STATE_FILE, {"identity": identity, "counts": counts, "skipped": sorted(skipped)})
         for other in folder.parent.iterdir():
             if other != folder:
                 shutil.rmtree(other)
-    together("state saved")
+    sync_hosts("state saved")
 
 
 def load(saved: Saved, empty: Flat) -> Progress:
@@ -126,18 +126,12 @@ def check_shared(out: Path) -> None:
     """
     if jax.process_count() == 1:
         return
-    together("settings checked")
+    sync_hosts("settings checked")
     if jax.process_index() == 0:
         (out / PARTIAL).mkdir(parents=True, exist_ok=True)
-    together("directory made")
-    if not multihost_utils.process_allgather(np.asarray((out / PARTIAL).is_dir())).all():
+    sync_hosts("directory made")
+    if not all_hosts((out / PARTIAL).is_dir()):
         raise InputError(f"--out {out}: some hosts do not see what the first writes there; give a shared directory")
-
-
-def together(name: str) -> None:
-    """Wait for the other hosts, if there are any."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 def _host() -> str:

@@ -13,7 +13,7 @@ from e2wm_jax.errors import InputError
 from e2wm_jax.fisher.command import online, resume
 from e2wm_jax.fisher.command.corpus import Corpus, describe
 from e2wm_jax.fisher.command.page import write_report
-from e2wm_jax.fisher.command.plan import Plan, make_plan
+from e2wm_jax.fisher.command.plan import FisherPlan, make_plan
 from e2wm_jax.fisher.command.settings import FisherSettings
 from e2wm_jax.fisher.command.streaming import Pass, begin, keep, stream
 from e2wm_jax.fisher.command.summary import as_text, summarize, tensors_of
@@ -21,6 +21,7 @@ from e2wm_jax.fisher.diagonal import FisherResult, Progress, result
 from e2wm_jax.fisher.files import METADATA_FILE, write_fisher
 from e2wm_jax.models.quantized import compute_dtype, quantizer
 from e2wm_jax.models.weights import Model, load
+from e2wm_jax.running.hosts import sync_hosts
 from e2wm_jax.running.progress import busy, progress_bar, say
 from e2wm_jax.storage.files import read_json, write_json
 
@@ -57,7 +58,7 @@ def run(settings: FisherSettings) -> dict[str, Any]:
     except Exception:
         keep(job, done, skipped)
         raise
-    resume.together("written")
+    sync_hosts("written")
     return {
         "samples": found.samples,
         "tokens": found.tokens,
@@ -85,7 +86,7 @@ def show(result: dict[str, Any]) -> None:
         print(f"\n{as_text(result['modules'])}")
 
 
-def _load(settings: FisherSettings, plan: Plan) -> Model:
+def _load(settings: FisherSettings, plan: FisherPlan) -> Model:
     """The model, on the mesh if there is one, and what only its weights can tell checked."""
     mesh = plan.computation.mesh
     dtype = settings.base_dtype
@@ -99,7 +100,7 @@ def _load(settings: FisherSettings, plan: Plan) -> Model:
     return model
 
 
-def _pass(settings: FisherSettings, plan: Plan, model: Model) -> Pass:
+def _pass(settings: FisherSettings, plan: FisherPlan, model: Model) -> Pass:
     return Pass(
         model=model,
         corpus=plan.corpus,
@@ -117,7 +118,7 @@ def _pass(settings: FisherSettings, plan: Plan, model: Model) -> Pass:
 
 
 def _finish(
-    settings: FisherSettings, plan: Plan, job: Pass, found: FisherResult, skipped: tuple[int, ...]
+    settings: FisherSettings, plan: FisherPlan, job: Pass, found: FisherResult, skipped: tuple[int, ...]
 ) -> dict[str, Any]:
     """Write F, the record and the report; returns the summary by module."""
     config, mesh = job.model.config, job.computation.mesh

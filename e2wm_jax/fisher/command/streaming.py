@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from e2wm_jax.errors import InputError
 from e2wm_jax.fisher.arrange import Layout, attention_length
@@ -25,6 +24,7 @@ from e2wm_jax.fisher.diagonal import Computation, Estimator, Progress, accumulat
 from e2wm_jax.fisher.documents import DocumentBatch, document_batches
 from e2wm_jax.fisher.finite import NonFiniteError
 from e2wm_jax.models.weights import Model
+from e2wm_jax.running.hosts import any_host
 from e2wm_jax.running.interrupt import StopFlag, stop_requests
 from e2wm_jax.running.progress import say
 
@@ -149,7 +149,7 @@ def _forward(
             now = later
             report(now)
             late = 0 < job.checkpoint_minutes <= (time.monotonic() - saved) / 60
-            stopping, due = _agreed(stop.requested, late or now.batches == save_at)
+            stopping, due = any_host(stop.requested, late or now.batches == save_at)
             if stopping or due:
                 resume.save(job.out, now, skipped, job.identity)
                 saved = time.monotonic()
@@ -202,10 +202,3 @@ def _named(corpus: Corpus, numbers: Sequence[int]) -> str:
     more = len(numbers) - _NAMED
     names = ", ".join(corpus.places[number] for number in sorted(numbers)[:_NAMED])
     return f"{names} and {more} more" if more > 0 else names
-
-
-def _agreed(*flags: bool) -> list[bool]:
-    """Whether any host says so: all must do the same."""
-    if jax.process_count() == 1:
-        return list(flags)
-    return [bool(flag) for flag in multihost_utils.process_allgather(np.asarray(flags)).any(axis=0)]

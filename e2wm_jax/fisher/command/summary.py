@@ -80,7 +80,7 @@ def spread_of(value: np.ndarray) -> Spread:
     return Spread(counts, sums)
 
 
-def together(spreads: Iterable[Spread]) -> Spread:
+def merged(spreads: Iterable[Spread]) -> Spread:
     """The distribution of the entries of several."""
     counts, sums = zip(*spreads, strict=True)
     return Spread(np.sum(counts, axis=0), np.sum(sums, axis=0))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from e2wm_jax.tasks.household.knowledge import Activity, unrelated
-from e2wm_jax.tasks.household.plan import Plan, question
+from e2wm_jax.tasks.household.plan import TaskPlan, question
 from e2wm_jax.tasks.household.sentences import ROOMS, condition_sentences
 from e2wm_jax.worlds.household.facts import split_fact
 
@@ -13,7 +13,7 @@ _ADDED = (1, 1, 2, 2, 3)  # items to a question, drawn uniformly; an example get
 Facts = tuple[str, ...]
 
 
-def item_facts(plans: Iterable[Plan]) -> dict[str, list[Facts]]:
+def item_facts(plans: Iterable[TaskPlan]) -> dict[str, list[Facts]]:
     """Item -> the different things that conditions say about it alone: its states, and the room where it is."""
     found: dict[str, set[Facts]] = {}
     for plan in plans:
@@ -30,8 +30,8 @@ def _is_about(fact: str, item: str) -> bool:
 
 
 def distraction(
-    plans: Iterable[Plan], known: Mapping[str, Activity], rng: random.Random
-) -> Callable[[list[Plan]], list[Plan]]:
+    plans: Iterable[TaskPlan], known: Mapping[str, Activity], rng: random.Random
+) -> Callable[[list[TaskPlan]], list[TaskPlan]]:
     """What `plan.plan_gen` calls `reword`: adds one to three items to the last question and one to each other.
 
     Added are items that no episode of the task is about, with their states and the room where they are somewhere else
@@ -40,7 +40,7 @@ def distraction(
     facts = item_facts(plans)
     strangers = {task: [item for item in unrelated(task, known) if item in facts] for task in known}
 
-    def confuse(plan: Plan, number: int) -> Plan:
+    def confuse(plan: TaskPlan, number: int) -> TaskPlan:
         added = rng.sample(strangers[plan.task], min(number, len(strangers[plan.task])))
         items = [*plan.items, *added]
         sentences = condition_sentences(plan.conditions)
@@ -49,7 +49,7 @@ def distraction(
         rng.shuffle(sentences)
         return replace(plan, question=question(plan.task, items, sentences))
 
-    def reword(block: list[Plan]) -> list[Plan]:
+    def reword(block: list[TaskPlan]) -> list[TaskPlan]:
         *solved, target = block
         return [*(confuse(plan, 1) for plan in solved), confuse(target, rng.choice(_ADDED))]
 

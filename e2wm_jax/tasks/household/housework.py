@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from e2wm_jax.tasks.example import Choice
 from e2wm_jax.tasks.household.knowledge import Activity, is_item, unrelated
-from e2wm_jax.tasks.household.plan import Plan
+from e2wm_jax.tasks.household.plan import TaskPlan
 from e2wm_jax.tasks.household.qa import CHOICES, gold_positions, varied
 from e2wm_jax.tasks.household.sentences import words
 
@@ -22,7 +22,7 @@ class _Question:
 
 
 def housework_qa(
-    plans: Sequence[Plan], known: Mapping[str, Activity], *, size: int, rng: random.Random
+    plans: Sequence[TaskPlan], known: Mapping[str, Activity], *, size: int, rng: random.Random
 ) -> list[Choice]:
     """Ten-shot: an item that the activity may need, in the official form; each (task, item) once.
 
@@ -45,7 +45,7 @@ def housework_qa(
 
 
 def neg_housework_qa(
-    plans: Sequence[Plan], known: Mapping[str, Activity], *, size: int, rng: random.Random
+    plans: Sequence[TaskPlan], known: Mapping[str, Activity], *, size: int, rng: random.Random
 ) -> list[Choice]:
     """Ten-shot: the one item that no episode of the activity is about, beside three that belong to it.
 
@@ -60,7 +60,7 @@ def neg_housework_qa(
     return _choices(questions, text, size=size, rng=rng)
 
 
-def _items(plans: Sequence[Plan]) -> dict[str, list[str]]:
+def _items(plans: Sequence[TaskPlan]) -> dict[str, list[str]]:
     """Task -> the items its plans are about, sorted."""
     items: dict[str, set[str]] = {}
     for plan in plans:

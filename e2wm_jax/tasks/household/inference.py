@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from e2wm_jax.tasks.example import Choice
 from e2wm_jax.tasks.household.knowledge import Activity
-from e2wm_jax.tasks.household.plan import Plan
+from e2wm_jax.tasks.household.plan import TaskPlan
 from e2wm_jax.tasks.household.qa import CHOICES, at_even_positions, varied
 from e2wm_jax.tasks.household.sentences import ROOMS, words
 from e2wm_jax.worlds.household.facts import split_fact
@@ -76,7 +76,7 @@ def state_sentences(change: Iterable[str], person: str) -> list[str]:
     return sentences
 
 
-def possible(change: frozenset[str], plans: Iterable[Plan], known: Mapping[str, Activity]) -> set[str]:
+def possible(change: frozenset[str], plans: Iterable[TaskPlan], known: Mapping[str, Activity]) -> set[str]:
     """Every activity that the description may be of.
 
     Those of which some episode has a goal that holds there, as far as goals are told, and those of which some plan
@@ -88,7 +88,12 @@ def possible(change: frozenset[str], plans: Iterable[Plan], known: Mapping[str, 
 
 
 def act_infer(
-    plans: Sequence[Plan], every_plan: Sequence[Plan], known: Mapping[str, Activity], *, size: int, rng: random.Random
+    plans: Sequence[TaskPlan],
+    every_plan: Sequence[TaskPlan],
+    known: Mapping[str, Activity],
+    *,
+    size: int,
+    rng: random.Random,
 ) -> list[Choice]:
     """Ten-shot inference of the activity from its final change, in the official form; each (task, state) once.
 
@@ -114,9 +119,9 @@ def act_infer(
     return at_even_positions(asked, rng)
 
 
-def _is_describable(plan: Plan) -> bool:
+def _is_describable(plan: TaskPlan) -> bool:
     return 1 <= len(state_sentences(plan.change, PEOPLE[0])) <= _LONGEST
 
 
-def _block(plan: Plan, rng: random.Random) -> str:
+def _block(plan: TaskPlan, rng: random.Random) -> str:
     return f"{' '.join(state_sentences(plan.change, rng.choice(PEOPLE)))}\n{_QUESTION}"

@@ -14,7 +14,7 @@ from e2wm_jax.tasks.source import Source, source_of
 
 
 @dataclass(frozen=True)
-class Plan:
+class TaskPlan:
     """One solved task as text, with the goal it reaches."""
 
     task: str  # "write an email"
@@ -32,7 +32,7 @@ class Plan:
         return without_closeness(self.goal)
 
 
-def select(trajectories: Iterable[Trajectory], *, achieved_share: float = 1.0) -> tuple[list[Plan], Counter[str]]:
+def select(trajectories: Iterable[Trajectory], *, achieved_share: float = 1.0) -> tuple[list[TaskPlan], Counter[str]]:
     """Plans of the episodes that reached their goal.
 
     What the character must be CLOSE to is left out of account where a goal asks for anything else: RobotHow's goals
@@ -54,7 +54,7 @@ def select(trajectories: Iterable[Trajectory], *, achieved_share: float = 1.0) -
         if reason is None and trajectory.task is not None:
             items = tuple(dict.fromkeys(item for item in trajectory.items if item != "character"))
             plans.append(
-                Plan(
+                TaskPlan(
                     task=trajectory.task,
                     question=question(trajectory.task, items, condition_sentences(trajectory.conditions)),
                     text=plan_text(trajectory.steps),
@@ -85,21 +85,21 @@ def question(task: str, items: Iterable[str], sentences: Iterable[str]) -> str:
     return " ".join([f"How to {task}?", *([f"Given items include {listed}."] if listed else []), *sentences])
 
 
-def by_task(plans: Iterable[Plan]) -> dict[str, list[Plan]]:
+def by_task(plans: Iterable[TaskPlan]) -> dict[str, list[TaskPlan]]:
     """The plans under their tasks, tasks in order of first appearance."""
-    grouped: dict[str, list[Plan]] = {}
+    grouped: dict[str, list[TaskPlan]] = {}
     for plan in plans:
         grouped.setdefault(plan.task, []).append(plan)
     return grouped
 
 
-def shots(pool: dict[str, list[Plan]], target: Plan, *, count: int, rng: random.Random) -> list[Plan]:
+def shots(pool: dict[str, list[TaskPlan]], target: TaskPlan, *, count: int, rng: random.Random) -> list[TaskPlan]:
     """`count` solved examples from different tasks, none of them the target's and none with the target's plan.
 
     Tasks are drawn uniformly, then an item of the task, as in the official files. Fewer come back where there are
     not enough other tasks.
     """
-    chosen: list[Plan] = []
+    chosen: list[TaskPlan] = []
     tasks = [task for task in pool if task != target.task]
     rng.shuffle(tasks)
     for task in tasks:
@@ -110,14 +110,14 @@ def shots(pool: dict[str, list[Plan]], target: Plan, *, count: int, rng: random.
 
 
 def targets(
-    plans: Sequence[Plan],
+    plans: Sequence[TaskPlan],
     *,
     key: str,
     shot_count: int,
     size: int,
     rng: random.Random,
     tasks: Collection[str] | None = None,
-) -> Iterator[list[Plan]]:
+) -> Iterator[list[TaskPlan]]:
     """Blocks [example, ..., target] for at most `size` targets, each distinct (task or question, plan) pair once.
 
     Args:
@@ -138,12 +138,12 @@ def targets(
 
 
 def plan_gen(
-    plans: Sequence[Plan],
+    plans: Sequence[TaskPlan],
     *,
     size: int,
     rng: random.Random,
     tasks: Collection[str] | None = None,
-    reword: Callable[[list[Plan]], list[Plan]] = list,
+    reword: Callable[[list[TaskPlan]], list[TaskPlan]] = list,
 ) -> list[Generation]:
     """Two-shot plan generation: the official ``Q: How to ...? / A: ...`` blocks joined by one newline.
 
@@ -165,7 +165,7 @@ def plan_gen(
 _ACTIVITY_BLOCK = "Given a household activity plan as follows:\n{plan}\nQ: What is the name of the activity?\nA:"
 
 
-def act_recog(plans: Sequence[Plan], *, size: int, rng: random.Random) -> list[Generation]:
+def act_recog(plans: Sequence[TaskPlan], *, size: int, rng: random.Random) -> list[Generation]:
     """Two-shot activity recognition in the official training form: blocks separated by a blank line."""
     examples = []
     for *solved, target in targets(plans, key="task", shot_count=2, size=size, rng=rng):

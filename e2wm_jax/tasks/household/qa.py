@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from e2wm_jax.tasks.example import Choice
 from e2wm_jax.tasks.household.counting import CountStory
-from e2wm_jax.tasks.household.plan import Plan, targets
+from e2wm_jax.tasks.household.plan import TaskPlan, targets
 from e2wm_jax.tasks.household.tracking import ROOMS, Story, StorySource, askable, story_text
 
 Item = TypeVar("Item")
@@ -53,7 +53,9 @@ def varied(pool: Sequence[Item], count: int, rng: random.Random, kind: Callable[
     return chosen
 
 
-def act_recog(plans: Sequence[Plan], every_plan: Sequence[Plan], *, size: int, rng: random.Random) -> list[Choice]:
+def act_recog(
+    plans: Sequence[TaskPlan], every_plan: Sequence[TaskPlan], *, size: int, rng: random.Random
+) -> list[Choice]:
     """Two-shot activity recognition with four task names in the official form.
 
     A name is no distractor if some plan of that task reads exactly like the target's: it would be right too.

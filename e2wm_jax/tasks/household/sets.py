@@ -14,20 +14,20 @@ from e2wm_jax.tasks.example import Example
 from e2wm_jax.tasks.household import confusing, counting, housework, inference, plan, qa, tracking
 from e2wm_jax.tasks.household.counting import CountStory
 from e2wm_jax.tasks.household.inference import PEOPLE
-from e2wm_jax.tasks.household.plan import Plan
+from e2wm_jax.tasks.household.plan import TaskPlan
 from e2wm_jax.tasks.household.tracking import PHRASES, Story
-from e2wm_jax.tasks.material import Material
+from e2wm_jax.tasks.material import TaskMaterial
 
 
 @dataclass(frozen=True)
 class Stock:
     """What the sets of one run are made of."""
 
-    material: Material
+    material: TaskMaterial
     told: Mapping[Literal["train", "eval"], Sequence[CountStory]]
     followed: set[Story]  # tracking stories told so far: no two sets tell the same
 
-    def confused(self, rng: random.Random) -> Callable[[list[Plan]], list[Plan]]:
+    def confused(self, rng: random.Random) -> Callable[[list[TaskPlan]], list[TaskPlan]]:
         """What adds distraction to the plans of a prompt."""
         return confusing.distraction(self.material.plans, self.material.known, rng)
 
@@ -102,7 +102,7 @@ def _plan_gen(side: str, *, unseen: bool = False, confused: bool = False) -> Mak
     return make
 
 
-def _obj_move(stories: Callable[[Material], Sequence[Story]]) -> Make:
+def _obj_move(stories: Callable[[TaskMaterial], Sequence[Story]]) -> Make:
     def make(stock: Stock, rng: random.Random, size: int) -> Sequence[Example]:
         return tracking.obj_move_path(rng, size=size, seen=stock.followed, experienced=stories(stock.material))
 

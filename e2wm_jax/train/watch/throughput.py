@@ -108,7 +108,7 @@ def peak_flops(device_kind: str) -> float | None:
     return next((peak for pattern, peak in _PEAKS if re.search(pattern, device_kind)), None)
 
 
-class Step(NamedTuple):
+class StepTiming(NamedTuple):
     """What one step took."""
 
     seconds: float
@@ -125,13 +125,13 @@ class Pace:
     flops_per_token: float = 0.0
     peak: float | None = None  # of all devices together; None: there is no MFU
     window: int = 50  # steps over which speed is measured
-    recent: tuple[Step, ...] = ()
+    recent: tuple[StepTiming, ...] = ()
     taken: int = 0  # steps since the start of the process
 
     def after(self, seconds: float, tokens: int, waiting: float = 0.0) -> "Pace":
-        """One more step is done (`Step`).  The first of all, which compiles, counts only until there is another."""
+        """One more step is done (`StepTiming`).  The first, which compiles, counts only until there is another."""
         before = () if self.taken == 1 else self.recent
-        recent = (*before, Step(seconds, tokens, waiting))[-self.window :]
+        recent = (*before, StepTiming(seconds, tokens, waiting))[-self.window :]
         return replace(self, recent=recent, done=self.done + 1, taken=self.taken + 1)
 
     @property

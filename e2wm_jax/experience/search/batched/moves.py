@@ -46,7 +46,7 @@ NEEDS_HELD = _mask([name for name in SINGLE if name in NEEDS_HOLDING])
 NEEDS_SOMETHING_HELD = _mask([*NEEDS_HANDS_FULL])
 
 
-class Options(NamedTuple):
+class MoveOptions(NamedTuple):
     """The moves that make sense in a state."""
 
     moves: Array  # [M / 32] uint32
@@ -96,7 +96,7 @@ def _first_of(sets: Array) -> Array:
     return jnp.where(first == 1 << 30, -1, first)
 
 
-def options(tables: DeviceTables, task: Task, state: State) -> Options:
+def options(tables: DeviceTables, task: Task, state: State) -> MoveOptions:
     """`macros.Moves.legal` of a state: the moves that make sense in it; executing one may still fail."""
     view = view_of(tables, state)
     around = _around(view, task)
@@ -120,7 +120,7 @@ def options(tables: DeviceTables, task: Task, state: State) -> Options:
     offers |= spread(~lying & (far >= 0)) & (1 << TO_CLASS)
     own = spread(~lying) & (1 << TO_ROOM) | spread(lying | sitting) & (1 << UP)
     offers = jnp.concatenate([offers, own[None]])
-    return Options(packed(at(offers, task.row) >> task.bit.astype(jnp.uint32) & 1 != 0), around)
+    return MoveOptions(packed(at(offers, task.row) >> task.bit.astype(jnp.uint32) & 1 != 0), around)
 
 
 def first_options(task: Task) -> Array:

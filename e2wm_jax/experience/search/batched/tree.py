@@ -45,7 +45,7 @@ class Place(NamedTuple):
     holding: Array  # [F / 32] facts that hold
     pending: Array  # [F / 32] facts that have never held
     total: Array  # [] int32 tenths
-    around: Array  # [W] `Options.around`
+    around: Array  # [W] `MoveOptions.around`
     rest: Array  # [M / 32] beyond the tree: the moves left to try
 
 
