@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,8 +18,9 @@ from e2wm_jax.bench.ours.gradient import WAYS, batch_gradient
 from e2wm_jax.bench.ours.own_method import check_result, load_own
 from e2wm_jax.bench.process import Answer
 from e2wm_jax.config import LoraConfig, ModelConfig
-from e2wm_jax.errors import InputError
 from e2wm_jax.fisher.arrange import attention_length
+from e2wm_jax.fisher.command.plan import selected_parameters
+from e2wm_jax.fisher.command.settings import params_pattern
 from e2wm_jax.fisher.diagonal import Computation, Method, accumulate, peak_bytes, result, start
 from e2wm_jax.fisher.documents import DocumentBatch, collate_documents, document_batches
 from e2wm_jax.models import decoder
@@ -107,18 +107,7 @@ def selected(config: ModelConfig, params: str) -> set[str]:
     Raises:
         InputError: if there are none.
     """
-    if params == "lora-targets":
-        return {f"{path}.weight" for path in lora.linear_modules(config)}
-    table = decoder.weight_table(config)
-    found = {
-        path
-        for path, spec in table.items()
-        if params == "all" or any(re.fullmatch(params, name) for name in hf_names(spec, config))
-    }
-    if not found:
-        example = next(iter(table.values())).hf.format(0)
-        raise InputError(f"--params {params!r} matches no parameter; whole names must match, e.g. {example}")
-    return found
+    return selected_parameters(config, params, params_pattern(params))[0]
 
 
 def _make(

@@ -82,7 +82,7 @@ def make_plan(settings: FisherSettings) -> FisherPlan:
     )
     config, _ = open_model(files)
     check_corpus(tokenizer, config, corpus)
-    selected, names = _selected(config, settings, pattern)
+    selected, names = selected_parameters(config, settings.params, pattern)
     estimator = Estimator(settings.labels, settings.reduction, settings.seed)
     mesh = _mesh(settings)
     parts = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
@@ -149,13 +149,19 @@ def _mesh(settings: FisherSettings) -> Mesh | None:
     return mesh
 
 
-def _selected(
-    config: ModelConfig, settings: FisherSettings, pattern: Pattern[str] | None
-) -> tuple[set[str], list[str]]:
-    """Paths of the parameters to compute F for, and the Hugging Face names of the tensors to write."""
+def selected_parameters(config: ModelConfig, params: str, pattern: Pattern[str] | None) -> tuple[set[str], list[str]]:
+    """Paths of the parameters to compute F for, and the Hugging Face names of the tensors to write.
+
+    Args:
+        params: as --params.
+        pattern: `params_pattern` of it.
+
+    Raises:
+        InputError: if there are none.
+    """
     table = weight_table(config)
     paths = list(table)
-    if settings.params == "lora-targets":
+    if params == "lora-targets":
         paths = [f"{path}.weight" for path in linear_modules(config)]
     named = {
         path: [name for name in hf_names(table[path], config) if pattern is None or pattern.fullmatch(name)]
@@ -164,9 +170,7 @@ def _selected(
     selected = {path for path, names in named.items() if names}
     if not selected:
         example = hf_names(table["layers.q.weight"] if "layers.q.weight" in table else table[paths[0]], config)[0]
-        raise InputError(
-            f"--params {settings.params!r} matches no parameter; the whole name must match, e.g. {example}"
-        )
+        raise InputError(f"--params {params!r} matches no parameter; the whole name must match, e.g. {example}")
     return selected, [name for names in named.values() for name in names]
 
 

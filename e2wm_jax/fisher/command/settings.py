@@ -101,9 +101,18 @@ def check(settings: FisherSettings) -> re.Pattern[str] | None:
     if settings.method in ("vmap", "scan") and (settings.mesh is not None or settings.distributed):
         flag = "--distributed" if settings.mesh is None else f"--mesh {settings.mesh}"
         raise InputError(f"{flag}: --method {settings.method} works on one device; leave --method out, or give fused")
-    if settings.params in ("all", "lora-targets"):
+    return params_pattern(settings.params)
+
+
+def params_pattern(params: str) -> re.Pattern[str] | None:
+    """The regular expression that --params is, if it is one.
+
+    Raises:
+        InputError: if it is none.
+    """
+    if params in ("all", "lora-targets"):
         return None
     try:
-        return re.compile(settings.params)
+        return re.compile(params)
     except re.error as error:
-        raise InputError(f"--params {settings.params!r}: not a regular expression ({error})") from error
+        raise InputError(f"--params {params!r}: not a regular expression ({error})") from error
