@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 from e2wm_jax.cli import main
-from e2wm_jax.compare import jobs
+from e2wm_jax.compare import jobs, workers
 from e2wm_jax.compare.arms import Arm, check_names, crossed, read_arms, slug, with_strengths
 from e2wm_jax.compare.page import skill_chart, write_page
 from e2wm_jax.compare.plan import make_plan
@@ -403,6 +405,32 @@ def config(files: Path, tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+ANSWERS = """
+import json, sys
+for line in sys.stdin:
+    kind, name = json.loads(line)
+    if name == "ends":
+        sys.exit(3)
+    print(json.dumps({"error": "no such arm" if name == "wrong" else None}), flush=True)
+"""
+
+
+def test_jobs_are_done_in_any_worker_and_its_end_is_said() -> None:
+    def start() -> "subprocess.Popen[str]":
+        words = [sys.executable, "-c", ANSWERS]
+        return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    done: list[int] = []
+    with start() as first, start() as second:
+        workers.do_all([first, second], [("run", str(number)) for number in range(9)], lambda: done.append(1))
+        assert len(done) == 9
+        with pytest.raises(InputError, match="no such arm"):
+            workers.do_all([first, second], [("run", "wrong")], lambda: done.append(1))
+        with pytest.raises(InputError, match="a worker process ended with code 3 in run ends; --resume goes on from"):
+            workers.do_all([first], [("run", "ends")], lambda: done.append(1))
+    assert len(done) == 9
 
 
 def test_a_file_says_arms_freely(tiny_llama: Path, config: Callable[..., Path], tmp_path: Path):

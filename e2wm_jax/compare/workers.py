@@ -12,11 +12,10 @@ import queue
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from e2wm_jax.errors import InputError
 from e2wm_jax.running.progress import say
@@ -82,16 +81,25 @@ def do_all(
     Raises:
         InputError: as the job's own, or if a worker's process ended while it had a job.
     """
-    waiting: queue.SimpleQueue[Sequence[object]] = queue.SimpleQueue()
-    answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    for job in jobs:
-        waiting.put(job)
+    idle: queue.SimpleQueue[subprocess.Popen[str]] = queue.SimpleQueue()
     for process in processes:
-        threading.Thread(target=_serve, args=(process, waiting, answers), daemon=True).start()
-    for _ in jobs:
-        if error := answers.get():
-            raise InputError(error)
-        finished()
+        idle.put(process)
+
+    def do(job: Sequence[object]) -> str | None:
+        process = idle.get()
+        try:
+            return _exchange(process, job)
+        finally:
+            idle.put(process)
+
+    threads = ThreadPoolExecutor(len(processes))
+    try:
+        for done in as_completed([threads.submit(do, job) for job in jobs]):
+            if error := done.result():
+                raise InputError(error)
+            finished()
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)  # those that wait for an answer end with their process
 
 
 def _start(out: Path, share: dict[str, str]) -> "subprocess.Popen[str]":
@@ -107,28 +115,14 @@ def _start(out: Path, share: dict[str, str]) -> "subprocess.Popen[str]":
     )
 
 
-def _serve(
-    process: "subprocess.Popen[str]",
-    waiting: "queue.SimpleQueue[Sequence[object]]",
-    answers: "queue.SimpleQueue[str | None]",
-) -> None:
-    """One thread's life: jobs to its process until there are none, answers to the caller."""
+def _exchange(process: "subprocess.Popen[str]", job: Sequence[object]) -> str | None:
+    """None when the job is done, otherwise what went wrong."""
     assert process.stdin is not None
     assert process.stdout is not None
-    while True:
-        try:
-            job = waiting.get_nowait()
-        except queue.Empty:
-            return
-        answers.put(_exchange(process, process.stdin, process.stdout, job))
-
-
-def _exchange(process: "subprocess.Popen[str]", to: IO[str], back: IO[str], job: Sequence[object]) -> str | None:
-    """None when the job is done, otherwise what went wrong."""
     try:
-        to.write(json.dumps(job) + "\n")
-        to.flush()
-        line = back.readline()
+        process.stdin.write(json.dumps(job) + "\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
     except (OSError, ValueError):  # ValueError: the caller has given up and closed the pipes
         line = ""
     if line:
