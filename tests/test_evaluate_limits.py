@@ -1,4 +1,4 @@
-"""What a model cannot be judged on: tokens without a row, scores that are no numbers, too long examples."""
+"""What a model cannot be judged on: tokens without a row, scores that are not finite, too long examples."""
 
 import json
 import math
@@ -95,12 +95,12 @@ def test_ids_are_checked_against_the_rows(tiny_tokenizer: Any) -> None:
         check_ids(tiny_tokenizer, 7, [("a:1", [6, 0]), ("a:2", np.array([3, 7, 9]))])
 
 
-# ------------------------------------------------------------------------------------------- scores that are no numbers
+# ------------------------------------------------------------------------------------------- scores that are not finite
 
 
 @pytest.fixture(scope="module", params=[math.nan, math.inf])
 def broken(tiny: Evaluated, request: Any) -> Evaluated:
-    """A model with one weight of its first layer that is no number."""
+    """A model with one weight of its first layer that is NaN."""
     layers = tiny.params["layers"]
     up = layers["up"]["weight"].at[0, 0, 0].set(request.param)
     return tiny._replace(params={**tiny.params, "layers": {**layers, "up": {**layers["up"], "weight": up}}})

@@ -362,7 +362,7 @@ def test_an_error_in_the_middle_keeps_what_is_done(stream, uninterrupted, tmp_pa
     assert_equal(tensors(out), uninterrupted)
 
 
-# ----------------------------------------------------------------------------------------------- numbers that are none
+# ----------------------------------------------------------------------------------------------------- NaN and infinity
 
 
 @pytest.fixture(scope="module")

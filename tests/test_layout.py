@@ -5,7 +5,9 @@ import importlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -233,3 +235,37 @@ def test_importing_the_command_line_starts_no_accelerator() -> None:
         "print(bool(bridge and bridge._backends))"
     )
     assert run(program).strip() == "False"
+
+
+def test_from_the_step_to_a_matmul_in_seven_hops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The functions of ours under way where an adapted weight multiplies; a closure counts as what it stands in."""
+    jax, lora, config = (importlib.import_module(name) for name in ("jax", "e2wm_jax.lora", "e2wm_jax.config"))
+    batch, decoder, step = (
+        importlib.import_module(f"e2wm_jax.{name}") for name in ("data.batch", "models.decoder", "train.step")
+    )
+    model, chains = config.MODELS["tiny"], []
+    spec = lora.adapter_spec(model, config.LoraConfig(rank=2))
+    rows = batch.collate([batch.Row(np.arange(8, dtype=np.int32), 3)], length=8, num_targets=5, batch_size=1)
+    settings = step.StepConfig(lora.Scope(model, spec), dropout=0.1)
+    matmul = lora.LoraWeight.matmul
+
+    def watched(self: Any, x: Any) -> Any:
+        frame, chain = sys._getframe(1), list[str]()
+        while frame is not None:
+            name = frame.f_code.co_qualname.split(".<locals>")[0]
+            if Path(frame.f_code.co_filename).is_relative_to(PACKAGE) and name not in chain[:1]:
+                chain.insert(0, name)
+            frame = frame.f_back
+        chains.append(chain)
+        return matmul(self, x)
+
+    monkeypatch.setattr(lora.LoraWeight, "matmul", watched)
+    params = jax.eval_shape(lambda key: decoder.initialize(model, key), jax.random.key(0))
+    state = jax.eval_shape(
+        lambda key: step.initial_state(settings, lora.initialize(model, spec, key)), jax.random.key(0)
+    )
+    step.train_step.lower(settings, state, step.Controls(1e-3), params, (), jax.tree.map(lambda x: x[None], rows))
+    assert chains
+    for chain in chains:
+        assert (chain[0], chain[-1]) == ("train_step", "matmul")
+        assert len(chain) - 1 <= 7, chain

@@ -1,4 +1,4 @@
-"""`e2wm train`'s options one by one: every regularizer, what happens to numbers that are none, what is kept."""
+"""`e2wm train`'s options one by one: every regularizer, what happens where a loss is not finite, what is kept."""
 
 import json
 import shutil
@@ -132,7 +132,7 @@ def test_numbers_of_a_step_compile_nothing(options: dict[str, Any]) -> None:
     assert train_step._cache_size() - before == 1
 
 
-# ------------------------------------------------------------------------------------------------ numbers that are none
+# ----------------------------------------------------------------------------------------------------- NaN and infinity
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ def run(settings: PerplexitySettings) -> dict[str, Any]:
     """Run the command; returns what `--json` prints.
 
     Raises:
-        InputError: for bad settings or files, before weights are read; NonFiniteError for scores that are no numbers.
+        InputError: for bad settings or files, before weights are read; NonFiniteError for scores that are not finite.
     """
     check_at_least(
         ("--max-length", settings.max_length, 2),
@@ -107,7 +107,7 @@ def predict(
 
     Raises:
         InputError: if no document has two tokens, one is longer than the model's positions, or as `Predictions`;
-            NonFiniteError for scores that are no numbers.
+            NonFiniteError for scores that are not finite.
     """
     made = identity(
         evaluated,

@@ -67,7 +67,7 @@ def score_set(evaluated: Evaluated, content: Content, options: SuiteOptions, pat
     """Scores of a set in the form of results.json; its predictions go to ``path``.
 
     Raises:
-        InputError: for predictions of something else; NonFiniteError for scores that are no numbers.
+        InputError: for predictions of something else; NonFiniteError for scores that are not finite.
     """
     found = _SCORES[content.set.kind](evaluated, content, options, path)
     return {"kind": content.set.kind, **found, **content.counts}

@@ -35,7 +35,7 @@ def run(settings: SuiteSettings) -> dict[str, Any]:
 
     Raises:
         InputError: for bad settings or files, or an example that is too long for the model, before weights are read;
-            NonFiniteError for scores that are no numbers.
+            NonFiniteError for scores that are not finite.
     """
     check(settings)
     if settings.out is not None and not settings.resume:

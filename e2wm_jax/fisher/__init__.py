@@ -1,4 +1,4 @@
-"""How much each parameter matters for what the model already does."""
+"""How much each parameter matters for what the model already does; `textbook` is the page to begin with."""
 
 from typing import TYPE_CHECKING
 

@@ -139,7 +139,7 @@ def accumulate(
     """The pass after each further batch; the totals of one are given away to the next, so copy what shall stay.
 
     Raises:
-        NonFiniteError: see `document_fisher`; totals then hold what is no number.
+        NonFiniteError: see `document_fisher`; totals then are not finite.
     """
     step = _step(config, params, _options(params, estimator, computation), computation)
     compiled: dict[Any, jax.stages.Compiled] = {}

@@ -1,4 +1,4 @@
-"""What a Fisher of numbers that are none ends with."""
+"""What a Fisher pass raises where a loss, a gradient or a total is NaN or infinite."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,7 @@ class NonFiniteError(FloatingPointError):
 
 
 def check_finite(totals: Mapping[str, Any]) -> None:
-    """Refuse sums that are no numbers though every gradient is one: squares above 3e38.
+    """Refuse sums that are not finite though every gradient is: squares above 3e38.
 
     Raises:
         InputError: naming the parameter.

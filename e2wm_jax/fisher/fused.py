@@ -193,7 +193,7 @@ class _Leaves:
 
 
 def _losses(weighted_nll: jax.Array, dx: jax.Array, batch: DocumentBatch) -> Losses:
-    """A number that is none anywhere on the way back ends in the gradient of the document's input."""
+    """NaN or infinity anywhere in the backward pass reaches the gradient of the document's input."""
     places = batch.starts.shape[0] + 1
     nats = jnp.zeros(places).at[batch.slots].add(jnp.where(batch.predicted > 0, weighted_nll, 0))
     finite = jnp.all(jnp.isfinite(dx), axis=-1) & jnp.isfinite(jnp.where(batch.predicted > 0, weighted_nll, 0))

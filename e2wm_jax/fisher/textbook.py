@@ -1,9 +1,14 @@
-"""The Fisher by the book: the gradient of every document by itself, squared; the oracle of `fused`.
+"""Read this first: the diagonal Fisher as it is defined, F = sum over documents of (d loss / d theta)^2.
+
+`loss` is that of one document, `examples.add_squares` takes its gradient and adds the squares:
 
     vmap   all documents of a batch at once: one copy of the parameters per document
     scan   one after another: one copy in all
 
-Letters: T tokens, J documents.
+`fused` gives the same numbers for the cost of one ordinary gradient, and is tested against this.  From here: `examples`
+(of any loss), `fused` and `squares` (of our models), `diagonal` (over a corpus), `command` (`e2wm fisher`).
+
+Letters: B rows, T tokens, J documents.
 """
 
 from typing import Any, Literal

@@ -118,7 +118,7 @@ def _nll_and_gradient(
         now = softmax.including(scores)
         if mixed is not None:
             e = jnp.exp(scores - now.largest[..., None])
-            mixed = mixed * jnp.exp(softmax.largest - now.largest)[..., None] + _mix(e, weight)
+            mixed = mixed * jnp.exp(softmax.largest - now.largest)[..., None] + _weighted_sum(e, weight)
         return now, mixed
 
     start = _no_words(labels.shape), jnp.zeros(hidden.shape, jnp.float32) if differentiated else None
@@ -212,7 +212,7 @@ def _kl_and_gradient(
             weights = jnp.exp(tuned_scores - tuned.largest[..., None]) * (base.total / tuned.total)[..., None] - e
         else:
             weights = e * (d - mean[..., None])
-        pull, mixed = _mix(jnp.stack([weights, e]), weight)
+        pull, mixed = _weighted_sum(jnp.stack([weights, e]), weight)
         shrinks = jnp.exp((old.base if forward else old.tuned).largest - weighing.largest)
         return now._replace(pull=old.pull_after(now, direction) + pull, mixed=shrinks[..., None] * old.mixed + mixed)
 
@@ -267,6 +267,6 @@ def _new(scores: jax.Array, chunk: Chunk) -> jax.Array:
     return jnp.where(chunk[2], -jnp.inf, scores)
 
 
-def _mix(weights: jax.Array, rows: jax.Array) -> jax.Array:
-    """Sum of rows [C, D] by weights [..., C] -> [..., D]."""
+def _weighted_sum(weights: jax.Array, rows: jax.Array) -> jax.Array:
+    """Weighted sum of rows [C, D] with weights [..., C] -> [..., D]."""
     return jnp.einsum("...n,nd->...d", weights.astype(rows.dtype), rows, preferred_element_type=jnp.float32)

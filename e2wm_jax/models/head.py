@@ -56,6 +56,11 @@ def over_chunks(head: Params, add_chunk: Callable[[Any, Chunk], Any], state: Any
 def target_states(config: ModelConfig, params: Params, batch: Batch, *, remat: Remat = "none") -> jax.Array:
     """Hidden states [B, M, D] from which each target token is predicted."""
     hidden = decoder.hidden_states(config, params, batch.ids, batch.positions, batch.segments, remat=remat)
+    return before_targets(hidden, batch)
+
+
+def before_targets(hidden: jax.Array, batch: Batch) -> jax.Array:
+    """Of hidden states [B, T, D] those that predict the target tokens, [B, M, D]."""
     return jnp.take_along_axis(hidden, (batch.targets - 1)[..., None], axis=1)
 
 

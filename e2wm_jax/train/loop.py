@@ -96,7 +96,7 @@ def run_loop(job: TrainingRun, state: TrainState, saves: Checkpoints) -> tuple[T
         The last state and what `--json` prints of it.
 
     Raises:
-        InputError: at a loss or gradient that is no number before anything is learned, or if nothing is at the end.
+        InputError: at a loss or gradient that is not finite before anything is learned, or if nothing is at the end.
         FloatingPointError: at such a loss or gradient later, naming the examples; no checkpoint holds it.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, with a checkpoint of the last whole step.
     """

@@ -1,4 +1,4 @@
-"""What a run ends with when a loss is no number: at the first step the model is at fault, later the training."""
+"""What a run ends with when a loss is not finite: at the first step the model is at fault, later the training."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ def complaint(
 
 
 def check_held_out(settings: TrainSettings, step: int, nats: float, kept: Sequence[int]) -> None:
-    """Refuse a held-out loss that is no number.
+    """Refuse a held-out loss that is not finite.
 
     Raises:
         InputError: before the first step; FloatingPointError behind it.

@@ -134,7 +134,7 @@ def charts(metrics: Path) -> list[str]:
     rows = read_metrics(metrics)
 
     def chart(column: str, title: str, unit: str, *, smooth: bool = True) -> str:
-        # A step whose loss was no number has none to draw.
+        # A step whose loss was NaN has none to draw.
         series = {column: [(row["step"], row[column]) for row in rows if row[column] is not None]}
         return line_chart(series, title=title, x_label="step", y_label=unit, smooth=smooth)
 

@@ -17,20 +17,22 @@ from jax.sharding import PartitionSpec as P
 
 from e2wm_jax.data.batch import Batch
 from e2wm_jax.lora import Adapters, Scope, attach
+from e2wm_jax.models.decoder import hidden_states
 from e2wm_jax.models.frozen_head import token_nll
-from e2wm_jax.models.head import output_head, target_labels, target_states
+from e2wm_jax.models.head import before_targets, output_head, target_labels
 from e2wm_jax.models.layers import Params
 from e2wm_jax.models.spread import manual_specs, splits, with_gathered
 
 _ROWS = ("data", "fsdp")
 TokenLoss = Callable[[Scope, Params, Params, Batch], jax.Array]  # `Regularizer.token_penalty`
+_Sum = tuple[jax.Array, Adapters]  # of a loss, and its gradient
 
 
 def task_nll(scope: Scope, params: Params, adapted: Params, batch: Batch) -> jax.Array:
     """Negative log-likelihood [B, M] in nats of each target token; meaningless where its weight is 0."""
-    states = target_states(scope.config, adapted, batch, remat=scope.remat)
+    hidden = hidden_states(scope.config, adapted, batch.ids, batch.positions, batch.segments, remat=scope.remat)
     head, parts = output_head(scope.config, params, scope.mesh)
-    return token_nll(states, head, target_labels(batch), parts=parts)
+    return token_nll(before_targets(hidden, batch), head, target_labels(batch), parts=parts)
 
 
 def weighted_mean(
@@ -51,62 +53,57 @@ def weighted_mean(
         key: of dropout; each row of each pass draws with a key of its own, wherever it lies.
     """
 
-    def sums(
+    def weighted_sum(adapters: Adapters, params: Params, rows: Batch, keys: jax.Array | None) -> jax.Array:
+        adapted = attach(params, adapters, scope.spec, dropout=dropout, dropout_keys=keys)
+        return jnp.sum(rows.weights * of(scope, params, adapted, rows))
+
+    def accumulate(
         adapters: Adapters, params: Params, batch: Batch, first_row: jax.Array | int
     ) -> tuple[jax.Array, Adapters]:
-        """Of the rows of this device; the first of them is row `first_row` of its pass."""
-
-        def one(adapters: Adapters, micro: Batch, keys: jax.Array | None) -> jax.Array:
-            adapted = attach(params, adapters, scope.spec, dropout=dropout, dropout_keys=keys)
-            return jnp.sum(micro.weights * of(scope, params, adapted, micro))
-
-        def accumulate(
-            total: tuple[jax.Array, Adapters], item: tuple[Batch, jax.Array]
-        ) -> tuple[tuple[jax.Array, Adapters], None]:
-            micro, index = item
+        def add_pass(total: _Sum, item: tuple[Batch, jax.Array]) -> tuple[_Sum, None]:
+            rows, index = item
             keys = None
             if key is not None and dropout > 0:
-                rows = first_row + jnp.arange(micro.ids.shape[0])
-                keys = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(key, index)))(rows)
-            return jax.tree.map(jnp.add, total, jax.value_and_grad(one)(adapters, micro, keys)), None
+                numbers = first_row + jnp.arange(rows.ids.shape[0])
+                keys = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(key, index)))(numbers)
+            more = jax.value_and_grad(weighted_sum)(adapters, params, rows, keys)
+            return jax.tree.map(jnp.add, total, more), None
 
         zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, adapters))
-        return jax.lax.scan(accumulate, zero, (batch, jnp.arange(batch.ids.shape[0])))[0]
+        return jax.lax.scan(add_pass, zero, (batch, jnp.arange(batch.ids.shape[0])))[0]
 
-    total, gradient = summed_over_devices(scope, sums, adapters, params, batch)
+    total, gradient = summed_over_devices(scope, accumulate)(adapters, params, batch)
     count = jnp.maximum(jnp.sum(batch.weights > 0), 1).astype(jnp.float32)
     return total / count, jax.tree.map(lambda g: g / count, gradient)
 
 
-def summed_over_devices(
-    scope: Scope,
-    function: Callable[[Adapters, Params, Batch, jax.Array | int], Any],
-    adapters: Adapters,
-    params: Params,
-    batch: Batch,
-) -> Any:
-    """The sum over devices of function(adapters, params, its rows of the batch, which row of a pass is its first).
+def summed_over_devices(scope: Scope, function: Callable[..., Any]) -> Callable[[Adapters, Params, Batch], Any]:
+    """The sum over devices of function(adapters, params, batch, first_row), as a function of the first three.
 
-    Args:
-        batch: leaves with leading axes [K, B].
+    Each device calls it with its own rows of the batch, whose leaves have leading axes [K, B], and with which row of a
+    pass is the first of them.
     """
     # Over axes of one device there is nothing to sum, and XLA does not compile such a sum beside a split over tensor.
     if scope.mesh is None or scope.mesh.shape["data"] * scope.mesh.shape["fsdp"] == 1:
-        return function(adapters, params, batch, 0)
-    mesh, spread = scope.mesh, splits(scope.config, params, scope.mesh)
+        return partial(function, first_row=0)
+    mesh = scope.mesh
 
-    def local(adapters: Adapters, params: Params, batch: Batch) -> Any:
-        part = jax.lax.axis_index("data") * mesh.shape["fsdp"] + jax.lax.axis_index("fsdp")
-        return jax.lax.psum(
-            function(adapters, with_gathered(params, mesh, spread), batch, part * batch.ids.shape[1]), _ROWS
-        )
+    def summed(adapters: Adapters, params: Params, batch: Batch) -> Any:
+        spread = splits(scope.config, params, mesh)
 
-    # check_vma would sum the gradient of the adapters, which are the same everywhere, once per pass.
-    return jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=(P(), manual_specs(scope.config, params, mesh), P(None, _ROWS)),
-        out_specs=P(),
-        axis_names=set(_ROWS),
-        check_vma=False,
-    )(adapters, params, batch)
+        def local(adapters: Adapters, params: Params, batch: Batch) -> Any:
+            part = jax.lax.axis_index("data") * mesh.shape["fsdp"] + jax.lax.axis_index("fsdp")
+            params = with_gathered(params, mesh, spread)
+            return jax.lax.psum(function(adapters, params, batch, first_row=part * batch.ids.shape[1]), _ROWS)
+
+        # check_vma would sum the gradient of the adapters, which are the same on all devices, once per pass.
+        return jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(P(), manual_specs(scope.config, params, mesh), P(None, _ROWS)),
+            out_specs=P(),
+            axis_names=set(_ROWS),
+            check_vma=False,
+        )(adapters, params, batch)
+
+    return summed

@@ -121,7 +121,7 @@ class TrainSettings:
     resume: bool = False
     """Continue the run in --out from its last whole checkpoint."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    """At a loss or gradient that is no number: stop and name the examples, or leave that update out."""
+    """At a loss or gradient that is not finite: stop and name the examples, or leave that update out."""
     trackers: tuple[TrackerName, ...] = ()
     """tensorboard, wandb, trackio: metrics there too, besides metrics.jsonl; none: no tracker."""
     run_name: str | None = None

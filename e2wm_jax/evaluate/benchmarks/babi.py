@@ -71,7 +71,7 @@ def run(settings: BabiSettings) -> dict[str, Any]:
 
     Raises:
         InputError: for bad settings or files, or a question that is too long for the model's positions; NonFiniteError
-            for scores that are no numbers.
+            for scores that are not finite.
     """
     tasks = parse_tasks(settings.tasks)
     check(settings)

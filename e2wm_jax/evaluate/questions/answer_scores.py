@@ -65,7 +65,7 @@ def score_batches(
     Raises:
         InputError: if an answer has no tokens of its own, or a question has more tokens than the model positions and
             is not to be cut.
-        NonFiniteError: naming a question whose scores are no numbers.
+        NonFiniteError: naming a question whose scores are not finite.
     """
     options = _Passes(batch_size, prompting)
     prior: dict[str, float] = {}

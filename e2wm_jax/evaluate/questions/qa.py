@@ -38,7 +38,7 @@ def run(settings: QaSettings) -> dict[str, Any]:
     """Run the command; returns what `--json` prints.
 
     Raises:
-        InputError: for bad settings or files, before weights are read; NonFiniteError for scores that are no numbers.
+        InputError: for bad settings or files, before weights are read; NonFiniteError for scores that are not finite.
     """
     check_at_least(("--samples", settings.samples, 1), ("--batch-size", settings.batch_size, 1))
     task = settings.task or task_name(settings.data)

@@ -32,7 +32,7 @@ def run(settings: GenerateSettings) -> dict[str, Any]:
 
     Raises:
         InputError: for bad settings or files, or a prompt that is too long for the model's positions, before weights
-            are read; NonFiniteError for scores that are no numbers.
+            are read; NonFiniteError for scores that are not finite.
     """
     texts = [*settings.prompt, *(read_prompts(settings.prompts) if settings.prompts else ())]
     if not texts:
@@ -164,7 +164,7 @@ def continuations(
 
     Raises:
         InputError: before anything is compiled, for a prompt that is too long for the model's positions.
-        NonFiniteError: naming a prompt behind which the scores are no numbers.
+        NonFiniteError: naming a prompt behind which the scores are not finite.
     """
     tokenizer = evaluated.tokenizer
     with progress_bar("generate", len(prompts), "prompt") as bar:

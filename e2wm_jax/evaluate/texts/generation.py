@@ -33,7 +33,7 @@ def run(settings: GenerationSettings) -> dict[str, Any]:
 
     Raises:
         InputError: for bad settings or files, or an input that is too long for the model's positions, before weights
-            are read; NonFiniteError for scores that are no numbers.
+            are read; NonFiniteError for scores that are not finite.
     """
     check_at_least(("--samples", settings.samples, 1), ("--batch-size", settings.batch_size, 1))
     decoding = Decoding(settings.max_new_tokens, settings.beams)

@@ -50,7 +50,7 @@ def save(out: Path, now: Progress, skipped: tuple[int, ...], identity: Mapping[s
     """Save the pass; on several hosts all call this, with `out` on a disk that all of them see.
 
     Raises:
-        InputError: if the totals hold what is no number; the save before then stays.
+        InputError: if the totals are not finite; the save before then stays.
     """
     check_finite(now.totals)
     folder = out / PARTIAL / f"{now.batches:08d}"

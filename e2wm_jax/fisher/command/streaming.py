@@ -1,4 +1,4 @@
-"""A Fisher pass over a corpus that can be stopped, goes on where it was, and survives documents that are no numbers.
+"""A Fisher pass over a corpus that can be stopped and goes on where it was; documents of NaN gradients may be left out.
 
 The batches follow from the settings alone, so "k batches are done" says what remains.  A document that is left out is
 blanked in its batch: the others stay where they are.
@@ -177,7 +177,7 @@ def keep(job: Pass, now: Progress, skipped: tuple[int, ...]) -> None:
 def _culprits(job: Pass, index: int, suspects: Sequence[int], skipped: tuple[int, ...]) -> list[int]:
     """Those of the suspects of batch number `index` that are not finite when they are alone.
 
-    In a packed row, one document's infinity is another's too: nothing times infinity is no number.
+    In a packed row, one document's infinity is another's too: zero times infinity is NaN.
     """
     if job.layout == "rows":
         return list(suspects)

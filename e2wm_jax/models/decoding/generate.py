@@ -89,7 +89,7 @@ def generate(
     Raises:
         InputError: before anything is compiled, for a prompt that is empty or leaves less than
             ``decoding.max_new_tokens`` of the model's positions, or for impossible settings.
-        NonFiniteError: naming the prompt behind which the model's scores are no numbers.
+        NonFiniteError: naming the prompt behind which the model's scores are not finite.
     """
     decoding.check()
     check_at_least(("--batch-size", batch_size, 1))

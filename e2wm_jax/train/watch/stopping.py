@@ -15,7 +15,7 @@ class Validated(NamedTuple):
 
 
 def lowest(validated: Sequence[Validated]) -> Validated:
-    """The first of the lowest; a loss that is no number is none of them."""
+    """The first of the lowest; NaN is none of them."""
     return min(validated, key=lambda one: (math.isnan(one.nats), one.nats))
 
 

@@ -110,4 +110,4 @@ def _weighted_sum(scope: Scope, params: Params, adapters: Adapters, batch: Batch
         nll = task_nll(scope, params, attach(params, adapters, scope.spec), rows)
         return jnp.sum(rows.weights * nll)
 
-    return summed_over_devices(scope, local, adapters, params, batch)
+    return summed_over_devices(scope, local)(adapters, params, batch)
