@@ -216,7 +216,8 @@ for name in COMMANDS:
     assert main([*name.split(), "--help"]) == 0
     assert main([*name.split(), "--nonsense", "1"]) == 2
 assert main(["nonsense"]) == 2
-print("heavy:", sorted({"jax", "flax", "optax", "orbax", "numba", "torch", "transformers", "grain"} & {*sys.modules}))
+heavy = {"jax", "flax", "optax", "orbax", "numba", "torch", "transformers", "grain", "matplotlib", "jinja2"}
+print("heavy:", sorted(heavy & {*sys.modules}))
 """
     done = run_module("-c", code, folder=work)
     assert done.stdout.endswith("heavy: []\n"), done.stdout[-300:] + done.stderr[-2000:]

@@ -228,6 +228,16 @@ def test_the_step_and_its_settings_import_no_world() -> None:
     assert not [name for name in loaded if name.startswith(worlds)]
 
 
+def test_what_writes_pages_waits_with_matplotlib_for_a_chart() -> None:
+    program = (
+        "import sys, e2wm_jax.compare.page, e2wm_jax.demo.page, e2wm_jax.train.run\n"
+        "from e2wm_jax.report import Section, page, paragraph\n"
+        "page('words alone', [Section('one', [paragraph('text')])])\n"
+        "print('matplotlib' in sys.modules)"
+    )
+    assert run(program).strip() == "False"
+
+
 def test_importing_the_command_line_starts_no_accelerator() -> None:
     program = (
         "import sys, e2wm_jax.cli\n"

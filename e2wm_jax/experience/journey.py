@@ -5,8 +5,8 @@ from pathlib import Path
 
 from e2wm_jax.errors import InputError
 from e2wm_jax.experience.trajectory import Trajectory
-from e2wm_jax.report import Plan, Stop, Thing, details, floor_plan, heading, paragraph, room_map, trajectory
-from e2wm_jax.report.points import Box
+from e2wm_jax.report import Plan, Stop, Thing, details, heading, paragraph, trajectory, walk_map
+from e2wm_jax.report.figure import Box
 from e2wm_jax.storage.files import read_json
 from e2wm_jax.worlds.household.actions import parse_action
 from e2wm_jax.worlds.household.changes import Step
@@ -50,10 +50,10 @@ def walk(found: Trajectory, scene: Scene, *, title: str) -> str:
         state.change(step)
     names = _numbered([scene.nodes[room].class_name for room in rooms])
     boxes = _bounding_boxes(scene.name)
-    if rooms and all(room in boxes for room in rooms):
-        plan = _plan(state, [boxes[room] for room in rooms], boxes)
-        return floor_plan(names, state.things, stops, plan, title=title, start=start)
-    return room_map(names, state.things, stops, title=title, doors=_doors(scene, state.number), start=start)
+    known = rooms and all(room in boxes for room in rooms)
+    plan = _plan(state, [boxes[room] for room in rooms], boxes) if known else None
+    doors = _doors(scene, state.number)
+    return walk_map(names, state.things, stops, title=title, doors=doors, plan=plan, start=start)
 
 
 def _bounding_boxes(scene: str) -> dict[int, Box]:

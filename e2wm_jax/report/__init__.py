@@ -1,17 +1,14 @@
 """Reports: plain data in, one self-contained HTML file out, with no script and nothing fetched from anywhere.
 
 A report is a page of sections, a section is a list of blocks, and every block - text, table, chart - is a string of
-HTML that one pure function made from plain data. All text given to these functions is escaped.
+HTML that one pure function made from plain data. All text given to these functions is escaped. Words go through
+`page.html`, a jinja2 template, and pictures through matplotlib, which is imported with the first of them.
 """
 
-from e2wm_jax.report.bars import bar_chart
 from e2wm_jax.report.blocks import details, heading, key_values, paragraph, preformatted, table, texts, trajectory
-from e2wm_jax.report.floor_plan import Plan, floor_plan
-from e2wm_jax.report.heat import heat_map
-from e2wm_jax.report.lines import line_chart
+from e2wm_jax.report.charts import Point, bar_chart, heat_map, line_chart, scatter_chart
 from e2wm_jax.report.page import Section, page, standalone, write
-from e2wm_jax.report.points import Point, scatter_chart
-from e2wm_jax.report.room_map import Stop, Thing, room_map
+from e2wm_jax.report.walk import Plan, Stop, Thing, walk_map
 
 __all__ = [
     "Plan",
@@ -21,7 +18,6 @@ __all__ = [
     "Thing",
     "bar_chart",
     "details",
-    "floor_plan",
     "heading",
     "heat_map",
     "key_values",
@@ -29,11 +25,11 @@ __all__ = [
     "page",
     "paragraph",
     "preformatted",
-    "room_map",
     "scatter_chart",
     "standalone",
     "table",
     "texts",
     "trajectory",
+    "walk_map",
     "write",
 ]

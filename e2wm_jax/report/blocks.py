@@ -1,78 +1,95 @@
-"""Blocks of text for a report: paragraphs, tables, facts, trajectories."""
+"""Blocks of text for a report: paragraphs, tables, facts, trajectories. How they look stands in `page.html`."""
 
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from e2wm_jax.report.drawing import element, escape, fixed, number
+from e2wm_jax.report.numbers import fixed, number
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 Cell = str | int | float | None
 _NUMBER = re.compile(r"([-+\u2212]?[\d,]*\.?\d+(?:e[-+]?\d+)?)\s*%?(?:\s*(?:±|\+/-)\s*[\d.]+\s*%?)?")
+# Characters that no XML file may hold, and lone surrogates, which no UTF-8 file may hold.
+_FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+
+
+def clean(text: object) -> str:
+    """``text`` without characters that a page may not hold."""
+    return _FORBIDDEN.sub("\ufffd", str(text))
+
+
+@functools.cache
+def template() -> "Template":
+    """The one template: a page, and a macro for each block of it."""
+    from jinja2 import Environment, FileSystemLoader
+    from markupsafe import Markup
+
+    def finalize(value: object) -> str:
+        return value if isinstance(value, Markup) else clean(value)
+
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=finalize)
+    return environment.get_template("page.html")
+
+
+def block(name: str, *values: Any) -> str:
+    """What the template's macro of this name makes of the values."""
+    return str(getattr(template().module, name)(*values))
 
 
 def paragraph(text: str) -> str:
     """A paragraph of plain text."""
-    return element("p", escape(text))
+    return block("paragraph", text)
 
 
 def heading(text: str) -> str:
     """A heading inside of a section, over blocks that belong together."""
-    return element("h3", escape(text))
+    return block("heading", text)
 
 
 def preformatted(text: str) -> str:
     """Text as it stands, in a typewriter face; lines too long for the page are wrapped."""
-    return element("pre", escape(text))
+    return block("preformatted", text)
 
 
 def details(summary: str, html: str, *, opened: bool = False) -> str:
     """Blocks (``html``, trusted) that fold away under a line of text."""
-    shown = {"open": ""} if opened else {}
-    return element("details", element("summary", escape(summary)) + html, **shown)
+    return block("details", summary, html, opened)
 
 
 def key_values(values: Mapping[str, object]) -> str:
     """Facts as name and value pairs, such as the configuration of a run."""
-    pairs = (element("dt", escape(key)) + element("dd", _fact(value)) for key, value in values.items())
-    return element("dl", "".join(element("div", pair) for pair in pairs))
+    return block("key_values", [(key, _fact(value)) for key, value in values.items()])
 
 
 def _fact(value: object) -> str:
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_fact, value)) or "none"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{escape(key)} {_fact(one)}" for key, one in value.items()) or "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return escape(number(value, 6) if isinstance(value, float) else "\u2013" if value is None else value)
+    match value:
+        case list() | tuple():
+            return ", ".join(map(_fact, value)) or "none"
+        case Mapping():
+            return ", ".join(f"{key} {_fact(one)}" for key, one in value.items()) or "none"
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return number(value, 6)
+    return "\u2013" if value is None else str(value)
 
 
 def trajectory(steps: Sequence[tuple[str, bool]], *, title: str = "") -> str:
     """Numbered steps, each with a mark that says whether it succeeded."""
-    items = []
-    for text, ok in steps:
-        word = "ok" if ok else "failed"
-        mark = element("span", "✓" if ok else "✗", class_="mark", aria_hidden="true")
-        said = element("span", f" ({word})", class_="said")
-        items.append(element("li", element("code", escape(text)) + mark + said, class_=word))
-    failed = sum(not ok for _, ok in steps)
-    count = f"{len(steps)} step{'s' * (len(steps) != 1)}, {f'{failed} failed' if failed else 'all ok'}"
-    said = element("small", count if steps else "no steps")
-    head = element("figcaption", escape(f"{title} " if title else "") + said)
-    return element("figure", head + element("ol", "".join(items)), class_="trajectory")
+    return block("trajectory", steps, sum(not ok for _, ok in steps), title)
 
 
 def texts(parts: Mapping[str, str], *, title: str = "") -> str:
     """Texts to be read against each other, such as what a model wrote before and after: beside each other on a desk,
     one below the other on a phone; each under its name.
     """
-    head = element("figcaption", escape(title)) if title else ""
-    cells = (
-        element("div", element("h3", escape(name)) + element("pre", escape(text) if text.strip() else "(nothing)"))
-        for name, text in parts.items()
-    )
-    return element("figure", head + element("div", "".join(cells), class_="beside"), class_="texts")
+    return block("texts", parts, title)
 
 
 def table(
@@ -98,20 +115,11 @@ def table(
     if unknown := [name for name in best if name not in headers]:
         raise ValueError(f"best names {unknown[0]!r}, which is no header; the headers are {list(headers)}")
     columns = [[row[n] for row in rows] for n in range(len(headers))]
-    drawn = [_column(cells, best.get(name), digits) for name, cells in zip(headers, columns, strict=True)]
     sides = [_side(cells) for cells in columns]
-    # Each word in a span of its own: a header may break between words and at no hyphen.
-    names = [" ".join(element("span", escape(word)) for word in name.split()) for name in headers]
-    head = (element("th", name, scope="col", class_=side) for name, side in zip(names, sides, strict=True))
-    body = []
-    for n in range(len(rows)):
-        cells = (element("td", column[n], class_=side) for column, side in zip(drawn, sides, strict=True))
-        body.append(element("tr", "".join(cells)))
-    whole = element("thead", element("tr", "".join(head))) + element("tbody", "".join(body))
-    # The caption stands outside of what scrolls sideways, so that a phone shows all of it.
-    title = element("figcaption", escape(caption)) if caption else ""
-    frame: dict[str, Any] = {"class_": "wide", "tabindex": 0, "role": "region", "aria_label": caption or "table"}
-    return element("figure", title + element("div", element("table", whole), **frame), class_="table")
+    drawn = [_column(cells, best.get(name), digits) for name, cells in zip(headers, columns, strict=True)]
+    names = [(name.split(), side) for name, side in zip(headers, sides, strict=True)]
+    body = [list(zip((column[n] for column in drawn), sides, strict=True)) for n in range(len(rows))]
+    return block("table", names, body, caption)
 
 
 def _value(cell: Cell) -> float | None:
@@ -128,23 +136,17 @@ def _side(cells: Sequence[Cell]) -> str:
     return "words brief" if all(len(str(cell)) <= 24 for cell in given) else "words"
 
 
-def _column(cells: Sequence[Cell], best: str | None, digits: int) -> list[str]:
+def _column(cells: Sequence[Cell], best: str | None, digits: int) -> list[tuple[str, bool]]:
+    """The cells as text, and whether each is the best."""
     values = [_value(cell) for cell in cells]
     known = [value for value in values if value is not None]
     top = {"highest": max, "lowest": min}[best](known) if best and known else None
     largest = max((abs(cell) for cell in cells if isinstance(cell, float) and math.isfinite(cell)), default=0.0)
-    shown = [_written(cell, largest, digits) for cell in cells]
-    return [
-        element("strong", text) if top is not None and value == top else text
-        for value, text in zip(values, shown, strict=True)
-    ]
+    bold = (top is not None and value == top for value in values)
+    return list(zip((_written(cell, largest, digits) for cell in cells), bold, strict=True))
 
 
 def _written(cell: Cell, largest: float, digits: int) -> str:
-    if cell is None:
-        return "\u2013"
-    if isinstance(cell, str | bool) or not math.isfinite(cell):
-        return escape({True: "yes", False: "no"}.get(cell, cell) if isinstance(cell, bool) else cell)
-    if isinstance(cell, int):
-        return f"{cell:,}".replace("-", "\u2212")
-    return fixed(cell, largest, digits)
+    if isinstance(cell, str | bool) or cell is None or not math.isfinite(cell):
+        return _fact(cell) if not isinstance(cell, float) else str(cell)
+    return f"{cell:,}".replace("-", "\u2212") if isinstance(cell, int) else fixed(cell, largest, digits)

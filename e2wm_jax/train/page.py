@@ -11,7 +11,7 @@ from e2wm_jax.errors import InputError
 from e2wm_jax.models.weights import open_model
 from e2wm_jax.report import Section, details, key_values, line_chart, page, paragraph, table, write
 from e2wm_jax.report.blocks import Cell
-from e2wm_jax.report.drawing import number
+from e2wm_jax.report.numbers import number
 from e2wm_jax.storage.metrics import read_metrics
 from e2wm_jax.storage.model_files import EMBEDDED_MODEL, locate, model_name
 from e2wm_jax.train.watch.samples import SAMPLES_FILE

@@ -7,7 +7,7 @@ from typing import Any
 
 import e2wm_jax
 from e2wm_jax.report import Section, details, key_values, line_chart, page, paragraph, table, write
-from e2wm_jax.report.drawing import fixed, number
+from e2wm_jax.report.numbers import fixed, number
 from e2wm_jax.storage.model_files import model_name
 
 _MEANING = (
