@@ -318,3 +318,16 @@ def test_malformed_trajectories_are_named(tmp_path):
 def test_workers_do_not_import_jax():
     code = "import sys, e2wm_jax.experience.collect.command; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == 0
+
+
+def test_records_of_format_1_are_read_and_later_ones_refused():
+    old = {"id": "a", "scene": "robothow:x", "dialect": "vh23", "policy": "random", "seed": 1, "task": None}
+    old |= {"goal": [], "achieved": [], "items": [], "conditions": [], "return": 0, "search": {}}
+    old |= {"classes": {"1": "hall"}, "steps": [{"a": "[Walk] <hall> (1)", "ok": 1, "e+": [[2, "CLOSE", 1]]}]}
+    read = shards.parse(old, "run/shard-00000.jsonl:1")
+    assert read.world == "household"
+    now = read.to_json()
+    assert now == {"format": 2, "world": "household", **old}
+    assert shards.parse(now, "run/shard-00000.jsonl:1") == read
+    with pytest.raises(InputError, match=r"jsonl:1: not a trajectory: format 3, this version reads 1 and 2"):
+        shards.parse({**now, "format": 3}, "run/shard-00000.jsonl:1")

@@ -1,9 +1,12 @@
 """What an episode leaves behind: the record that `e2wm collect` writes and `e2wm tasks` reads."""
 
 from dataclasses import dataclass, field
+from reprlib import repr as shortly
 from typing import Any
 
 from e2wm_jax.worlds.household.changes import Step
+
+FORMAT = 2  # of records; those of format 1 name neither format nor world, and are of the household
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,13 @@ class Trajectory:
     items: tuple[str, ...] = ()  # class names that the task is about, rooms included
     conditions: tuple[str, ...] = ()  # "book || INSIDE || filing_cabinet", "filing_cabinet || CLOSED", initial state
     search: dict[str, Any] = field(default_factory=dict)  # simulations, tree size; never times (same seed, same bytes)
+    world: str = "household"  # `worlds.choose`
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain JSON; steps use the golden files' short keys."""
         return {
+            "format": FORMAT,
+            "world": self.world,
             "id": self.id,
             "scene": self.scene,
             "dialect": self.dialect,
@@ -50,7 +56,10 @@ class Trajectory:
 
     @staticmethod
     def from_json(record: dict[str, Any]) -> "Trajectory":
-        """Inverse of `to_json`. Raises KeyError, TypeError or ValueError where a field is missing or malformed."""
+        """Inverse of `to_json`, and of format 1. Raises KeyError, TypeError or ValueError where a field is missing or
+        malformed, or the format a later one."""
+        if record.get("format", 1) not in (1, FORMAT):
+            raise ValueError(f"format {shortly(record['format'])}, this version reads 1 and {FORMAT}")
         return Trajectory(
             id=record["id"],
             scene=record["scene"],
@@ -66,4 +75,5 @@ class Trajectory:
             search=dict(record["search"]),
             classes={int(node): name for node, name in record["classes"].items()},
             steps=tuple(Step.from_json(step) for step in record["steps"]),
+            world=str(record.get("world", "household")),
         )

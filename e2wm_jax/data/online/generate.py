@@ -13,28 +13,24 @@ from functools import cache, lru_cache
 from e2wm_jax.data.online.held_out import held_out
 from e2wm_jax.data.online.names import OnlineTask
 from e2wm_jax.errors import InputError
-from e2wm_jax.experience.explore.explorer import explore
-from e2wm_jax.experience.search.choose import search
+from e2wm_jax.experience.policies import Explorer, Planner
 from e2wm_jax.experience.trajectory import Trajectory
 from e2wm_jax.tasks.example import Generation
 from e2wm_jax.tasks.household import counting, plan, tracking
 from e2wm_jax.tasks.household.counting import CountQuestion
 from e2wm_jax.tasks.household.plan import TaskPlan
 from e2wm_jax.worlds.household import goals
-from e2wm_jax.worlds.household.changes import Step
 from e2wm_jax.worlds.household.engine import Engine, open_world
 from e2wm_jax.worlds.household.goals import Goal
 from e2wm_jax.worlds.household.homes import scenes
 from e2wm_jax.worlds.household.homes.scenes import Scene
-from e2wm_jax.worlds.household.world import run
 
 UNIT = 8  # examples made together
 _ENGINE: Engine = "array"
 # Counting: as `e2wm collect` explores, in two houses; twice as many stories as examples, so that solved ones vary.
-_SCENES, _EPISODES, _EPISODE_STEPS = 2, 10, 20
+_SCENES, _EPISODES, _EXPLORER = 2, 10, Explorer()
 _STORIES = 2 * UNIT
 _ROUNDS = 8  # of episodes or of goals, until a world counts as one without material
-_MAX_DEPTH = 25
 
 
 def examples(task: OnlineTask, *, seed: int, unit: int) -> list[Generation]:
@@ -76,10 +72,8 @@ def _explored(task: OnlineTask, rng: random.Random) -> Iterator[Trajectory]:
     world = open_world(_ENGINE, task.dialect)
     houses = [rng.choice(task.scenes or _robothow()) for _ in range(_SCENES)]
     for number in range(_EPISODES):
-        scene = _scene(houses[number % _SCENES])
         seed = rng.getrandbits(48)
-        steps = explore(world, scene, length=_EPISODE_STEPS, seed=seed)
-        yield _trajectory(scene, steps, task, policy="random", seed=seed)
+        yield _EXPLORER.play(world, _scene(houses[number % _SCENES]), None, seed=seed, name=f"random-{seed:012x}")
 
 
 def _plan_gen(task: OnlineTask, rng: random.Random) -> list[Generation]:
@@ -132,42 +126,9 @@ def _selected(task: OnlineTask, program: str, seed: int) -> tuple[list[TaskPlan]
 def _planned(task: OnlineTask, program: str, seed: int) -> Trajectory:
     """Search for a plan of the program's goal, and carry it out."""
     goal = _goal(program)
-    scene = _scene(goal.scene)
+    planner = Planner(task.search, task.simulations)
     world = open_world(_ENGINE, task.dialect)
-    options = {"simulations": task.simulations, "max_depth": _MAX_DEPTH, "seed": seed, "shorten": True}
-    best = search(world, scene, goal, method=task.search, **options)
-    start = world.initial(scene)
-    played = list(run(world, start, best.actions))
-    achieved = world.gained_test(scene, goal.facts)(played[-1][0] if played else start)
-    return _trajectory(
-        scene, [step for _, step in played], task, policy="mcts", seed=seed, goal=goal, achieved=achieved
-    )
-
-
-def _trajectory(
-    scene: Scene,
-    steps: list[Step],
-    task: OnlineTask,
-    *,
-    policy: str,
-    seed: int,
-    goal: Goal | None = None,
-    achieved: frozenset[str] = frozenset(),
-) -> Trajectory:
-    return Trajectory(
-        id=f"{policy}-{seed:012x}",
-        scene=scene.name,
-        dialect=task.dialect,
-        policy=policy,
-        seed=seed,
-        steps=tuple(steps),
-        classes={node.id: node.class_name for node in scene.nodes.values()},
-        task=goal.task if goal else None,
-        goal=goal.facts if goal else (),
-        achieved=tuple(sorted(achieved)),
-        items=goal.items if goal else (),
-        conditions=goal.conditions if goal else (),
-    )
+    return planner.play(world, _scene(goal.scene), goal, seed=seed, name=f"mcts-{seed:012x}")
 
 
 # Graphs take longer to read than a plan takes to find. Those of RobotHow share their nodes and edges, and with their

@@ -21,7 +21,7 @@ from e2wm_jax.experience.collect.jobs import ROBOTHOW, CollectSettings, EpisodeJ
 from e2wm_jax.experience.collect.shards import ShardWriter, load_trajectories, open_run, write_manifest
 from e2wm_jax.experience.search import planner
 from e2wm_jax.experience.search.choose import Method, compile_engine
-from e2wm_jax.experience.trajectory import Trajectory
+from e2wm_jax.experience.trajectory import FORMAT, Trajectory
 from e2wm_jax.running.interrupt import terminated_as_interrupted
 from e2wm_jax.running.progress import progress_bar
 from e2wm_jax.storage.files import sha256
@@ -29,9 +29,8 @@ from e2wm_jax.worlds.household.engine import open_world
 from e2wm_jax.worlds.household.goals import Goal
 from e2wm_jax.worlds.household.homes import files as scene_files
 
-_HOW = {"out", "workers", "search_batch"}  # settings that do not decide what is collected
+_HOW = {"out", "workers", "search_batch", "world"}  # no part of what decides about the content; `world` stands beside
 _IN_FLIGHT = 2  # episodes per worker that are handed out at a time
-FORMAT = 1
 
 
 def collect(settings: CollectSettings) -> dict[str, Any]:
@@ -54,7 +53,7 @@ def collect(settings: CollectSettings) -> dict[str, Any]:
     started = time.monotonic()
     writer = ShardWriter(settings.out, episodes)
     scene_files.keep(kept, settings.out)
-    _save_manifest(writer, recorded)
+    _save_manifest(writer, settings.world, recorded)
     jobs = [EpisodeJob(index, found[index % len(found)], settings) for index in writer.missing()]
     try:
         with terminated_as_interrupted(), progress_bar("collect", episodes, "episode") as bar:
@@ -67,7 +66,7 @@ def collect(settings: CollectSettings) -> dict[str, Any]:
                 bar.set_postfix({"goals reached": reached} if settings.policy == "mcts" else {}, refresh=False)
                 bar.update()
     finally:
-        statistics = _save_manifest(writer, recorded)
+        statistics = _save_manifest(writer, settings.world, recorded)
     seconds = time.monotonic() - started
     pace = {"seconds": round(seconds, 3), "episodes_per_second": round(len(jobs) / max(seconds, 1e-9), 3)}
     return {**statistics, "collected": len(jobs), **pace}
@@ -122,9 +121,9 @@ def _recorded_settings(settings: CollectSettings, episodes: int, kept: dict[Path
     return recorded
 
 
-def _save_manifest(writer: ShardWriter, recorded: dict[str, Any]) -> dict[str, Any]:
+def _save_manifest(writer: ShardWriter, world: str, recorded: dict[str, Any]) -> dict[str, Any]:
     statistics = {"episodes": 0, "steps": 0, "goals_reached": 0, "facts": 0, "facts_achieved": 0}
-    write_manifest(writer.folder, {"format": FORMAT, "settings": recorded})
+    write_manifest(writer.folder, {"format": FORMAT, "world": world, "settings": recorded})
     for trajectory in load_trajectories([writer.folder]):
         statistics["episodes"] += 1
         statistics["steps"] += len(trajectory.steps)
@@ -132,7 +131,7 @@ def _save_manifest(writer: ShardWriter, recorded: dict[str, Any]) -> dict[str, A
         statistics["facts"] += len(trajectory.goal)
         statistics["facts_achieved"] += len(trajectory.achieved)
     complete = statistics["episodes"] == writer.episodes
-    manifest = {"format": FORMAT, "settings": recorded, "complete": complete, "statistics": statistics}
+    manifest = {"format": FORMAT, "world": world, "settings": recorded, "complete": complete, "statistics": statistics}
     write_manifest(writer.folder, manifest)
     return statistics
 

@@ -5,21 +5,19 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from e2wm_jax.errors import InputError
-from e2wm_jax.experience.explore.explorer import Style, explore
-from e2wm_jax.experience.search.choose import Method, search
+from e2wm_jax.experience.explore.explorer import Style
+from e2wm_jax.experience.policies import Explorer, Planner
+from e2wm_jax.experience.search.choose import Method
 from e2wm_jax.experience.search.planner import Plan, Reward
 from e2wm_jax.experience.trajectory import Trajectory
+from e2wm_jax.worlds.choose import WorldName
 from e2wm_jax.worlds.household import goals
-from e2wm_jax.worlds.household.actions import parse_action
-from e2wm_jax.worlds.household.changes import Step
 from e2wm_jax.worlds.household.engine import Engine, open_world
 from e2wm_jax.worlds.household.goals import Goal
 from e2wm_jax.worlds.household.homes import scenes
-from e2wm_jax.worlds.household.homes.scenes import Scene
-from e2wm_jax.worlds.household.world import run
 
 ROBOTHOW = "robothow"  # as --goals: those of the RobotHow programs
 PROCEDURAL = "procedural"  # as --scene: a household of its own for each episode
@@ -27,23 +25,35 @@ _PREPARED = 2  # goals per slot of a batched search that are taken up together, 
 
 
 @dataclass(frozen=True)
-class CollectSettings:
-    """What to collect.  Everything but --out, --workers and --search-batch decides the content of the episodes."""
+class CommonSettings:
+    """Of every policy."""
 
     out: Path
     """Directory of experiences, scenes of your own included; an interrupted collection there goes on."""
     policy: Literal["mcts", "random"]
     """mcts: a search towards a goal; random: exploration."""
+    world: WorldName = "household"
+    """Where to act."""
     episodes: int | None = None
     """How many; by default one for each goal (mcts) or scene (random)."""
-    goals: str | None = None
-    """mcts: robothow (the default) or a file of goals, whose scenes lie beside it or are found from here."""
     scene: tuple[str, ...] = ()
     """Scenes in turn, or procedural; by default those of the RobotHow programs."""
     dialect: str = "vh23"
     """Rules of the world: vh19, vh23 or e2wm."""
     engine: Engine = "array"
     """array, for all dialects, or virtualhome: the installed executor, vh23."""
+    workers: int = os.cpu_count() or 1
+    """Processes."""
+    seed: int = 0
+    """Of all that is random."""
+
+
+@dataclass(frozen=True)
+class PlannerSettings:
+    """Of `policies.Planner`, and what it is to reach."""
+
+    goals: str | None = None
+    """mcts: robothow (the default) or a file of goals, whose scenes lie beside it or are found from here."""
     search: Method = "mcts"
     """mcts: as E2WM's; best-first: more goals and shorter plans; mcts-batched: on a GPU."""
     search_batch: int = 256
@@ -56,14 +66,31 @@ class CollectSettings:
     """mcts: as in the official code, or as in the paper."""
     shorten: bool = True
     """mcts: leave out moves that the search did not need (E2WM relies on 20,000 simulations)."""
+
+    @property
+    def planner(self) -> Planner:
+        """The policy of these settings."""
+        return Planner(self.search, self.simulations, self.max_depth, self.reward, self.shorten)
+
+
+@dataclass(frozen=True)
+class ExplorerSettings:
+    """Of `policies.Explorer`."""
+
     episode_length: int = 20
     """random: steps of an episode."""
     style: Style = "carry"
     """random: carry things to furniture (counting), track people who carry things about, or uniform."""
-    workers: int = os.cpu_count() or 1
-    """Processes."""
-    seed: int = 0
-    """Of all that is random."""
+
+    @property
+    def explorer(self) -> Explorer:
+        """The policy of these settings."""
+        return Explorer(self.episode_length, self.style)
+
+
+@dataclass(frozen=True)
+class CollectSettings(ExplorerSettings, PlannerSettings, CommonSettings):
+    """What to collect.  Everything but --out, --workers and --search-batch decides the content of the episodes."""
 
 
 @dataclass(frozen=True)
@@ -110,23 +137,12 @@ def subjects(settings: CollectSettings) -> list[Goal | str]:
 
 def play(job: EpisodeJob) -> Trajectory:
     """Play one episode. Depends on nothing but the job."""
-    settings, name = job.settings, job.name
+    settings = job.settings
     if settings.policy == "mcts":
         goal, skipped = _goal_of(job)
-        return plan_episode(goal, settings, seed=job.seed, name=name, skipped=skipped)
-    scene = scenes.load(_scene_of(job))
+        return plan_episode(goal, settings, seed=job.seed, name=job.name, skipped=skipped)
     world = open_world(settings.engine, settings.dialect)
-    steps = explore(world, scene, length=settings.episode_length, seed=job.seed, style=settings.style)
-    return Trajectory(
-        id=name,
-        scene=scene.name,
-        dialect=settings.dialect,
-        policy="random",
-        seed=job.seed,
-        steps=tuple(steps),
-        classes=_classes(scene, steps),
-        search={"style": settings.style},
-    )
+    return settings.explorer.play(world, scenes.load(_scene_of(job)), None, seed=job.seed, name=job.name)
 
 
 def play_side_by_side(jobs: Sequence[EpisodeJob]) -> Iterator[tuple[EpisodeJob, Trajectory]]:
@@ -141,19 +157,10 @@ def play_side_by_side(jobs: Sequence[EpisodeJob]) -> Iterator[tuple[EpisodeJob, 
             batched_plans.Query(scenes.load(goal.scene), goal, job.seed)
             for job, (goal, _) in zip(some, goals_of, strict=True)
         ]
-        found = batched_plans.plans(settings.dialect, queries, batch=settings.search_batch, **_search_options(settings))
+        found = batched_plans.plans(settings.dialect, queries, batch=settings.search_batch, **settings.planner.options)
         for index, plan in found:
             job, (goal, skipped) = some[index], goals_of[index]
             yield job, plan_episode(goal, settings, seed=job.seed, name=job.name, skipped=skipped, plan=plan)
-
-
-def _search_options(settings: CollectSettings) -> dict[str, Any]:
-    return {
-        "simulations": settings.simulations,
-        "max_depth": settings.max_depth,
-        "reward": settings.reward,
-        "shorten": settings.shorten,
-    }
 
 
 def _scene_of(job: EpisodeJob) -> str:
@@ -211,44 +218,5 @@ def plan_episode(
     not suit, and why."""
     scene = scenes.load(goal.scene)
     world = open_world(settings.engine, settings.dialect)
-    if plan is None:
-        plan = search(world, scene, goal, method=settings.search, seed=seed, **_search_options(settings))
-    start = world.initial(scene)
-    played = list(run(world, start, plan.actions))
-    steps = [step for _, step in played]
-    achieved = world.gained_test(scene, goal.facts)(played[-1][0] if played else start)
-    return Trajectory(
-        id=name,
-        scene=goal.scene,
-        dialect=settings.dialect,
-        policy="mcts",
-        seed=seed,
-        steps=tuple(steps),
-        classes=_classes(scene, steps),
-        total_reward=plan.total_reward,
-        task=goal.task,
-        goal=goal.facts,
-        achieved=tuple(sorted(achieved)),
-        items=goal.items,
-        conditions=goal.conditions,
-        search={
-            "method": settings.search,
-            "simulations": plan.simulations,
-            "nodes": plan.nodes,
-            "moves": len(plan.moves),
-            "proved": plan.proved,
-            "reward": settings.reward,
-            **({"skipped": dict(skipped)} if skipped else {}),
-        },
-    )
-
-
-def _classes(scene: Scene, steps: list[Step]) -> dict[int, str]:
-    """The class of every node that the steps name or change."""
-    nodes = {scene.character.id}
-    for step in steps:
-        nodes.update(thing.id for thing in parse_action(step.action).things)
-        for source, _, target in (*step.edges_added, *step.edges_removed):
-            nodes.update((source, target))
-        nodes.update(node for node, _ in (*step.states_added, *step.states_removed))
-    return {node: scene.nodes[node].class_name for node in sorted(nodes)}
+    plan = plan or settings.planner.plan(world, scene, goal, seed=seed)
+    return settings.planner.carry_out(plan, world, scene, goal, seed=seed, name=name, skipped=skipped)
