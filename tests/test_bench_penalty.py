@@ -4,8 +4,11 @@ import json
 
 import pytest
 
-from e2wm_jax.bench import penalty
-from e2wm_jax.bench.penalty import STEPS, PenaltyBenchSettings, StepCase, run
+from e2wm_jax.bench import harness, penalty
+from e2wm_jax.bench.jobs.penalty import STEPS, StepCase
+from e2wm_jax.bench.ours import penalty as our_penalty
+from e2wm_jax.bench.peers import penalty as peer_penalty
+from e2wm_jax.bench.penalty import PenaltyBenchSettings, run
 from e2wm_jax.cli import COMMANDS
 from e2wm_jax.config import MODELS
 from e2wm_jax.errors import InputError
@@ -15,11 +18,11 @@ CASE = {"modules": 2, "size": 96, "rank": 3, "seed": 4}
 
 @pytest.fixture(autouse=True)
 def _brief(monkeypatch):
-    monkeypatch.setattr(penalty, "_LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(harness, "LEAST_SECONDS", 0.0)
 
 
 def test_our_sides_and_the_official_expression_compute_one_value(torch_oracle):
-    ours, official = penalty._ours(CASE), penalty._official(CASE)
+    ours, official = our_penalty.penalties(CASE), peer_penalty.official(CASE)
     wanted = official["official"]()
     assert wanted["seconds"] > 0
     assert official["official"]()["value"] == wanted["value"]  # nothing is left over from the call before
@@ -58,7 +61,7 @@ def test_report_of_a_small_run(monkeypatch, tmp_path, capsys):
 @pytest.mark.slow
 def test_steps_with_and_without_the_penalty(monkeypatch, capsys):
     monkeypatch.setitem(STEPS, "tiny", StepCase(MODELS["tiny"], "q_proj", 2, 8, "float32"))
-    step = penalty._training({"name": "tiny", "rank": 2, "seed": 0})["step"]
+    step = our_penalty.training({"name": "tiny", "rank": 2, "seed": 0})["step"]
     assert step(dtype="uint8")["seconds"] > 0
     rows = {"without": {"seconds": 0.5}, "uint8": {"seconds": 0.505, "overhead": 1.01}}
     penalty.show({"penalty": {}, "steps": {"tiny": rows}})

@@ -207,11 +207,8 @@ def test_torch_is_imported_where_its_files_are_read_only() -> None:
         if any(t.split(".")[0] == "torch" for t in imported(node))
     }
     # Benchmarks measure it in processes of their own.
-    assert users <= {
-        "storage.tensor_files",
-        "bench.penalty",
-        *(f"bench.peers.{name}" for name in ("fisher", "peft", "transformers")),
-    }
+    peers = {f"bench.peers.{name}" for name in ("fisher", "peft", "penalty", "transformers")}
+    assert users <= {"storage.tensor_files", *peers}
     assert not any(t.split(".")[0] == "torch" for tree in SOURCES.values() for t in at_import_time(tree))
 
 

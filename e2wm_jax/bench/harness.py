@@ -20,6 +20,7 @@ from e2wm_jax.running.progress import say
 Measure = Callable[[], Answer]
 Seconds = dict[str, list[float]]  # by what was measured together, of each round
 Clock = Literal["wall", "cpu"]
+LEAST_SECONDS = 0.05  # of `time_call`: what is faster is called several times
 PRODUCT = 2048  # rows and columns of the matrices of `product_rate`
 
 
@@ -81,6 +82,16 @@ def seconds_of(function: Callable[[], Any], clock: Clock = "wall") -> float:
     before = now()
     function()
     return now() - before
+
+
+def time_call(call: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds of one call, as the mean of as many as fill `LEAST_SECONDS`, and the last one's result."""
+    calls, started = 0, time.perf_counter()
+    while True:
+        result = call()
+        calls += 1
+        if (seconds := time.perf_counter() - started) >= LEAST_SECONDS:
+            return seconds / calls, result
 
 
 def product_rate(multiply: Callable[[], Any], clock: Clock) -> float:
