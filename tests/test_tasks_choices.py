@@ -4,14 +4,14 @@ import random
 import re
 from collections import Counter
 
-from e2wm_jax.experience.trajectory import Trajectory
-from e2wm_jax.tasks.household.changes import final_change, without_closeness
+from e2wm_jax.experience.trajectory import Trajectory, final_change
 from e2wm_jax.tasks.household.confusing import distraction, item_facts
 from e2wm_jax.tasks.household.housework import housework_qa, neg_housework_qa
 from e2wm_jax.tasks.household.inference import act_infer, possible, state_sentences, told
 from e2wm_jax.tasks.household.knowledge import Activity, activities, unrelated
 from e2wm_jax.tasks.household.plan import TaskPlan, plan_gen, question
 from e2wm_jax.worlds.household.changes import Step
+from e2wm_jax.worlds.household.facts import without_closeness
 
 CLASSES = {0: "character", 1: "home_office", 2: "computer", 3: "chair", 4: "mail", 5: "bedroom", 6: "chair"}
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from reprlib import repr as shortly
 from typing import Any
 
-from e2wm_jax.worlds.household.changes import Step
+from e2wm_jax.worlds.household.changes import Edge, NodeState, Step
+from e2wm_jax.worlds.household.facts import edge_fact, state_fact
 
 FORMAT = 2  # of records; those of format 1 name neither format nor world, and are of the household
 
@@ -77,3 +78,27 @@ class Trajectory:
             steps=tuple(Step.from_json(step) for step in record["steps"]),
             world=str(record.get("world", "household")),
         )
+
+
+def final_change(trajectory: Trajectory) -> frozenset[str]:
+    """The facts, between classes, that hold at the end and did not hold at the beginning.
+
+    The first step that mentions an edge or a state tells whether it was there before: what is taken away was, what is
+    added was not.
+    """
+    initially: dict[Edge | NodeState, bool] = {}
+    finally_: dict[Edge | NodeState, bool] = {}
+    for step in trajectory.steps:
+        removed: tuple[Edge | NodeState, ...] = (*step.edges_removed, *step.states_removed)
+        added: tuple[Edge | NodeState, ...] = (*step.edges_added, *step.states_added)
+        for changes, holds in ((removed, False), (added, True)):
+            for change in changes:
+                initially.setdefault(change, not holds)
+                finally_[change] = holds
+    return frozenset(_fact(change, trajectory.classes) for change in finally_ if finally_[change] > initially[change])
+
+
+def _fact(change: Edge | NodeState, classes: dict[int, str]) -> str:
+    if len(change) == 2:
+        return state_fact(classes[change[0]], change[1])
+    return edge_fact(classes[change[0]], change[1], classes[change[2]])

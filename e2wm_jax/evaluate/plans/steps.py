@@ -12,9 +12,9 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from e2wm_jax.evaluate.plans.text import Meaning, meanings
-from e2wm_jax.tasks.household.changes import without_closeness
 from e2wm_jax.tasks.household.sentences import succeeded
 from e2wm_jax.worlds.household.actions import Action, Thing
+from e2wm_jax.worlds.household.facts import without_closeness
 from e2wm_jax.worlds.household.homes.scenes import Node, Scene
 from e2wm_jax.worlds.household.world import World
 

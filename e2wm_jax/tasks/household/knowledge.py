@@ -8,11 +8,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from e2wm_jax.experience.trajectory import Trajectory
-from e2wm_jax.tasks.household.changes import without_closeness
 from e2wm_jax.tasks.household.sentences import ROOMS, words
 from e2wm_jax.tasks.household.story import BODY
 from e2wm_jax.worlds.household.actions import parse_action
-from e2wm_jax.worlds.household.facts import split_fact
+from e2wm_jax.worlds.household.facts import split_fact, without_closeness
 
 _RELATION = 3  # parts of a fact between two classes
 

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from e2wm_jax.experience.trajectory import Trajectory
+from e2wm_jax.experience.trajectory import Trajectory, final_change
 from e2wm_jax.tasks.example import Generation
-from e2wm_jax.tasks.household.changes import final_change, without_closeness
 from e2wm_jax.tasks.household.sentences import condition_sentences, plan_text, words
 from e2wm_jax.tasks.source import Source, source_of
+from e2wm_jax.worlds.household.facts import without_closeness
 
 
 @dataclass(frozen=True)

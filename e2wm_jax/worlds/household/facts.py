@@ -4,6 +4,8 @@
 written in alphabetical order.
 """
 
+from collections.abc import Collection
+
 from e2wm_jax.worlds.household.graph import RELATIONS, STATES
 
 SEPARATOR = " || "
@@ -31,3 +33,9 @@ def is_fact(text: str) -> bool:
 def split_fact(fact: str) -> tuple[str, ...]:
     """(class, state) or (class, relation, class)."""
     return tuple(fact.split(SEPARATOR))
+
+
+def without_closeness(goal: Collection[str]) -> frozenset[str]:
+    """The goal without what the character must be CLOSE to, unless it asks for nothing else: see
+    `tasks.household.plan.select`."""
+    return frozenset(fact for fact in goal if split_fact(fact)[1] != "CLOSE") or frozenset(goal)
