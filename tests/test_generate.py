@@ -388,8 +388,9 @@ def test_devices_share_the_rows(beams: int) -> None:
             keys = put(jax.random.split(jax.random.key(0), 8))
             lowered = generation.decode.lower(*rows, limit, keys, None, new_tokens=8)
         else:
-            limits = (ends, limit, np.float32(1))
-            lowered = beam.beam_search.lower(*rows, *limits, num_beams=beams, candidates=2 * beams, new_tokens=8)
+            prompts, rules = beam.Prompts(ids, ids, ids), beam.Rules(ends, ends, limit, np.float32(1))
+            sizes = {"num_beams": beams, "candidates": 2 * beams, "new_tokens": 8}
+            lowered = beam.beam_search.lower(*rows[:2], prompts, rules, **sizes)
         return lowered.compile().cost_analysis()["flops"]
 
     whole, share = flops(params, jnp.asarray), flops(spread.place(config, params, mesh), partial(put_rows, mesh))

@@ -5,10 +5,11 @@ over the layers in reverse makes each layer again from those, pulls the gradient
 documents' weight gradients (`squares`) to the totals it carries: one copy of F, updated in place, and no gradient of a
 weight anywhere.
 
-Letters: B rows, T tokens, D model width, J documents.
+Letters: B rows, T tokens, D model width, L layers, J documents.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
@@ -33,6 +34,7 @@ from e2wm_jax.models.layers import Params
 from e2wm_jax.models.weights import flatten, unflatten
 
 Flat = Mapping[str, Any]  # path in the parameter tree -> array
+_Kept = tuple[jax.Array, dict[str, jax.Array]]  # inputs [L, B, T, D] of the layers, and some of their products
 _LAYERS = "layers."
 _READ_BY_EMBED = ("embed.weight", "positions.", "project_in.")
 
@@ -76,13 +78,33 @@ def add_squares(
     """totals + sum over the batch's documents of the squared gradient of each, for the paths in ``totals``, which are
     float32 in the shape of the parameters."""
     family, put = family_of(config), _Leaves(config, documents_of(batch, options.group, options.kernel), options.splits)
-    documents = put.documents
     weights = document_weights(batch, options.reduction)
     outer, layers = _divide(totals)
     step = layer_step(config, batch.positions, batch.segments)
     params = {**put.all_gather({name: p for name, p in params.items() if name != "layers"}), "layers": params["layers"]}
 
-    def forward(x: jax.Array, layer: tuple[Params, Any]) -> tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]:
+    embedded = family.embed(config, params, batch.ids, batch.positions)
+    last, kept = _forward(config, step, put, params, embedded, options.keep)
+    dx, nll, head_rows, outer = _through_head(config, options, put, params, batch, weights, last, outer)
+    dx, layers = _backward(config, step, put, params, kept, dx, layers)
+
+    def embed(totals: dict[str, jax.Array]) -> jax.Array:
+        squared = put.squared(params, totals, head_rows=head_rows)
+        return family.embed(config, squared, batch.ids, batch.positions)
+
+    in_embed = {path: outer[path] for path in outer if path.startswith(_READ_BY_EMBED)}
+    (updated,) = jax.vjp(embed, in_embed)[1](dx)
+    return {**outer, **updated, **layers}, _losses(nll * weights, dx, batch)
+
+
+def _forward(
+    config: ModelConfig, step: Callable[..., jax.Array], put: "_Leaves", params: Params, x: jax.Array, budget: int
+) -> tuple[jax.Array, _Kept]:
+    """The last layer's output [B, T, D], and what the backward pass reads: each layer's input, and those products of
+    matrices that fit into budget bytes (`products_to_keep`), with a leading axis of layers."""
+    keep = products_to_keep(config, math.prod(x.shape[:2]), budget, x.dtype)
+
+    def forward(x: jax.Array, layer: tuple[Params, Any]) -> tuple[jax.Array, _Kept]:
         p, window = layer
         flat: dict[str, Any] = dict(flatten(put.all_gather(p, _LAYERS)))
 
@@ -95,31 +117,58 @@ def add_squares(
         y, _, products = jax.vjp(recorded, x, has_aux=True)
         return y, (x, products)
 
-    embedded = family.embed(config, params, batch.ids, batch.positions)
-    keep = products_to_keep(config, batch.ids.size, options.keep, embedded.dtype)
-    last, kept = jax.lax.scan(forward, embedded, (params["layers"], windows(config)))
+    return jax.lax.scan(forward, x, (params["layers"], windows(config)))
 
-    head_name = "embed" if config.tied else "head"
+
+def _through_head(
+    config: ModelConfig,
+    options: FusedOptions,
+    put: "_Leaves",
+    params: Params,
+    batch: DocumentBatch,
+    weights: jax.Array,
+    last: jax.Array,
+    outer: dict[str, jax.Array],
+) -> tuple[jax.Array, jax.Array, jax.Array | None, dict[str, jax.Array]]:
+    """From the last layer's output to the loss and back.
+
+    Returns:
+        Its gradient [B, T, D], each token's negative log-likelihood [B, T], the rows of a tied head's gradient that the
+        embedding's squares need (`head.own_rows`), and the totals outside the layers with what was passed added.
+    """
+    head_name, keys = "embed" if config.tied else "head", None
 
     def finish(x: jax.Array, totals: dict[str, jax.Array]) -> jax.Array:
-        return family.finish(config, put.squared(params, totals), x)
+        return family_of(config).finish(config, put.squared(params, totals), x)
 
     in_finish = {path for path in outer if not path.startswith((*_READ_BY_EMBED, f"{head_name}."))}
     hidden, pull = jax.vjp(finish, last, {path: outer[path] for path in in_finish})
-    keys = None
     if options.sampling_seed is not None:
         keys = heads.token_keys(options.sampling_seed, batch.numbers, batch.slots, batch.positions)
     found = heads.loss_and_gradient(hidden, params[head_name], batch.labels, weights, keys)
     of_head = {path.split(".")[1]: outer[path] for path in outer if path.startswith(f"{head_name}.")}
+    head_rows = None
     if of_head:
         split = put.splits.get(f"{head_name}.weight")
-        of_head = heads.add_squares(of_head, hidden, params[head_name], found, weights, documents, split)
-        outer |= {f"{head_name}.{name}": total for name, total in of_head.items()}
-    head_rows = None
-    if of_head and config.tied:
-        head_rows = heads.own_rows(hidden, params["embed"], batch.ids, found, weights, documents)
+        of_head = heads.add_squares(of_head, hidden, params[head_name], found, weights, put.documents, split)
+        outer = outer | {f"{head_name}.{name}": total for name, total in of_head.items()}
+        if config.tied:
+            head_rows = heads.own_rows(hidden, params["embed"], batch.ids, found, weights, put.documents)
     dx, updated = pull(found.dh)
-    outer |= updated
+    return dx, found.nll, head_rows, outer | updated
+
+
+def _backward(
+    config: ModelConfig,
+    step: Callable[..., jax.Array],
+    put: "_Leaves",
+    params: Params,
+    kept: _Kept,
+    dx: jax.Array,
+    totals: dict[str, jax.Array],
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The gradient of the first layer's input [B, T, D] from that of the last one's output, and the layers' totals with
+    their squares added."""
 
     def backward(
         carry: tuple[jax.Array, dict[str, jax.Array]], layer: tuple[jax.Array, Any, Params, Any]
@@ -133,17 +182,8 @@ def add_squares(
         update = jax.lax.dynamic_update_index_in_dim
         return (dx, {path: update(total, here[path], index, 0) for path, total in totals.items()}), None
 
-    order = jnp.arange(config.num_layers)
-    scanned = (order, kept, params["layers"], windows(config))
-    (dx, layers), _ = jax.lax.scan(backward, (dx, layers), scanned, reverse=True)
-
-    def embed(totals: dict[str, jax.Array]) -> jax.Array:
-        squared = put.squared(params, totals, head_rows=head_rows)
-        return family.embed(config, squared, batch.ids, batch.positions)
-
-    in_embed = {path: outer[path] for path in outer if path.startswith(_READ_BY_EMBED)}
-    (updated,) = jax.vjp(embed, in_embed)[1](dx)
-    return {**outer, **updated, **layers}, _losses(found.nll * weights, dx, batch)
+    scanned = (jnp.arange(config.num_layers), kept, params["layers"], windows(config))
+    return jax.lax.scan(backward, (dx, totals), scanned, reverse=True)[0]
 
 
 def _divide(totals: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:

@@ -45,85 +45,104 @@ _LARGEST_ON_CPU = 5e8  # parameters of random weights
 def operations(job: TrainJob) -> dict[str, Callable[..., Answer]]:
     """What the process can be asked for (`process.Peer`)."""
     keep_freed_memory()  # as `e2wm train` does
-    config, params = load_model(job)
-    all_rows, orders = read_rows(job)
-    rows = [all_rows[number] for order in orders for number in order]
-    loader = loader_of(job, all_rows)
-    device_batches = [jax.device_put(loader.step(step + 1).batch) for step in range(len(orders))]
-    made: dict[tuple[int, str], PreparedStep] = {}
+    side = _Side(job)
+    return {
+        "describe": side.describe,
+        "save": side.save,
+        "prepare": side.prepare,
+        "measure": side.measure,
+        "losses": side.losses,
+        "waiting": side.waiting,
+        "drop": side.drop,
+    }
 
-    def describe() -> Answer:
+
+class _Side:
+    """The model, its batches, and the steps that have been made, by place in the job's targets and by regularizer."""
+
+    def __init__(self, job: TrainJob) -> None:
+        self.job, (self.config, self.params) = job, load_model(job)
+        all_rows, orders = read_rows(job)
+        self.rows = [all_rows[number] for order in orders for number in order]
+        self.loader = loader_of(job, all_rows)
+        self.batches = [jax.device_put(self.loader.step(step + 1).batch) for step in range(len(orders))]
+        self.made: dict[tuple[int, str], PreparedStep] = {}
+
+    def describe(self) -> Answer:
+        """The machine, and how much there is to do."""
         kind = jax.devices()[0].device_kind
-        square = jnp.ones((PRODUCT, PRODUCT), compute_dtype(job.base_dtype))
+        square = jnp.ones((PRODUCT, PRODUCT), compute_dtype(self.job.base_dtype))
         multiply = jax.jit(jnp.matmul)
         return {
-            "parameters": sum(parameter_sizes(config).values()),
+            "parameters": sum(parameter_sizes(self.config).values()),
             "device": kind,
             "jax": jax.__version__,
-            "gflops": product_rate(lambda: multiply(square, square).block_until_ready(), job.clock),
+            "gflops": product_rate(lambda: multiply(square, square).block_until_ready(), self.job.clock),
             "peak": peak_flops(kind),
-            "tokens": sum(len(row.ids) for row in rows),
-            "predicted": sum(row.num_targets for row in rows),
-            "places": sum(batch.ids.size for batch in device_batches),
+            "tokens": sum(len(row.ids) for row in self.rows),
+            "predicted": sum(row.num_targets for row in self.rows),
+            "places": sum(batch.ids.size for batch in self.batches),
         }
 
-    def save(weights: bool) -> Answer:
+    def save(self, weights: bool) -> Answer:
         """The model for the peer, and the adapters that all start from; neither factor is zero."""
+        job = self.job
         if weights:
-            write_model(Path(job.folder, "model"), config, params)
+            write_model(Path(job.folder, "model"), self.config, self.params)
         for index, targets in enumerate(job.targets):
-            spec = lora.adapter_spec(config, LoraConfig(rank=job.rank, targets=targets))
+            spec = lora.adapter_spec(self.config, LoraConfig(rank=job.rank, targets=targets))
             key = jax.random.key(job.seed)
-            adapters = lora.initialize(config, spec, key)
+            adapters = lora.initialize(self.config, spec, key)
             for number, factors in enumerate(adapters.values()):
                 noise = jax.random.normal(jax.random.fold_in(key, number), factors["b"].shape)
                 factors["b"] = 0.01 * noise
             options: dict[str, Any] = {"base_model": "model", "dropout": job.dropout}
-            write_adapter(adapter_folder(job, index), adapters, spec, config, **options)
+            write_adapter(adapter_folder(job, index), adapters, spec, self.config, **options)
         return {}
 
-    def make(index: int, name: str, dropout: float) -> PreparedStep:
-        adapters, spec = read_adapter(adapter_folder(job, index), config)
-        fisher = _fisher(job, config, spec) if regularizer(name).reads == "fisher" else None
-        text = [replace(row, ids=row.ids[:_TEXT_LENGTH], first_target=1) for row in rows[:_TEXT_ROWS]]
+    def _make(self, index: int, name: str, dropout: float) -> PreparedStep:
+        adapters, spec = read_adapter(adapter_folder(self.job, index), self.config)
+        fisher = _fisher(self.job, self.config, spec) if regularizer(name).reads == "fisher" else None
+        text = [replace(row, ids=row.ids[:_TEXT_LENGTH], first_target=1) for row in self.rows[:_TEXT_ROWS]]
         options = PenaltyOptions(batch_size=_TEXT_ROWS, max_length=_TEXT_LENGTH)
-        scope = Scope(config, spec, remat=job.remat)
+        scope = Scope(self.config, spec, remat=self.job.remat)
         reads: dict[str, Any] = {"fisher": fisher, "text": text, "options": options}
-        return prepared(scope, name, params, adapters, dropout=dropout, **reads)
+        return prepared(scope, name, self.params, adapters, dropout=dropout, **reads)
 
-    def prepare(index: int, name: str, batches: int | None = None) -> Answer:
+    def prepare(self, index: int, name: str, batches: int | None = None) -> Answer:
         """The step, after it has run once on each batch, or on so many."""
         started = time.perf_counter()
-        if (index, name) not in made:
-            made[index, name] = make(index, name, job.dropout)
-        it = made[index, name]
-        for batch in device_batches[:batches]:
+        if (index, name) not in self.made:
+            self.made[index, name] = self._make(index, name, self.job.dropout)
+        it = self.made[index, name]
+        for batch in self.batches[:batches]:
             it(batch)
-        lengths = [(len(row.ids), row.num_targets) for row in rows]
+        lengths = [(len(row.ids), row.num_targets) for row in self.rows]
         return {
             "first_seconds": time.perf_counter() - started,
             "peak_bytes": it.peak_bytes,
-            "held_bytes": _bytes((params, it.constants, it.state)),
+            "held_bytes": _bytes((self.params, it.constants, it.state)),
             "state_bytes": _bytes((it.constants, it.state.path)),
-            "flops_per_token": mean_work(config, it.config.scope.spec, lengths).total,
+            "flops_per_token": mean_work(self.config, it.config.scope.spec, lengths).total,
         }
 
-    def measure(index: int, name: str, batches: int | None = None) -> Answer:
-        it = made[index, name]
-        return {"seconds": seconds_of(lambda: [it(batch) for batch in device_batches[:batches]], job.clock)}
+    def measure(self, index: int, name: str, batches: int | None = None) -> Answer:
+        """Seconds of a prepared step over its batches."""
+        it = self.made[index, name]
+        return {"seconds": seconds_of(lambda: [it(batch) for batch in self.batches[:batches]], self.job.clock)}
 
-    def losses(index: int) -> Answer:
+    def losses(self, index: int) -> Answer:
         """Of the EWC step without dropout, from where the adapters start."""
-        it = make(index, "ewc", 0.0)
-        return {"losses": [float(it(batch)["loss"]) for batch in device_batches]}
+        it = self._make(index, "ewc", 0.0)
+        return {"losses": [float(it(batch)["loss"]) for batch in self.batches]}
 
-    def waiting(index: int, name: str, steps: int) -> Answer:
+    def waiting(self, index: int, name: str, steps: int) -> Answer:
         """Time until batches are there, from the loader that training has.  Nothing compiles meanwhile, and the first
         step, which waits for the loader to start, is left out."""
-        it, waited, total = made[index, name], 0.0, 0.0
+        it, waited, total = self.made[index, name], 0.0, 0.0
         for step in range(1, steps + 2):
-            it.compiled(loader.step(step).batch)
-        fed = on_devices(loader.batches(1, steps + 1))
+            it.compiled(self.loader.step(step).batch)
+        fed = on_devices(self.loader.batches(1, steps + 1))
         for step in range(steps + 1):
             started = time.perf_counter()
             item = next(fed)
@@ -133,20 +152,10 @@ def operations(job: TrainJob) -> dict[str, Callable[..., Answer]]:
                 waited, total = waited + got - started, total + time.perf_counter() - started
         return {"waited": waited, "total": total}
 
-    def drop(index: int, name: str) -> Answer:
+    def drop(self, index: int, name: str) -> Answer:
         """Forget a step, and what it holds."""
-        made.pop((index, name), None)
+        self.made.pop((index, name), None)
         return {}
-
-    return {
-        "describe": describe,
-        "save": save,
-        "prepare": prepare,
-        "measure": measure,
-        "losses": losses,
-        "waiting": waiting,
-        "drop": drop,
-    }
 
 
 def load_model(job: TrainJob) -> tuple[ModelConfig, Params]:

@@ -20,11 +20,28 @@ from e2wm_jax.models.layers import Params
 _NEVER = -1e9  # added to the score of what must not be chosen
 
 
+class Prompts(NamedTuple):
+    """Left-padded prompts: three arrays [B, T] (`decoder.hidden_states`)."""
+
+    ids: jax.Array
+    positions: jax.Array
+    segments: jax.Array
+
+
+class Rules(NamedTuple):
+    """When a hypothesis ends, and what it is worth; a change compiles nothing."""
+
+    ends: jax.Array  # [V] bool, tokens that end a hypothesis
+    cuts: jax.Array  # [V] bool, tokens behind which nothing matters: a row is done when all agree up to one
+    limit: jax.Array  # [] int32: how many tokens to write at most
+    length_penalty: jax.Array  # []
+
+
 class _Finished(NamedTuple):
     """The best W ended hypotheses of each row."""
 
     tokens: jax.Array  # [B, W, N]
-    scores: jax.Array  # [B, W] log-likelihood / length ** length_penalty
+    scores: jax.Array  # [B, W] log-likelihood / length ** rules.length_penalty
     lengths: jax.Array  # [B, W]
     real: jax.Array  # [B, W] bool: False where there is none yet
 
@@ -47,51 +64,28 @@ class _Beams(NamedTuple):
 def beam_search(
     config: ModelConfig,
     params: Params,
-    ids: jax.Array,
-    positions: jax.Array,
-    segments: jax.Array,
-    ends: jax.Array,
-    cuts: jax.Array,
-    limit: jax.Array,
-    length_penalty: jax.Array,
+    prompts: Prompts,
+    rules: Rules,
     *,
     num_beams: int,
     candidates: int,
     new_tokens: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The best hypothesis of each row behind left-padded prompts, ids, positions, segments [B, T] each.
+    """The best hypothesis of each row behind its prompt.
 
     Args:
-        ends: [V] bool, tokens that end a hypothesis.
-        cuts: [V] bool, tokens behind which nothing matters: a row is done when all its hypotheses agree up to one.
         candidates: C, so many that W run on whatever ends: W times one more than there are ends, at least 2 W.
-        limit: how many tokens to write at most; ``new_tokens``, at least as many, sets the shapes.
+        new_tokens: N, at least ``rules.limit``; it sets the shapes.
 
     Returns:
         tokens [B, N], how many of them count [B], an end or cut included, and whether all scores were finite [B].
     """
-    batch = len(ids)
-    hidden, cache = decoder.prefill(config, params, ids, positions, segments, places=num_beams * new_tokens)
-    prompt = jnp.pad(segments == 0, ((0, 0), (0, num_beams * new_tokens)))
-    shape = (batch, num_beams)
-    tokens = jnp.zeros((*shape, new_tokens), jnp.int32)
-    nothing = _Finished(tokens, jnp.full(shape, _NEVER), jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool))
-    beams = _Beams(
-        step=jnp.int32(0),
-        tokens=tokens,
-        scores=jnp.zeros(shape),
-        seen=jnp.repeat(prompt[:, None], num_beams, axis=1),
-        finished=nothing,
-        improvable=jnp.any(segments == 0, axis=1),
-        decided=jnp.zeros(batch, bool),
-        finite=jnp.ones(batch, bool),
-        cache=cache,
-    )
-    choose = partial(_choose, keep=candidates, ends=ends, cuts=cuts, limit=limit, length_penalty=length_penalty)
-    next_position = positions[:, -1:]
+    places, shape = num_beams * new_tokens, (len(prompts.ids), num_beams)
+    hidden, cache = decoder.prefill(config, params, *prompts, places=places)
+    next_position = prompts.positions[:, -1:]
 
     def unfinished(beams: _Beams) -> jax.Array:
-        return jnp.any(beams.improvable & ~beams.decided) & (beams.step < limit)
+        return jnp.any(beams.improvable & ~beams.decided) & (beams.step < rules.limit)
 
     def advance(beams: _Beams) -> _Beams:
         last = jnp.take_along_axis(beams.tokens, jnp.full((*shape, 1), beams.step - 1), axis=2)[..., 0]
@@ -99,26 +93,39 @@ def beam_search(
         seen = beams.seen | own
         where = jnp.broadcast_to(next_position + beams.step, shape)
         hidden, cache = decoder.extend(config, params, beams.cache, last, where, jnp.zeros(shape, jnp.int32), seen)
-        return choose(beams._replace(seen=seen, cache=cache), decoder.logits(config, params, hidden))
+        return _choose(
+            beams._replace(seen=seen, cache=cache), decoder.logits(config, params, hidden), rules, candidates
+        )
 
-    beams = choose(beams, decoder.logits(config, params, hidden[:, -1:]))  # of one beam, the prompt itself
+    beams = _start(prompts.segments, cache, num_beams, new_tokens)
+    # Of one beam, the prompt itself.
+    beams = _choose(beams, decoder.logits(config, params, hidden[:, -1:]), rules, candidates)
     beams = jax.lax.while_loop(unfinished, advance, beams)
     ended = beams.finished.real[:, 0]
     best = jnp.where(ended[:, None], beams.finished.tokens[:, 0], beams.tokens[:, 0])
     written = jnp.where(ended, beams.finished.lengths[:, 0], beams.step)
-    return best, jnp.minimum(written, _cut_lengths(best, written, cuts)), beams.finite
+    return best, jnp.minimum(written, _cut_lengths(best, written, rules.cuts)), beams.finite
 
 
-def _choose(
-    beams: _Beams,
-    logits: jax.Array,
-    *,
-    keep: int,
-    ends: jax.Array,
-    cuts: jax.Array,
-    limit: jax.Array,
-    length_penalty: jax.Array,
-) -> _Beams:
+def _start(segments: jax.Array, cache: Cache, num_beams: int, new_tokens: int) -> _Beams:
+    """Nothing written yet; ``cache`` holds the prompts, whose segments are [B, T]."""
+    shape = (len(segments), num_beams)
+    tokens = jnp.zeros((*shape, new_tokens), jnp.int32)
+    prompt = jnp.pad(segments == 0, ((0, 0), (0, num_beams * new_tokens)))
+    return _Beams(
+        step=jnp.int32(0),
+        tokens=tokens,
+        scores=jnp.zeros(shape),
+        seen=jnp.repeat(prompt[:, None], num_beams, axis=1),
+        finished=_Finished(tokens, jnp.full(shape, _NEVER), jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool)),
+        improvable=jnp.any(segments == 0, axis=1),
+        decided=jnp.zeros(len(segments), bool),
+        finite=jnp.ones(len(segments), bool),
+        cache=cache,
+    )
+
+
+def _choose(beams: _Beams, logits: jax.Array, rules: Rules, keep: int) -> _Beams:
     """One more token: logits [B, W (at first 1), V] of the running beams -> the best running and ended ones."""
     num_beams = beams.scores.shape[1]
     top, ids = jax.lax.top_k(logits.astype(jnp.float32), keep)
@@ -129,11 +136,11 @@ def _choose(
     parent, token = index // keep, jnp.take_along_axis(ids.reshape(len(ids), -1), index, axis=1)
     tokens = _of(beams.tokens, parent).at[:, :, beams.step].set(token)
     step = beams.step + 1
-    stops = ends[token] | (step >= limit)
+    stops = rules.ends[token] | (step >= rules.limit)
 
     # A candidate behind the first W is there only to run on in the place of one that has ended.
     ending = stops & (jnp.arange(keep) < num_beams)
-    final = scores / step.astype(jnp.float32) ** length_penalty + jnp.where(
+    final = scores / step.astype(jnp.float32) ** rules.length_penalty + jnp.where(
         ending & beams.improvable[:, None], 0, _NEVER
     )
     new = _Finished(tokens, final, jnp.full_like(token, step), ending)
@@ -145,7 +152,7 @@ def _choose(
     running_tokens = _of(tokens, running)
     # The likeliest running beam is taken at its present length, although a longer one could score better.
     worst = jnp.where(jnp.all(finished.real, axis=1), jnp.min(finished.scores, axis=1), _NEVER)
-    improvable = beams.improvable & (running_scores[:, 0] / step.astype(jnp.float32) ** length_penalty > worst)
+    improvable = beams.improvable & (running_scores[:, 0] / step.astype(jnp.float32) ** rules.length_penalty > worst)
     return beams._replace(
         step=step,
         tokens=running_tokens,
@@ -153,7 +160,7 @@ def _choose(
         seen=_of(beams.seen, jnp.take_along_axis(parent, running, axis=1)),
         finished=finished,
         improvable=improvable,
-        decided=_decided(running_tokens, step, finished, cuts),
+        decided=_decided(running_tokens, step, finished, rules.cuts),
         finite=beams.finite & jnp.all(jnp.isfinite(normalizers), axis=(1, 2)),
     )
 

@@ -17,7 +17,7 @@ from e2wm_jax.config import ModelConfig
 from e2wm_jax.data.batch import padded_length
 from e2wm_jax.errors import InputError, NonFiniteError, check_at_least
 from e2wm_jax.models import decoder
-from e2wm_jax.models.decoding.beam import beam_search
+from e2wm_jax.models.decoding.beam import Prompts, Rules, beam_search
 from e2wm_jax.models.decoding.sampling import Sampling, next_token
 from e2wm_jax.models.layers import Params
 from e2wm_jax.models.positions import fewer_new_tokens
@@ -174,7 +174,8 @@ def _continue(
         found = beam_search(
             config,
             params,
-            *(*batch, ends, cuts, limit, np.float32(decoding.length_penalty)),
+            Prompts(*batch),
+            Rules(*map(jnp.asarray, (ends, cuts, limit, np.float32(decoding.length_penalty)))),
             num_beams=decoding.num_beams,
             candidates=max(2, 1 + int(ends.sum())) * decoding.num_beams,
             new_tokens=new_tokens,
