@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import e2wm_jax
 from e2wm_jax.compare.plan import fisher_name
 from e2wm_jax.compare.record import read_record
 from e2wm_jax.compare.verdict import error_bars, for_readers, verdict
@@ -55,8 +54,7 @@ def write_page(folder: Path) -> None:
     arms, seeds = len(record["arms"]), len(record["config"]["seeds"])
     model = model_name(record["config"]["model"])
     lead = f"{arms} ways to finetune {model}, each with {seeds} seed{'s' * (seeds != 1)}."
-    footer = f"e2wm_jax {e2wm_jax.__version__}"
-    write(folder / REPORT_FILE, page("Comparison", [one for one in sections if one.blocks], lead=lead, footer=footer))
+    write(folder / REPORT_FILE, page("Comparison", sections, lead=lead))
 
 
 def trade_off_chart(standings: Sequence[Record]) -> str:

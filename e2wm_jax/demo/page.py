@@ -6,7 +6,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-import e2wm_jax
 from e2wm_jax.experience.collect.shards import load_trajectories
 from e2wm_jax.experience.journey import journey
 from e2wm_jax.fisher.command.page import summary_pictures
@@ -42,7 +41,7 @@ def write_report(path: Path, folder: Path, results: dict[str, dict[str, Any]], s
         "SmolLM2-135M-Instruct finetuned on household tasks from VirtualHome, once with LoRA alone and once held by "
         "the Fisher information of the pretrained model (EWC-LoRA), from the same start with the same data in order."
     )
-    write(path, page("e2wm demo", sections, lead=lead, footer=f"e2wm_jax {e2wm_jax.__version__}"))
+    write(path, page("e2wm demo", sections, lead=lead))
 
 
 def _verdict(scores: dict[str, dict[str, Any]]) -> Iterator[str]:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import e2wm_jax
 from e2wm_jax.bench.pages.report import draw as draw_benchmark
 from e2wm_jax.demo import run as demo
 from e2wm_jax.errors import InputError, check_at_least, first_line
@@ -81,9 +80,7 @@ def _draw_evaluation(settings: ReportSettings) -> None:
     path, before = settings.path, settings.before
     given: list[StoredEvaluation] = [] if before is None else [read_evaluation(before, "before")]
     given.append(read_evaluation(path, "after" if before else path.resolve().name))
-    title = f"e2wm eval: {path.resolve().name}"
-    html = page(title, sections(given, settings.examples), footer=f"e2wm_jax {e2wm_jax.__version__}")
-    write(_out(settings), html)
+    write(_out(settings), page(f"e2wm eval: {path.resolve().name}", sections(given, settings.examples)))
 
 
 def _draw_comparison(settings: ReportSettings) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-import e2wm_jax
 from e2wm_jax.experience.collect.shards import MANIFEST, load_trajectories
 from e2wm_jax.experience.journey import journey
 from e2wm_jax.experience.trajectory import Trajectory
@@ -43,7 +42,7 @@ def write_page(path: Path, folder: Path, examples: int) -> None:
         Section("Trajectories", [said, *(block for found in shown for block in journey(found))]),
         Section("How it was made", [details("All settings", key_values(_settings(folder)))]),
     ]
-    write(path, page(f"e2wm experiences: {folder.name}", sections, footer=f"e2wm_jax {e2wm_jax.__version__}"))
+    write(path, page(f"e2wm experiences: {folder.name}", sections))
 
 
 def _episode(found: Trajectory) -> _Episode:

@@ -1,10 +1,9 @@
 """The page of a run of `train`: its losses, and with evaluations what it learned and forgot."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import e2wm_jax
 from e2wm_jax.errors import InputError
 from e2wm_jax.evaluate.page import run as evaluation
 from e2wm_jax.evaluate.page.evaluations import RESULTS_FILE, StoredEvaluation
@@ -34,17 +33,10 @@ def write_page(path: Path, folder: Path, evaluations: Sequence[StoredEvaluation]
         *evaluation.sections(evaluations, examples),
         Section("Training", charts(folder / METRICS_FILE)),
         *written(folder),
+        Section("Fisher by layer", summary_pictures(Path(settings["fisher"])) if settings.get("fisher") else []),
+        settings_section(settings),
     ]
-    if pictures := _fisher(settings):
-        sections.append(Section("Fisher by layer", pictures))
-    sections.append(settings_section(settings))
-    footer = f"e2wm_jax {e2wm_jax.__version__}"
-    write(path, page(title_of(settings), sections, lead=lead_of(rows, settings), footer=footer))
-
-
-def _fisher(settings: Mapping[str, Any]) -> list[str]:
-    """What held the run, if its directory still lies where it lay."""
-    return summary_pictures(Path(settings["fisher"])) if settings.get("fisher") else []
+    write(path, page(title_of(settings), sections, lead=lead_of(rows, settings)))
 
 
 def evaluation_beside(folder: Path) -> Path | None:

@@ -5,8 +5,10 @@ HTML that one pure function made from plain data. All text given to these functi
 `page.html`, a jinja2 template, and pictures through matplotlib, which is imported with the first of them.
 """
 
+from e2wm_jax.report.bars import bar_chart
 from e2wm_jax.report.blocks import details, heading, key_values, paragraph, preformatted, table, texts, trajectory
-from e2wm_jax.report.charts import Point, bar_chart, heat_map, line_chart, scatter_chart
+from e2wm_jax.report.charts import Point, line_chart, scatter_chart
+from e2wm_jax.report.heat import heat_map
 from e2wm_jax.report.page import Section, page, standalone, write
 from e2wm_jax.report.walk import Plan, Stop, Thing, walk_map
 

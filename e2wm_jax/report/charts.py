@@ -1,8 +1,6 @@
-"""The charts of a report: lines, points, bars, heat maps."""
+"""Charts with two axes: lines, such as losses over steps, and labelled points, such as skill against forgetting."""
 
-import itertools
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,8 +9,6 @@ import numpy as np
 
 from e2wm_jax.report.figure import (
     COLOR,
-    LINE,
-    SHADES,
     WIDTH,
     Place,
     arrow,
@@ -27,19 +23,14 @@ from e2wm_jax.report.figure import (
     name,
     place_names,
     shorten,
-    width_of,
 )
-from e2wm_jax.report.numbers import finite, fixed, number
+from e2wm_jax.report.numbers import finite, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.cm import ScalarMappable
 
-_NAMES = 165.0  # the width of what a row or a column is called
 Spread = float | tuple[float, float]
 Better = Literal["higher", "lower"]
-Scores = Mapping[str, float | None]
-Errors = Mapping[str, Mapping[str, Spread | None]]
 
 
 @dataclass(frozen=True)
@@ -69,14 +60,14 @@ def extent(value: float, spread: Spread | None) -> tuple[float, float]:
     return (value if low is None else low, value if high is None else high)
 
 
-def _name_axes(axes: "Axes", x_label: str, y_label: str = "", note: str = "", *, whole_x: bool = False) -> None:
+def name_axes(axes: "Axes", x_label: str, y_label: str = "", note: str = "", *, whole_x: bool = False) -> None:
     """Round ticks, at whole numbers where x counts something; the label of y above, so that it reads as it stands."""
     from matplotlib.ticker import MaxNLocator
 
     for axis, whole in ((axes.xaxis, whole_x), (axes.yaxis, False)):
         axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=whole))
         axis.set_major_formatter(lambda value, _: number(value, 6))
-    axes.set_xlabel(shorten(x_label, WIDTH - 60), loc="right")
+    figure_of(axes).supxlabel(shorten(x_label, WIDTH), x=1, ha="right")
     axes.set_title(shorten(y_label, WIDTH - 40 - 8 * len(note)), loc="left")
     axes.set_title(note, loc="right", color=COLOR["ink"])
 
@@ -114,7 +105,7 @@ def line_chart(
         name(lines[-1], "line")
     whole = all(isinstance(x, int) for points in series.values() for x, _ in points)
     note = f"bold: mean of up to {widest} points" if widest > 1 else ""
-    _name_axes(axes, x_label, y_label, note, whole_x=whole)
+    name_axes(axes, x_label, y_label, note, whole_x=whole)
     axes.grid(axis="y")
     key(axes, dict(zip(series, lines, strict=True)))
     return finish(axes, title, _describe_lines(kept, x_label, y_label))
@@ -196,7 +187,7 @@ def scatter_chart(
             bars.append(bar)
         markers[point.series] = axes.plot(point.x, point.y, **style)[0]
         name(markers[point.series], "marker", point.label)
-    _name_axes(axes, x_label, y_label, _direction(better))
+    name_axes(axes, x_label, y_label, _direction(better))
     axes.grid(axis="y")
     key(axes, {series: marker for series, marker in markers.items() if series is not None})
     _name_points(axes, kept, bars, index, base)
@@ -249,185 +240,3 @@ def _links(points: Sequence[Point], places: Sequence[Place], base: str | None) -
         if point.series:
             last[point.series] = n
     return links
-
-
-# --- bars ------------------------------------------------------------------------------------------------------------
-
-
-@drawn
-def bar_chart(
-    values: Mapping[str, Scores],
-    *,
-    title: str,
-    x_label: str,
-    baselines: Scores | None = None,
-    errors: Errors | None = None,
-    order: Sequence[str] = (),
-) -> str:
-    """Lying bars of ``values[task][model]``, with the value written beside each and an error bar where one is given.
-
-    ``baselines[task]`` draws a tick across the bars of that task. A value that is not finite is written as a dash.
-    Values that are all of type int are counts: they and the ticks below are written without decimals.
-    """
-    if not any(values.values()):
-        return empty(title)
-    index = indices((model for scores in values.values() for model in scores), order)
-    numbers = [value for scores in values.values() for value in scores.values()]
-    whole = all(isinstance(value, int) for value in numbers)
-    largest = max((abs(value) for value in map(finite, numbers) if value is not None), default=0.0)
-    names = [_wrap(task) for task in values]
-    rows = [max(len(scores), 1.15 * len(lines)) for scores, lines in zip(values.values(), names, strict=True)]
-    axes, at = axes_of(17 * (sum(rows) + 0.6 * len(rows)) + 60), 0.0
-    handles: dict[str, Any] = {}
-    ticks: dict[float, str] = {}
-    for (task, scores), lines, tall in zip(values.items(), names, rows, strict=True):
-        ticks |= {at + 1.15 * n: line for n, line in enumerate(lines)}
-        for n, (model, value) in enumerate(scores.items()):
-            text = f"{value:,}".replace("-", "\u2212") if whole else _written(value, largest)
-            error = (errors or {}).get(task, {}).get(model)
-            handles[model] = _bar(axes, at + n, value, error, text, look(index[model]) | {"ls": ""})
-        if (known := finite((baselines or {}).get(task))) is not None:
-            ends = [at - 0.7, at + len(scores) - 0.3]
-            handles["majority"] = axes.plot([known] * 2, ends, color=COLOR["ink"], ls=(0, (3, 2)))[0]
-            name(handles["majority"], "tick")
-        at += tall + 0.6
-    _name_axes(axes, x_label, whole_x=whole)
-    axes.set_yticks(list(ticks), ticks.values())
-    axes.tick_params(axis="y", pad=18)
-    axes.set_ylim(at - 0.9, -0.9)
-    axes.grid(axis="x")
-    axes.spines.bottom.set_visible(False)
-    axes.axvline(0, color=COLOR["soft"], lw=0.8)
-    key(axes, {model: handles[model] for model in [*index, "majority"] if model in handles})
-    return finish(axes, title, _describe_bars(values, baselines or {}, x_label))
-
-
-def _written(value: float | None, largest: float) -> str:
-    return "\u2013" if value is None or finite(value) is None else fixed(value, largest, 3)
-
-
-def _bar(
-    axes: "Axes", y: float, value: float | None, spread: Spread | None, text: str, style: dict[str, Any]
-) -> tuple[Any, ...]:
-    """A bar with its marker before it, its error and its value behind it; returned is what stands in the legend."""
-    known = finite(value)
-    length = 0.0 if known is None else known
-    low, high = extent(length, spread)
-    bar = axes.barh(y, length, 0.8, color=style["color"], alpha=0.85)
-    name(bar[0], "nothing" if known is None else "bar")
-    if known is not None and spread is not None:
-        name(axes.plot([low, high], [y, y], color=COLOR["ink"], lw=1)[0], "whisker")
-    end = (max(length, 0.0 if spread is None else high, 0.0), y)
-    said = axes.annotate(text, end, (5, -4.5), textcoords="offset points", color=COLOR["ink"])
-    name(said, "name")
-    marker = axes.plot(-0.02, y, transform=axes.get_yaxis_transform(), **style)[0]
-    name(marker, "marker")
-    return bar[0], marker
-
-
-def _wrap(task: str, most: int = 3) -> list[str]:
-    """The name of a task on few short lines, broken at spaces and after underscores, slashes and hyphens."""
-    lines = [""]
-    for part in re.findall(r"\s+|[^\s_/-]*[_/-]|[^\s_/-]+", task):
-        if len((lines[-1] + part).strip()) > 19 and lines[-1]:
-            lines.append("")
-        lines[-1] = (lines[-1] + part).lstrip()
-    if len(lines) > most:
-        lines = [*lines[: most - 1], "".join(lines[most - 1 :])]
-    return [shorten(text, _NAMES) for text in lines]
-
-
-def _describe_bars(values: Mapping[str, Scores], baselines: Scores, x_label: str) -> str:
-    parts = [f"Bars of {x_label}."]
-    for task, scores in values.items():
-        said = [f"{model} {'nothing' if finite(v) is None else number(v or 0.0)}" for model, v in scores.items()]
-        if (known := finite(baselines.get(task))) is not None:
-            said.append(f"baseline {number(known)}")
-        parts.append(f"{task}: {', '.join(said)}.")
-    return " ".join(parts)
-
-
-# --- heat ------------------------------------------------------------------------------------------------------------
-
-
-@drawn
-def heat_map(
-    values: Sequence[Sequence[float]],
-    row_labels: Sequence[str],
-    column_labels: Sequence[str],
-    *,
-    title: str,
-    value_label: str = "value",
-) -> str:
-    """Cells of ``values[row][column]`` in shades from the least to the greatest, by their logarithm.
-
-    A value that has no shade is marked: with a dot where it is zero or less, with a cross where it is not finite.
-
-    Raises:
-        ValueError: if the labels do not count the rows and columns of ``values``.
-    """
-    from matplotlib.patches import Rectangle
-
-    if [len(row) for row in values] != [len(column_labels)] * len(row_labels):
-        found = sorted({len(row) for row in values})
-        raise ValueError(
-            f"values has {len(values)} rows of {found} columns, the labels name {len(row_labels)} rows of "
-            f"{len(column_labels)}; give one label per row and per column"
-        )
-    if not any(len(row) for row in values):
-        return empty(title)
-    cells = [[finite(value) for value in row] for row in values]
-    rows, columns = ([shorten(text[::-1], _NAMES)[::-1] for text in names] for names in (row_labels, column_labels))
-    longest = max(map(width_of, columns))
-    upright = longest + 12 > (WIDTH - 100) / len(columns)
-    axes = axes_of(17 * len(rows) + 80 + (longest if upright else LINE))
-    shades = _shades([value for row in cells for value in row if value is not None and value > 0])
-    marks: dict[str, Any] = {}
-    for (n, row), (m, column) in itertools.product(enumerate(row_labels), enumerate(column_labels)):
-        value = cells[n][m]
-        said = f"{row}, {column}: {'not finite' if value is None else number(value, 3)}"
-        if value is not None and value > 0:
-            cell = Rectangle((m + 0.03, n + 0.03), 0.94, 0.94, color=shades.to_rgba(np.array(value)), lw=0)
-            name(axes.add_patch(cell), "cell", said)
-        else:
-            kind, marker, size = ("not finite", "x", 6) if value is None else ("zero or less", "o", 3)
-            color = COLOR["soft"]
-            marks[kind] = axes.plot(m + 0.5, n + 0.5, ls="", marker=marker, ms=size, color=color, mec=color)[0]
-            name(marks[kind], "mark", said)
-    axes.set(xlim=(0, len(columns)), ylim=(len(rows), 0))
-    axes.xaxis.tick_top()
-    axes.spines[:].set_visible(False)
-    for axis, names, most in ((axes.xaxis, columns, 20 if upright else 99), (axes.yaxis, rows, 40)):
-        few = slice(None, None, math.ceil(len(names) / most))
-        axis.set_ticks(np.arange(len(names))[few] + 0.5, names[few])
-    axes.tick_params("x", rotation=90 if upright else 0)
-    low, high = shades.get_clim()
-    scale = axes.figure.colorbar(shades, ax=axes, location="bottom", aspect=40, pad=0.02)
-    scale.set_label(shorten(value_label, WIDTH), loc="left")
-    ends = [low, math.sqrt(low) * math.sqrt(high), high]
-    scale.set_ticks(ends, labels=[number(end, 2) for end in ends])
-    scale.minorticks_off()
-    scale.outline.set_visible(False)
-    key(axes, marks)
-    return finish(axes, title, _describe_cells(cells, row_labels, column_labels, value_label))
-
-
-def _shades(values: Sequence[float]) -> "ScalarMappable":
-    """The scale of a heat map."""
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import ListedColormap, LogNorm
-
-    low, high = min(values, default=1.0), max(values, default=1.0)
-    colors = ListedColormap([COLOR[f"h{n}"] for n in range(SHADES)])
-    return ScalarMappable(LogNorm(low / 1.001, high * 1.001), colors)
-
-
-def _describe_cells(
-    cells: Sequence[Sequence[float | None]], rows: Sequence[str], columns: Sequence[str], label: str
-) -> str:
-    places = itertools.product(enumerate(rows), enumerate(columns))
-    at = {value: f"{row}, {column}" for (n, row), (m, column) in places if (value := cells[n][m] or 0.0) > 0}
-    size = f"Heat map of {label}, {len(rows)} rows by {len(columns)} columns."
-    if not at:
-        return f"{size} No value has a shade."
-    return f"{size} From {' to '.join(f'{number(end)} at {at[end]}' for end in (min(at), max(at)))}."

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH, GLYPH, LINE = 480.0, 8.8, 19.0
+WIDTH, GLYPH, LINE = 480.0, 8.4, 19.0
 SERIES, SHADES = 6, 11
 _NAMES = ["paper", "ink", "soft", "faint", "tint", "failed"]
 _NAMES += [*(f"c{n}" for n in range(SERIES)), *(f"h{n}" for n in range(SHADES))]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from e2wm_jax import __version__
 from e2wm_jax.report.blocks import block, template
 from e2wm_jax.storage.files import write_text
 
@@ -17,8 +18,13 @@ class Section:
 
 
 def page(title: str, sections: Sequence[Section], *, lead: str = "", footer: str = "") -> str:
-    """The whole HTML file: title, ``lead`` under it, links to the sections where there are several, the sections."""
-    return template().render(title=title, sections=sections, lead=lead, footer=footer)
+    """The whole HTML file: title, ``lead`` under it, links to the sections where there are several, the sections.
+
+    A section without blocks is left out. The footer begins with this program's version.
+    """
+    shown = [section for section in sections if any(section.blocks)]
+    footer = ", ".join(filter(None, [f"e2wm_jax {__version__}", footer]))
+    return template().render(title=title, sections=shown, lead=lead, footer=footer)
 
 
 def standalone(chart: str) -> str:

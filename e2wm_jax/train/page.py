@@ -6,7 +6,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import e2wm_jax
 from e2wm_jax.errors import InputError
 from e2wm_jax.models.weights import open_model
 from e2wm_jax.report import Section, details, key_values, line_chart, page, paragraph, table, write
@@ -40,8 +39,7 @@ def write_report(path: Path, metrics: Path, summary: dict[str, Any], settings: d
         *written(metrics.parent),
         settings_section(settings),
     ]
-    footer = f"e2wm_jax {e2wm_jax.__version__}"
-    write(path, page(title_of(settings), sections, lead=lead_of(rows, settings), footer=footer))
+    write(path, page(title_of(settings), sections, lead=lead_of(rows, settings)))
 
 
 def title_of(settings: Mapping[str, Any]) -> str:

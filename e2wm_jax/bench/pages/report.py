@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import e2wm_jax
 from e2wm_jax.bench.harness import print_table
 from e2wm_jax.bench.pages import fisher, train
 from e2wm_jax.errors import InputError
@@ -42,7 +41,7 @@ def page_of(name: str, report: dict[str, Any], more: Sequence[Section] = ()) -> 
     how = [paragraph(topic.HOW), details("All settings", key_values(report["settings"]))]
     charts = Section("Charts", topic.charts(report))
     sections = [*topic.sections(report), *more, charts, Section("How it was measured", how)]
-    footer = f"e2wm_jax {e2wm_jax.__version__}, jax {report['jax']}, load of the machine {report['load']}"
+    footer = f"jax {report['jax']}, load of the machine {report['load']}"
     return page(f"e2wm {name}", sections, lead=topic.lead(report), footer=footer)
 
 

@@ -25,24 +25,21 @@ _SCORES = {
     "perplexity": (("nats",), "General text", "nats per token (lower is better)"),
 }
 Scores = dict[str, dict[str, float | None]]
+_Row = tuple[str, str, Mapping[str, Any], str, float | None]  # set or task, model, result, its score, baseline
 
 
 def sections(evaluations: Sequence[StoredEvaluation], examples: int) -> list[Section]:
     """Bars, tables, and what changed from the first to the last of the evaluations, with so many examples of a set."""
-    found = []
-    if any(one.sets for one in evaluations):
-        found.append(
-            Section("Scores", [_who(evaluations), *_trade_off(evaluations), *_bars(evaluations), *_tables(evaluations)])
-        )
+    scored = any(one.sets for one in evaluations)
+    scores = [*_trade_off(evaluations), *_bars(evaluations), *_tables(evaluations)] if scored else []
     changes = list(_changed(evaluations))
-    if changes:
-        headers = ["set", "right both times", "gained", "lost", "wrong both times"]
-        found.append(Section("Questions gained and lost", [table(headers, changes)]))
-    if answers := list(answered(evaluations, examples)):
-        found.append(Section("What was answered", answers))
-    if answers := list(written(evaluations, examples)):
-        found.append(Section("What was written", answers))
-    return found
+    headers = ["set", "right both times", "gained", "lost", "wrong both times"]
+    return [
+        Section("Scores", [_who(evaluations), *scores] if scored else []),
+        Section("Questions gained and lost", [table(headers, changes)] if changes else []),
+        Section("What was answered", list(answered(evaluations, examples))),
+        Section("What was written", list(written(evaluations, examples))),
+    ]
 
 
 def _who(evaluations: Sequence[StoredEvaluation]) -> str:
@@ -73,47 +70,43 @@ def _trade_off(evaluations: Sequence[StoredEvaluation]) -> Iterator[str]:
 
 
 def _bars(evaluations: Sequence[StoredEvaluation]) -> Iterator[str]:
-    """One chart for each kind of set."""
-    order = [one.label for one in evaluations]
+    """One chart for each kind of set, and one of the tasks of bAbI."""
     for kind, (_, title, unit) in _SCORES.items():
-        values: Scores = {}
-        errors: dict[str, dict[str, tuple[float, float] | None]] = {}
-        baselines: dict[str, float | None] = {}
-        for one in evaluations:
-            for name, result in one.sets.items():
-                if result["kind"] == kind and (metric := _headline(result)) is not None:
-                    values.setdefault(name, {})[one.label] = result[metric]
-                    errors.setdefault(name, {})[one.label] = _spread(result, metric, result[metric])
-                    baselines[name] = majority_of(result)
-        if values:
-            yield bar_chart(values, title=title, x_label=unit, baselines=baselines, errors=errors, order=order)
-    yield from _babi(evaluations, order)
+        rows = [
+            (name, one.label, result, metric, majority_of(result))
+            for one in evaluations
+            for name, result in one.sets.items()
+            if result["kind"] == kind and (metric := _headline(result)) is not None
+        ]
+        if rows:
+            yield _bar_chart(evaluations, rows, title, unit)
+    rows = [
+        (f"task {task}", one.label, {**result, **result["accuracy"]}, task, majority.get(task))
+        for one in evaluations
+        for result in one.sets.values()
+        if result["kind"] == "babi" and isinstance(result.get("accuracy"), dict)
+        for majority in [result["majority"] if isinstance(result.get("majority"), dict) else {}]
+        for task in result["accuracy"]
+    ]
+    if rows:
+        yield details("bAbI by task", _bar_chart(evaluations, rows, "bAbI by task", "accuracy"))
+
+
+def _bar_chart(evaluations: Sequence[StoredEvaluation], rows: Sequence[_Row], title: str, unit: str) -> str:
+    values: Scores = {}
+    errors: dict[str, dict[str, tuple[float, float] | None]] = {}
+    for name, label, result, metric, _ in rows:
+        values.setdefault(name, {})[label] = result[metric]
+        errors.setdefault(name, {})[label] = _spread(result, metric, result[metric])
+    baselines = {name: baseline for name, *_, baseline in rows}
+    order = [one.label for one in evaluations]
+    return bar_chart(values, title=title, x_label=unit, baselines=baselines, errors=errors, order=order)
 
 
 def _headline(result: Mapping[str, Any]) -> str | None:
     """The score of a set that is drawn."""
     metrics, *_ = _SCORES.get(result["kind"], ((),))
     return next((metric for metric in metrics if is_number(result.get(metric))), None)
-
-
-def _babi(evaluations: Sequence[StoredEvaluation], order: list[str]) -> Iterator[str]:
-    values: Scores = {}
-    errors: dict[str, dict[str, tuple[float, float] | None]] = {}
-    baselines: dict[str, float | None] = {}
-    for one in evaluations:
-        for result in one.sets.values():
-            if result["kind"] == "babi" and isinstance(result.get("accuracy"), dict):
-                for task, score in result["accuracy"].items():
-                    name = f"task {task}"
-                    values.setdefault(name, {})[one.label] = score
-                    errors.setdefault(name, {})[one.label] = _spread(result, task, score)
-                    majority = result.get("majority")
-                    baselines[name] = majority.get(task) if isinstance(majority, dict) else None
-    if values:
-        chart = bar_chart(
-            values, title="bAbI by task", x_label="accuracy", baselines=baselines, errors=errors, order=order
-        )
-        yield details("bAbI by task", chart)
 
 
 def _spread(result: Mapping[str, Any], metric: str, score: float) -> tuple[float, float] | None:

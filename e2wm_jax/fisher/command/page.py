@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import e2wm_jax
 from e2wm_jax.fisher.command.summary import (
     BINS,
     Spread,
@@ -93,7 +92,7 @@ def write_report(path: Path, tensors: Mapping[str, Tensor], summary: Summary, re
         "model's loss resists a change of each parameter."
     )
     title = f"e2wm fisher: {model_name(str(record.get('model', path.parent.name)))}"
-    write(path, page(title, sections, lead=lead, footer=f"e2wm_jax {e2wm_jax.__version__}"))
+    write(path, page(title, sections, lead=lead))
 
 
 def pictures(summary: Summary) -> list[str]:

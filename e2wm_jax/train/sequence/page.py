@@ -5,7 +5,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import e2wm_jax
 from e2wm_jax.report import Section, details, key_values, line_chart, page, paragraph, table, write
 from e2wm_jax.report.numbers import fixed, number
 from e2wm_jax.storage.model_files import model_name
@@ -48,7 +47,7 @@ def write_report(path: Path, record: dict[str, Any], settings: dict[str, Any]) -
         Section("Settings", [details("All settings", key_values(settings))]),
     ]
     title = f"e2wm sequence: {model_name(settings['model'])}, regularizer {settings['regularizer']}"
-    write(path, page(title, sections, footer=f"e2wm_jax {e2wm_jax.__version__}"))
+    write(path, page(title, sections))
 
 
 def _table(caption: str, columns: list[str], names: list[str], rows: list[list[float]]) -> str:
