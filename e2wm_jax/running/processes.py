@@ -2,6 +2,7 @@
 
 Each process has a pipe and a thread of its own. The end of a pipe tells at once which process is gone and which job
 was lost; with a queue shared by all, a process killed while it holds the queue's lock would stop the others.
+`concurrent.futures` knows neither: one killed process breaks its pool, and every future of it.
 """
 
 import itertools
