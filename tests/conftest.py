@@ -11,6 +11,10 @@ from pathlib import Path
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache/compiled"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
+import ctypes
+import gc
+import resource
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import wraps
@@ -39,45 +43,64 @@ SENTENCES = (
 
 
 # Compiling a small model takes seconds, running it milliseconds; without XLA's optimizations, a tenth of these seconds.
+ROOM = 2 << 30  # bytes of a process that needs no module to end
 QUICK = {"xla_backend_optimization_level": 0}
 if jax.__version_info__ < (0, 11):  # later ones know no such option
     QUICK["xla_cpu_use_fusion_emitters"] = False
 
 
-@pytest.fixture(scope="module")
-def quick_compilation() -> Iterator[None]:
-    """XLA compiles without its optimizations, here and in processes that a test starts.
+# What JAX keeps of a function it keeps for each of the two.
+COMPILES_QUICKLY = jax.make_user_context(False)
 
-    For modules whose tests are about numbers (``pytestmark``); a test about the program itself, such as the memory it
-    takes, asks for `full_compilation` as well. bfloat16 is rounded after each operation here, hence more often.
-    """
+
+@pytest.fixture(scope="session")
+def quick_where_asked() -> Iterator[None]:
+    """XLA's options where `COMPILES_QUICKLY` says so."""
     from jax._src import compiler  # there is no public switch; `jax_disable_most_optimizations` leaves half of the time
 
     jax.devices()  # from here on this process does not look at XLA_FLAGS again
     original = compiler.get_compile_options
 
     @wraps(original)
-    def quick(*args: Any, **options: Any) -> Any:
-        options["env_options_overrides"] = {**QUICK, **(options.get("env_options_overrides") or {})}
+    def options_of(*args: Any, **options: Any) -> Any:
+        if COMPILES_QUICKLY.value:
+            options["env_options_overrides"] = {**QUICK, **(options.get("env_options_overrides") or {})}
         return original(*args, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiler, "get_compile_options", quick)
-        flags = (f"--{name}={str(value).lower()}" for name, value in QUICK.items())
+        patch.setattr(compiler, "get_compile_options", options_of)
+        yield
+
+
+@pytest.fixture(scope="module")
+def quick_compilation(quick_where_asked: None) -> Iterator[None]:
+    """XLA compiles without its optimizations, here and in processes that a test starts.
+
+    For modules whose tests are about numbers (``pytestmark``); a test about the program itself, such as the memory it
+    takes, asks for `full_compilation` as well. bfloat16 is rounded after each operation here, hence more often.
+    """
+    flags = (f"--{name}={str(value).lower()}" for name, value in QUICK.items())
+    with pytest.MonkeyPatch.context() as patch, COMPILES_QUICKLY(True):
         patch.setenv("XLA_FLAGS", " ".join([os.environ["XLA_FLAGS"], *flags]))
         yield
-    jax.clear_caches()  # other modules are to run what they compile
 
 
 @pytest.fixture
-def full_compilation(quick_compilation: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def full_compilation(quick_compilation: None) -> Iterator[None]:
     """In a module of `quick_compilation`: a test for which XLA optimizes as it does for users."""
-    from jax._src import compiler
+    with COMPILES_QUICKLY(False):
+        yield
 
-    monkeypatch.setattr(compiler, "get_compile_options", compiler.get_compile_options.__wrapped__)
-    jax.clear_caches()
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_is_given_back() -> Iterator[None]:
+    """Compiled programs stay for the next modules, but not all of a suite's."""
     yield
-    jax.clear_caches()
+    pages = int(Path("/proc/self/statm").read_text().split()[1]) if sys.platform == "linux" else 0
+    if pages * resource.getpagesize() > ROOM:
+        jax.clear_caches()
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

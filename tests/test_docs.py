@@ -131,11 +131,14 @@ def options_of(words: list[str]) -> dict[str, list[str]]:
 
 @pytest.fixture(scope="module")
 def models(
-    save_llama: Callable[..., Any], quick_compilation: None, tmp_path_factory: pytest.TempPathFactory
+    save_llama: Callable[..., Any], tiny_tokenizer: Any, quick_compilation: None, tmp_path_factory: Any
 ) -> dict[str, str]:
-    """A small model for each that the documentation names."""
+    """A small model for each that the documentation names; it knows words of the prompts, which are long."""
     folder = tmp_path_factory.mktemp("models") / "small"
-    save_llama(folder, max_position_embeddings=16384)
+    texts = [read("docs/formats.md"), *map(Path.read_text, ROOT.glob("e2wm_jax/tasks/**/*.py"))]
+    tokenizer = tiny_tokenizer.train_new_from_iterator(texts, 2048, show_progress=False)
+    save_llama(folder, max_position_embeddings=16384, vocab_size=len(tokenizer))
+    tokenizer.save_pretrained(folder)
     turns = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ eos_token }}{% endfor %}"
     (folder / "chat_template.jinja").write_text(turns + "{% if add_generation_prompt %}assistant: {% endif %}")
     return dict.fromkeys(MODEL_NAMES, str(folder))

@@ -306,7 +306,7 @@ def test_leaving_ends_busy_processes_and_cancels_what_waits() -> None:
 
 def test_workers_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
     program = (
-        "from e2wm_jax.processes import Workers\n"
+        "from e2wm_jax.running.processes import Workers\n"
         "if __name__ == '__main__':\n"
         "    with Workers(eval, 2) as workers:\n"
         "        for _ in range(4): workers.submit('__import__(\"time\").sleep(0.5)')\n"

@@ -159,7 +159,7 @@ def test_torch_is_not_needed(smollm2_gguf: Path) -> None:
     program = (
         "import sys; sys.modules['torch'] = None\n"
         "from e2wm_jax.data.tokenizer import load_tokenizer\n"
-        "from e2wm_jax.model_files import locate\n"
+        "from e2wm_jax.storage.model_files import locate\n"
         f"print(load_tokenizer(locate({str(smollm2_gguf)!r}))({HELLO[0]!r})['input_ids'])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -34,7 +34,7 @@ warnings.simplefilter("ignore")
 import e2wm_jax.train.run
 from e2wm_jax.cli import main
 from e2wm_jax.data.tokenizer import load_tokenizer
-from e2wm_jax.model_files import locate
+from e2wm_jax.storage.model_files import locate
 
 attempts, words = json.loads(sys.argv[1]), sys.argv[2:]
 out, model = (words[words.index(name) + 1] for name in ("--out", "--model"))
