@@ -43,7 +43,8 @@ def drawn(chart: Callable[Parameters, str]) -> Callable[Parameters, str]:
     def styled(*args: Parameters.args, **named: Parameters.kwargs) -> str:
         from matplotlib import style
 
-        with style.context(Path(__file__).with_name("page.mplstyle")), warnings.catch_warnings():
+        page_style = style.context(Path(__file__).with_name("page.mplstyle"), after_reset=True)  # no matplotlibrc
+        with page_style, warnings.catch_warnings():
             # The browser has fonts for what the one that measures lacks.
             warnings.filterwarnings("ignore", "Glyph .* missing")
             return chart(*args, **named)
