@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax.sharding import Mesh
+from jaxtyping import Array, Float
 
 from e2wm_jax.config import LoraConfig, ModelConfig
 from e2wm_jax.errors import InputError
@@ -368,7 +369,7 @@ def difference(adapters: Adapters, anchor: Adapters | None) -> Adapters:
     return found
 
 
-def delta(adapters: Adapters, target: TargetSpec) -> jax.Array:
-    """s B A of one stack of matrices, [L, N, D]."""
+def delta(adapters: Adapters, target: TargetSpec) -> Float[Array, "L N D"]:
+    """s B A of one stack of matrices."""
     factors = adapters[target.path]
     return jnp.einsum("l,lnr,lrd->lnd", target.scales, factors["b"], factors["a"])

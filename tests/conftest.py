@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any
 
+import array_checks  # noqa: F401  before anything of e2wm_jax is imported
 import jax
 import pytest
 from helpers import randomize, unaltered

@@ -276,9 +276,9 @@ def test_memory_scan_holds_one_gradient_and_vmap_those_of_a_microbatch(full_comp
     def loss(params, x):
         return jnp.sum(jnp.tanh(params["a"] @ jnp.tanh(params["b"] @ x)))
 
-    def temporary(together: int | None) -> float:
+    def temporary(microbatch: int | None) -> float:
         def add(totals, params, x):
-            return examples.add_squares(loss, totals, params, x, jnp.ones(count), together=together)
+            return examples.add_squares(loss, totals, params, x, jnp.ones(count), microbatch=microbatch)
 
         compiled = jax.jit(add, donate_argnums=0).lower(jax.tree.map(jnp.zeros_like, params), params, data).compile()
         return compiled.memory_analysis().temp_size_in_bytes / size

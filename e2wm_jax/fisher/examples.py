@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
 from optax.microbatching import reshape_batch_axis
 
 from e2wm_jax.errors import InputError
@@ -115,14 +116,14 @@ def sampled_nll(logits: Callable[[Any, Any], jax.Array]) -> Loss:
 
 
 def add_squares(
-    loss: Loss, totals: Any, params: Any, examples: Any, weights: jax.Array, *, together: int | None
+    loss: Loss, totals: Any, params: Any, examples: Any, weights: Float[Array, " B"], *, microbatch: int | None
 ) -> tuple[Any, Losses]:
     """totals + sum_j w_j (d loss(params, example_j) / d params)^2, added in the types of `totals`.
 
     Args:
         examples: leaves [B, ...].
         weights: [B]; the gradient of an example of weight 0 may be anything.
-        together: M, a divisor of B: so many gradients at once; None: one after another, without vmap.
+        microbatch: M, a divisor of B: so many gradients at once; None: one after another, without vmap.
     """
 
     def one(example: Any, weight: jax.Array) -> tuple[Any, Losses]:
@@ -144,12 +145,12 @@ def add_squares(
         return jax.tree.map(lambda total, square: total + jnp.sum(square, axis=0), totals, squares), losses
 
     items = (examples, weights)
-    if together is None:
+    if microbatch is None:
         return jax.lax.scan(add_one, totals, items)
-    if together == weights.shape[0]:
+    if microbatch == weights.shape[0]:
         return add_several(totals, items)
     # Column by column: the axis of a microbatch is split over devices as that of the batch is.
-    totals, losses = jax.lax.scan(add_several, totals, reshape_batch_axis(items, together))
+    totals, losses = jax.lax.scan(add_several, totals, reshape_batch_axis(items, microbatch))
     return totals, jax.tree.map(lambda leaf: leaf.reshape(-1, order="F"), losses)
 
 
@@ -264,7 +265,7 @@ def _step(
 
         weights = jnp.where(real, weights, 0)
         several = together if method == "vmap" else None
-        totals, losses = add_squares(of_one, totals, chosen, (examples, numbers), weights, together=several)
+        totals, losses = add_squares(of_one, totals, chosen, (examples, numbers), weights, microbatch=several)
         return totals, weights, losses.finite
 
     if sharding is None:

@@ -61,5 +61,5 @@ def add_squares(
     own = batch.slots == jnp.arange(batch.starts.shape[0])[:, None, None]  # [J, B, T]
     of_tokens = jnp.sum(own * document_weights(batch, options.reduction), axis=1)  # [J, T]: a document is in one row
     documents = (batch.starts // batch.ids.shape[1], of_tokens)
-    together = len(batch.starts) if method == "vmap" else None
-    return examples.add_squares(loss, totals, chosen, documents, jnp.ones(len(batch.starts)), together=together)
+    microbatch = len(batch.starts) if method == "vmap" else None
+    return examples.add_squares(loss, totals, chosen, documents, jnp.ones(len(batch.starts)), microbatch=microbatch)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from e2wm_jax.config import GPTJConfig, GPTNeoConfig, GPTNeoXConfig, LlamaConfig, ModelConfig, OPTConfig
 from e2wm_jax.models.families import gpt_neo, gpt_neox, gptj, llama, opt
@@ -76,13 +77,13 @@ def unstack(params: Params) -> Params:
 def hidden_states(
     config: ModelConfig,
     params: Params,
-    ids: jax.Array,
-    positions: jax.Array,
-    segments: jax.Array,
+    ids: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    segments: Int[Array, "B T"],
     *,
     remat: Remat = "none",
-) -> jax.Array:
-    """Final normed hidden states [B, T, D] of ids, positions and segments, each [B, T] (`visibility`)."""
+) -> Float[Array, "B T D"]:
+    """Final normed hidden states; tokens of a row see each other where their segments are the same (`visibility`)."""
     family, step = family_of(config), layer_step(config, positions, segments)
 
     def body(x: jax.Array, layer: tuple[Params, Any]) -> tuple[jax.Array, None]:
@@ -197,8 +198,8 @@ def extend(
     return family.finish(config, params, x), cache
 
 
-def logits(config: ModelConfig, params: Params, hidden: jax.Array) -> jax.Array:
-    """Output scores [..., V] of hidden states [..., D]."""
+def logits(config: ModelConfig, params: Params, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
+    """Output scores of hidden states."""
     with jax.named_scope("head"):
         return linear(hidden, params["embed" if config.tied else "head"])
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
 
 from e2wm_jax.config import ModelConfig
 from e2wm_jax.data.batch import Batch
@@ -53,27 +54,27 @@ def over_chunks(head: Params, add_chunk: Callable[[Any, Chunk], Any], state: Any
     return jax.lax.fori_loop(0, -(-vocabulary // chunk), body, state)
 
 
-def target_states(config: ModelConfig, params: Params, batch: Batch, *, remat: Remat = "none") -> jax.Array:
-    """Hidden states [B, M, D] from which each target token is predicted."""
+def target_states(config: ModelConfig, params: Params, batch: Batch, *, remat: Remat = "none") -> Float[Array, "B M D"]:
+    """Hidden states from which each target token is predicted."""
     hidden = decoder.hidden_states(config, params, batch.ids, batch.positions, batch.segments, remat=remat)
     return before_targets(hidden, batch)
 
 
-def before_targets(hidden: jax.Array, batch: Batch) -> jax.Array:
-    """Of hidden states [B, T, D] those that predict the target tokens, [B, M, D]."""
+def before_targets(hidden: Float[Array, "B T D"], batch: Batch) -> Float[Array, "B M D"]:
+    """Of hidden states those that predict the target tokens."""
     return jnp.take_along_axis(hidden, (batch.targets - 1)[..., None], axis=1)
 
 
-def target_logits(config: ModelConfig, params: Params, batch: Batch) -> jax.Array:
-    """Output scores [B, M, V] from which each target token is predicted."""
+def target_logits(config: ModelConfig, params: Params, batch: Batch) -> Float[Array, "B M V"]:
+    """Output scores from which each target token is predicted."""
     return decoder.logits(config, params, target_states(config, params, batch))
 
 
-def target_labels(batch: Batch) -> jax.Array:
-    """The target tokens themselves, [B, M]."""
+def target_labels(batch: Batch) -> Int[Array, "B M"]:
+    """The target tokens themselves."""
     return jnp.take_along_axis(batch.ids, batch.targets, axis=1)
 
 
-def target_nll(config: ModelConfig, params: Params, batch: Batch) -> jax.Array:
-    """Negative log-likelihood [B, M] in nats of each target token; meaningless where its weight is 0."""
+def target_nll(config: ModelConfig, params: Params, batch: Batch) -> Float[Array, "B M"]:
+    """Negative log-likelihood in nats of each target token; meaningless where its weight is 0."""
     return negative_log_likelihood(target_logits(config, params, batch), target_labels(batch))

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from e2wm_jax.errors import InputError
 from e2wm_jax.fisher.storage import Bfloat16Bits, SquareRootCodes, StoredFisher, decode
@@ -26,7 +27,7 @@ from e2wm_jax.regularizers.quadratic import placed, weighted_change
 from e2wm_jax.regularizers.regularizer import Material, Regularizer, State, anchor_at
 
 
-def ewc_penalty(params: Any, anchor: Any, fisher: Any, strength: jax.Array | float = 1.0) -> jax.Array:
+def ewc_penalty(params: Any, anchor: Any, fisher: Any, strength: Float[Array, ""] | float = 1.0) -> Float[Array, ""]:
     """strength * sum F (theta - theta*)^2 of any pytree of parameters, without the factor one half; float32 scalar.
 
     Args:
@@ -63,7 +64,7 @@ def prepare(material: Material) -> State:
     return {"terms": ({"fisher": placed(material.scope, material.fisher)},)}
 
 
-def penalty(scope: Scope, adapters: Adapters, state: State) -> jax.Array:
+def penalty(scope: Scope, adapters: Adapters, state: State) -> Float[Array, ""]:
     """sum over the terms of sum F D^2."""
     total = jnp.float32(0)
     for term in state["terms"]:

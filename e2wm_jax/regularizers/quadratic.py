@@ -18,6 +18,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
 
 from e2wm_jax.config import ModelConfig
 from e2wm_jax.fisher.storage import BLOCK, Fisher, SquareRootCodes, StoredFisher, decode
@@ -28,7 +29,7 @@ from e2wm_jax.regularizers.regularizer import Material, Regularizer, State, anch
 from e2wm_jax.sharding import partition
 
 
-def weighted_change(scope: Scope, change: Adapters, fisher: Fisher) -> jax.Array:
+def weighted_change(scope: Scope, change: Adapters, fisher: Fisher) -> Float[Array, ""]:
     """sum over adapted matrices of F D^2, on the run's mesh or by its kernel; float32 scalar.
 
     Args:
@@ -50,7 +51,7 @@ def placed(scope: Scope, fisher: Fisher) -> Fisher:
 
 def lora_ewc_penalty(
     adapters: Adapters, spec: AdapterSpec, fisher: Fisher, *, implementation: Implementation = "xla"
-) -> jax.Array:
+) -> Float[Array, ""]:
     """sum over adapted matrices of F * (s B A)^2; F holds "<target>.weight" for every target of `spec`, in any storage
     type: codes are read as they are."""
     function = partial(weighted_square, implementation=implementation)
@@ -59,7 +60,7 @@ def lora_ewc_penalty(
 
 def sharded_ewc_penalty(
     mesh: Mesh, config: ModelConfig, adapters: Adapters, spec: AdapterSpec, fisher: Fisher
-) -> jax.Array:
+) -> Float[Array, ""]:
     """`lora_ewc_penalty` with F spread over the devices as `fisher_partition` says.
 
     Every device reads its own part of F and no other; what travels is the value and the gradients, R (N + D) numbers a
@@ -174,7 +175,7 @@ def _backward(
 _value.defvjp(_forward, _backward)
 
 
-def l2_penalty(change: Adapters, spec: AdapterSpec) -> jax.Array:
+def l2_penalty(change: Adapters, spec: AdapterSpec) -> Float[Array, ""]:
     """Squared Frobenius norm of all s B A, from R x R products only; float32 scalar."""
     total, exact = jnp.float32(0), jax.lax.Precision.HIGHEST
     for target in spec:

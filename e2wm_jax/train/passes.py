@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Shaped
 
 from e2wm_jax.data.batch import Batch
 from e2wm_jax.lora import Adapters, Scope, attach
@@ -28,8 +29,8 @@ TokenLoss = Callable[[Scope, Params, Params, Batch], jax.Array]  # `Regularizer.
 _Sum = tuple[jax.Array, Adapters]  # of a loss, and its gradient
 
 
-def task_nll(scope: Scope, params: Params, adapted: Params, batch: Batch) -> jax.Array:
-    """Negative log-likelihood [B, M] in nats of each target token; meaningless where its weight is 0."""
+def task_nll(scope: Scope, params: Params, adapted: Params, batch: Batch) -> Float[Array, "B M"]:
+    """Negative log-likelihood in nats of each target token; meaningless where its weight is 0."""
     hidden = hidden_states(scope.config, adapted, batch.ids, batch.positions, batch.segments, remat=scope.remat)
     head, parts = output_head(scope.config, params, scope.mesh)
     return token_nll(before_targets(hidden, batch), head, target_labels(batch), parts=parts)
@@ -43,8 +44,8 @@ def weighted_mean(
     *,
     of: TokenLoss = task_nll,
     dropout: float = 0.0,
-    key: jax.Array | None = None,
-) -> tuple[jax.Array, Adapters]:
+    key: Shaped[Array, ""] | None = None,
+) -> tuple[Float[Array, ""], Adapters]:
     """sum(weights * loss) / count(weights > 0) over all K passes, and its gradient with respect to the adapters.
 
     Args:
