@@ -7,23 +7,18 @@ Reads like a list of definitions: the tests of `rules`, its effects, then `step`
 import numpy as np
 
 from e2wm_jax.worlds.household.native.edges import (
-    add,
     bit,
-    clear_bit,
     edge,
     edge_source,
     edge_target,
     holds,
-    listed,
     next_node,
     put_bit,
     sources,
     targets,
-    unlist,
-    wipe,
 )
+from e2wm_jax.worlds.household.native.effects import apply, go
 from e2wm_jax.worlds.household.native.jit import inner, jit
-from e2wm_jax.worlds.household.native.order import first_in_set
 from e2wm_jax.worlds.household.native.places import (
     doors_open,
     faced,
@@ -33,7 +28,6 @@ from e2wm_jax.worlds.household.native.places import (
     held_in,
     in_closed,
     is_held,
-    let_go,
     loaded,
     near,
     room,
@@ -42,14 +36,11 @@ from e2wm_jax.worlds.household.native.tables import (
     ACCESSIBLE,
     ARGUMENT,
     AT_BOUND,
-    AT_CLOSE,
     AT_COUNT,
     AT_EDGES,
     AT_FACING,
     AT_HANDS,
     AT_MEMORY,
-    AT_ON,
-    AT_STATES,
     AT_WIPED,
     BED_LEFT,
     BODIES,
@@ -59,8 +50,6 @@ from e2wm_jax.worlds.household.native.tables import (
     COMPUTERS,
     CRASH,
     DIALECT,
-    DROP,
-    E2WM,
     EDIBLE,
     EFFECT,
     EVERYTHING,
@@ -69,8 +58,6 @@ from e2wm_jax.worlds.household.native.tables import (
     FIND_OR_WALK,
     FOOD,
     FREE_HAND,
-    GAINED,
-    GRAB,
     GRABBED,
     HANDS_FULL,
     HAS,
@@ -81,13 +68,9 @@ from e2wm_jax.worlds.household.native.tables import (
     KNIFE,
     KNIVES,
     LACKS,
-    LIE,
     LOADED,
-    LOST,
-    LYING_STATE,
     MOST_CHECKS,
     NEAR,
-    NO_STATE,
     NODES,
     NONE,
     NOT_GRABBED,
@@ -98,40 +81,24 @@ from e2wm_jax.worlds.household.native.tables import (
     OPEN_DOORS,
     OPENABLE,
     OTHERWISE,
-    OWN_WALK,
     PLACED,
-    POSTURE,
-    POUR,
     PUT_BACK,
     PUT_IN,
-    PUT_ON,
     REACHABLE,
-    ROOMS,
     SAME_ROOM,
     SEAT_LEFT,
     SEATED,
     SEATED_STATES,
     SEATS,
     SEEN,
-    SIT,
-    SITTING_STATE,
     SKIP,
-    STAND,
     START,
     STATE,
-    SURFACES,
-    SWAP,
-    TAKE_OFF,
     TEST,
-    TURN,
     UPRIGHT,
     VH19,
-    VH23,
-    WALK,
     WALK_VERB,
     WALKABLE,
-    WATER,
-    WEAR,
     WORDS,
     WORN,
     check_of,
@@ -205,182 +172,6 @@ def passes(T, s, test, node, argument, putting_inside):
     return False  # NEVER
 
 
-# The effects of `rules`
-
-
-@inner
-def come_close(T, s, nodes):
-    """CLOSE(C,n) for a set of nodes."""
-    for w in range(T.n[WORDS]):
-        s[T.n[AT_CLOSE] + w] |= nodes[w]
-
-
-@inner
-def walk(T, s, x):
-    """The character goes to ``x``. The order of the wipings and the old room of what it carries are as executed."""
-    c, words = T.n[CHARACTER], T.n[WORDS]
-    new_room, old_room = room(T, s, x), room(T, s, c)
-    row, extra = np.empty(words, np.uint32), np.zeros(words, np.uint32)
-    if T.n[DIALECT] == E2WM:  # seen from where the character was
-        for relation in (ON, INSIDE, CLOSE):
-            targets(T, s, relation, x, row)
-            extra |= row
-        if not bit(T.bits, T.n[OWN_WALK], x):
-            sources(T, s, INSIDE, x, row)
-            extra |= row
-    wipe(T, s, INSIDE, c)
-    wipe(T, s, CLOSE, c)
-    wipe(T, s, FACING, c)
-    add(T, s, INSIDE, c, new_room)
-    if T.n[DIALECT] != VH23 or not bit(T.bits, T.n[ROOMS], x):
-        targets(T, s, INSIDE, x, row)
-        for w in range(words):
-            row[w] = (row[w] & ~T.bits[T.n[ROOMS] + w]) | T.bits[T.n[BODIES] + w]
-        come_close(T, s, row)
-        put_bit(s, T.n[AT_CLOSE], x)
-    for hand in range(2):
-        thing = held_in(T, s, hand)
-        if thing >= 0:
-            wipe(T, s, INSIDE, thing)
-            wipe(T, s, CLOSE, thing)
-            wipe(T, s, FACING, thing)
-    for hand in range(1, -1, -1):
-        thing = held_in(T, s, hand)
-        if thing >= 0:
-            put_bit(s, T.n[AT_CLOSE], thing)
-            add(T, s, INSIDE, thing, old_room)
-    if T.n[DIALECT] == VH23:
-        if bit(T.bits, T.n[OPENABLE], x):
-            sources(T, s, INSIDE, x, row)
-            come_close(T, s, row)
-        targets(T, s, ON, x, row)
-        come_close(T, s, row)
-    else:
-        if bit(T.bits, T.n[SURFACES], x):
-            sources(T, s, ON, x, row)
-            come_close(T, s, row)
-        come_close(T, s, extra)
-    put_bit(s, T.n[AT_BOUND], x)
-
-
-@inner
-def find(T, s, x):
-    for w in range(T.n[WORDS]):
-        s[T.n[AT_FACING] + w] = 0
-    put_bit(s, T.n[AT_CLOSE], x)
-    put_bit(s, T.n[AT_BOUND], x)
-
-
-@inner
-def pose(T, s, lost, gained):
-    """The character gains and loses states; vh23 starts from those of the scene."""
-    if T.n[DIALECT] == VH23:
-        for state in range(10):
-            if T.n[T.n[POSTURE] + state]:
-                put_bit(s, T.n[AT_STATES] + state * T.n[WORDS], T.n[CHARACTER])
-            else:
-                clear_bit(s, T.n[AT_STATES] + state * T.n[WORDS], T.n[CHARACTER])
-    for state in range(10):
-        if lost >> state & 1:
-            clear_bit(s, T.n[AT_STATES] + state * T.n[WORDS], T.n[CHARACTER])
-        if gained >> state & 1:
-            put_bit(s, T.n[AT_STATES] + state * T.n[WORDS], T.n[CHARACTER])
-
-
-@inner
-def grab(T, s, x):
-    """The character takes ``x``, and remembers the first thing that it was ON, INSIDE or CLOSE to."""
-    here, hand = room(T, s, T.n[CHARACTER]), free_hand(T, s)
-    row = np.empty(T.n[WORDS], np.uint32)
-    place, relation = NONE, ON
-    for kind in (ON, INSIDE, CLOSE):
-        if place < 0:
-            targets(T, s, kind, x, row)
-            for w in range(T.n[WORDS]):
-                row[w] &= ~T.bits[T.n[ROOMS] + w]
-            place, relation = first_in_set(T, s, kind, x, row), kind
-    wipe(T, s, ON, x)
-    wipe(T, s, INSIDE, x)
-    wipe(T, s, CLOSE, x)
-    if T.n[DIALECT] == VH23:
-        let_go(T, s, x)
-    put_bit(s, T.n[AT_CLOSE], x)
-    s[T.n[AT_HANDS] + hand] = x + 1
-    if here >= 0:
-        add(T, s, INSIDE, x, here)
-    if place >= 0:
-        put_bit(s, T.n[AT_CLOSE], place)
-        s[T.n[AT_MEMORY] + x] = 1 + relation + 4 * place
-
-
-@inner
-def put(T, s, x, y, relation):
-    let_go(T, s, x)
-    put_bit(s, T.n[AT_CLOSE], y)
-    add(T, s, CLOSE, x, y)
-    if relation != CLOSE:
-        add(T, s, relation, x, y)
-    s[T.n[AT_MEMORY] + x] = 0
-
-
-@inner
-def apply(T, s, verb, x, y):
-    """Change the state in place by the verb's effect, all of whose checks hold."""
-    effect = effect_of(T, verb, EFFECT)
-    if effect == SWAP:
-        clear_bit(s, T.n[AT_STATES] + effect_of(T, verb, LOST) * T.n[WORDS], x)
-        put_bit(s, T.n[AT_STATES] + effect_of(T, verb, GAINED) * T.n[WORDS], x)
-    elif effect == WALK:
-        walk(T, s, x)
-    elif effect == FIND_OR_WALK:
-        find(T, s, x)
-    elif effect == GRAB:
-        grab(T, s, x)
-    elif effect == PUT_ON:
-        put(T, s, x, y, ON)
-    elif effect == PUT_IN:
-        put(T, s, x, y, INSIDE)
-    elif effect == PUT_BACK:
-        remembered = np.int64(s[T.n[AT_MEMORY] + x]) - 1
-        put(T, s, x, remembered >> 2, remembered & 3)
-    elif effect == TURN:
-        for w in range(T.n[WORDS]):
-            s[T.n[AT_FACING] + w] = 0
-        put_bit(s, T.n[AT_FACING], x)
-    elif effect == SIT or effect == LIE:
-        put_bit(s, T.n[AT_ON], x)
-        if effect == SIT:
-            row = np.empty(T.n[WORDS], np.uint32)
-            targets(T, s, FACING, x, row)
-            for w in range(T.n[WORDS]):
-                s[T.n[AT_FACING] + w] |= row[w]
-            pose(T, s, LYING_STATE, SITTING_STATE)
-        else:
-            pose(T, s, SITTING_STATE, LYING_STATE)
-    elif effect == STAND:
-        if T.n[DIALECT] == E2WM:
-            for w in range(T.n[WORDS]):
-                s[T.n[AT_ON] + w] = 0
-        pose(T, s, SEATED_STATES, NO_STATE)
-    elif effect == DROP:
-        let_go(T, s, x)
-        here = room(T, s, T.n[CHARACTER])
-        if here >= 0:
-            add(T, s, INSIDE, x, here)
-        s[T.n[AT_MEMORY] + x] = 0
-    elif effect == WEAR:
-        add(T, s, ON, x, T.n[CHARACTER])
-        let_go(T, s, x)
-    elif effect == TAKE_OFF:
-        slot = listed(T, s, ON, x, T.n[CHARACTER])
-        if slot >= 0:
-            unlist(T, s, slot)
-    elif effect == POUR:
-        add(T, s, INSIDE, x, y)
-        if bit(T.bits, T.n[WATER], x):
-            let_go(T, s, x)
-
-
 # Lines
 
 
@@ -424,7 +215,7 @@ def step(T, s, verb, x, y):
         if passes(T, s, WALKABLE, x, START, inside):
             stopped = first_failing(T, s, WALK_VERB, x, y, START)
             if stopped < 0:
-                walk(T, s, x)
+                go(T, s, x)
                 return True, -1, -1
             if check_of(T, WALK_VERB, stopped, OTHERWISE) == CRASH or T.n[DIALECT] == VH19:
                 return False, -1, 100 + stopped

@@ -1,13 +1,17 @@
 """The tables of a scene for compiled code: two flat arrays, and the constants by which it reads them."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from e2wm_jax.worlds.household import arrays
+from e2wm_jax.worlds.household.arrays import RELATIONS as RELATIONS_CHANGED
 from e2wm_jax.worlds.household.arrays import Tables, words_of
+from e2wm_jax.worlds.household.effects import Deed, Hands, Join, Memory, When, deeds_of, joins_of
+from e2wm_jax.worlds.household.homes.scenes import STATES
 from e2wm_jax.worlds.household.native.jit import inner
-from e2wm_jax.worlds.household.rules import RULES, VERB_INDEX, Effect, Otherwise, Test
+from e2wm_jax.worlds.household.rules import DIALECTS, RULES, VERB_INDEX, Effect, Otherwise, Test
 
 DONE = 0
 VH23, VH19, E2WM = np.arange(3)
@@ -42,6 +46,16 @@ NO_STATE = np.int64(0)
     TAKE_OFF, POUR,
 ) = (np.int64(effect) for effect in Effect)  # fmt: skip
 FAIL, CRASH, NOTE, SKIP = (np.int64(otherwise) for otherwise in Otherwise)
+KEEP_HANDS, LET_GO, LET_GO_OF_WATER, TAKE, TAKE_OVER = (np.int64(hands) for hands in Hands)
+KEEP_MEMORY, FORGET, NOTE_PLACE = (np.int64(memory) for memory in Memory)
+BEFORE, ARRIVING, AFTER = (np.int64(when) for when in When)
+# The numbers of a deed; relations, own sets and states are bits, EDGES are twice (relation or -1, its target)
+MOVES, WIPES, EMPTIES, FILLS, MEETS, STARES, HANDS, EDGES = np.arange(8)
+ENDS, MEMORY, LOSES, GAINS, ANEW, DEED_SIZE = np.arange(11, 17)
+PLACED_AT, BOUND_BIT = np.int64(4), np.int64(1 << 4)
+TO_Y, TO_HERE, TO_CHARACTER = np.arange(3)
+# The numbers of a join
+WHEN, RELATIONS, SOURCES_OF, ONLY, UNLESS, LESS, ARRIVES, JOIN_SIZE = np.arange(8)
 
 
 # The tables, flat: a function that is given dozens of arrays spends its time on handing them on
@@ -56,13 +70,13 @@ _SETS = (
 )  # fmt: skip
 # Where in `NativeTables.n` things stand: numbers first, then where each array begins in `n` or `bits`.
 (
-    NODES, WORDS, CHARACTER, DIALECT, MOST_CHECKS, DOOR_COUNT, ROOM_COUNT,
+    NODES, WORDS, CHARACTER, DIALECT, MOST_CHECKS, DOOR_COUNT, ROOM_COUNT, JOIN_COUNT,
     AT_WIPED, AT_CLOSE, AT_FACING, AT_ON, AT_BOUND, AT_STATES, AT_HANDS, AT_MEMORY, AT_COUNT, AT_EDGES, SIZE,
     ORDER_START, ORDER, IDS, SEATS, CHECKS, EFFECTS, POSTURE, DOORS, DOOR_ROOMS, DOOR_NEAR, ROOM_NUMBER, WAYS, HAS_DOOR,
-    ARITIES, QUESTIONS, ASKED,
+    ARITIES, QUESTIONS, ASKED, DEEDS, JOINS,
     TARGETS, SOURCES, KINDS, ROOMS, BODIES, COMPUTERS, OPENABLE, SURFACES, EDIBLE, KNIVES, WATER, OWN_WALK, EVERYTHING,
     FITTING, HEADER,
-) = np.arange(49)  # fmt: skip
+) = np.arange(52)  # fmt: skip
 
 
 class NativeTables(NamedTuple):
@@ -74,7 +88,8 @@ class NativeTables(NamedTuple):
 
 def native_tables(tables: Tables) -> NativeTables:
     """Flatten the tables of a scene."""
-    sizes = (len(tables.doors), len(tables.has_door))
+    joins = joins_of(DIALECTS[tables.dialect])
+    sizes = (len(tables.doors), len(tables.has_door), len(joins))
     head = [
         tables.nodes,
         tables.words,
@@ -95,10 +110,37 @@ def native_tables(tables: Tables) -> NativeTables:
         for _, of, argument, _ in checks[checks[:, 0] == HAS]:
             fitting[verb, of] &= tables.kinds[argument]
     sets = [*(np.ravel(getattr(tables, name)) for name in _SETS), everything, fitting.ravel()]
-    starts = HEADER + np.cumsum([0, *map(len, numbers)])[:-1]
-    head += [*starts, *np.cumsum([0, *map(len, sets)])[:-1]]
+    set_starts = np.cumsum([0, *map(len, sets)])[:-1].tolist()
+    place_of = dict(zip(_SETS, set_starts, strict=False))
+    numbers.append(np.ravel([_deed(deed) for _, deed in sorted(deeds_of(DIALECTS[tables.dialect]).items())]))
+    numbers.append(np.ravel([_join(row, place_of) for row in joins]))
+    head += [*(HEADER + np.cumsum([0, *map(len, numbers)])[:-1]), *set_starts]
     assert len(head) == HEADER
     return NativeTables(np.concatenate([np.array(head, np.int64), *numbers]), np.concatenate(sets))
+
+
+def _deed(deed: Deed) -> list[int]:
+    """The numbers of a deed, in the order of `MOVES` and the following."""
+    own = (*RELATIONS_CHANGED, "BOUND")
+    to = ("Y", "HERE", "C")
+    edges = [((*RELATIONS_CHANGED, "PLACED").index(kind), to.index(target)) for kind, target in deed.edges]
+    edges += [(-1, 0)] * (2 - len(edges))
+    return [
+        *(_bits(words, own) for words in (deed.moves, deed.wipes, deed.empties, deed.joins)),
+        *(deed.meets, deed.stares, deed.hands, *edges[0], *edges[1]),
+        RELATIONS_CHANGED.index(deed.ends) if deed.ends else -1,
+        *(deed.memory, _bits(deed.loses, STATES), _bits(deed.gains, STATES), deed.anew),
+    ]
+
+
+def _join(join: Join, place_of: dict[str, int]) -> list[int]:
+    """The numbers of a join, in the order of `WHEN` and the following."""
+    sets = (place_of[name] if name else -1 for name in (join.only, join.unless, join.less))
+    return [join.when, _bits(join.relations, RELATIONS_CHANGED), join.sources, *sets, join.arrives]
+
+
+def _bits(words: str, names: Sequence[str]) -> int:
+    return sum(1 << names.index(word) for word in words.split())
 
 
 @inner
