@@ -1,17 +1,16 @@
 """The effects of `rules` for accelerators: every part of a state is written once, as a selection over the effects.
 
-What each effect does is said in `native.step`, function by function. It comes down to: relations are wiped at up to
-three nodes, the character's own sets change, hands and memory of one thing change, states of one node change, and up to
-three edges are added to the list. Letters as in `tables`.
+What each effect does is said in `household.effects`; here it is asked, for every part of a state, which effects change
+it how. Letters as in `tables`.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from e2wm_jax.worlds.household.arrays import ALL_STATES, CLOSE, FACING, INSIDE, LYING, ON, SITTING
-from e2wm_jax.worlds.household.batched.checks import SEATED_STATES
+from e2wm_jax.worlds.household.arrays import ALL_STATES, CLOSE, FACING, INSIDE, ON, RELATIONS
 from e2wm_jax.worlds.household.batched.edges import (
     Spot,
     View,
@@ -27,6 +26,8 @@ from e2wm_jax.worlds.household.batched.edges import (
     spread,
 )
 from e2wm_jax.worlds.household.batched.tables import SOURCES, Array, State
+from e2wm_jax.worlds.household.effects import Deed, Hands, Join, Memory, When, deeds_of, joins_of
+from e2wm_jax.worlds.household.graph import STATES
 from e2wm_jax.worlds.household.rules import Effect
 
 
@@ -44,29 +45,50 @@ class Change(NamedTuple):
 
 
 def changed(view: View, change: Change) -> State:
-    """The state after a line. What a thing let go or put was is kept by nothing; for the order see `native.step`."""
-    effect, x = change.effect, change.x.node
+    """The state after a line."""
     hands = view.state.hands.astype(jnp.int32) - 1
     place, relation = _grabbed_from(view, change.x)
-    grab, walk = effect == Effect.GRAB, effect == Effect.WALK
-    wiped = _wiped(view, grab, walk, x, hands)
     edges, count = _edges(view, change, hands)
-    memory = _memory(view, change, place, relation)
-    close = _close(view, change, hands, place)
-    facing, on, bound = _own_sets(view, change)
-    states = _states(view, change)
-    return State(wiped, close, facing, on, bound, states, _hands(view, change), memory, count, edges)
+    return State(
+        wiped=_wiped(view, change, hands),
+        close=_close(view, change, hands, place),
+        facing=_own_set(view, change, "FACING", view.state.facing)
+        | change.x.rows[FACING] & spread(_does(view, change, lambda deed: deed.stares)),
+        on=_own_set(view, change, "ON", view.state.on),
+        bound=_own_set(view, change, "BOUND", view.state.bound),
+        states=_states(view, change),
+        hands=_hands(view, change),
+        memory=_memory(view, change, place, relation),
+        count=count,
+        edges=edges,
+    )
 
 
-def _is(effect: Array, *effects: Effect) -> Array:
-    found = effect == effects[0]
-    for other in effects[1:]:
-        found |= effect == other
+def _deeds(view: View) -> dict[Effect, Deed]:
+    """What the effects do. A far FIND_OR_WALK arrives here as a WALK, a near one as a FIND."""
+    return {effect: deed for effect, deed in deeds_of(view.dialect).items() if effect != Effect.FIND_OR_WALK}
+
+
+def _does(view: View, change: Change, what: Callable[[Deed], object]) -> Array:
+    """Whether the effect is one of those that do this."""
+    found = jnp.zeros((), bool)
+    for effect, deed in _deeds(view).items():
+        if what(deed):
+            found |= change.effect == effect
     return found
 
 
-def _puts(effect: Array) -> Array:
-    return _is(effect, Effect.PUT_ON, Effect.PUT_IN, Effect.PUT_BACK)
+def _names(view: View, change: Change, part: str, name: str) -> Array:
+    """Whether this part of what the effect does names a relation or an own set."""
+    return _does(view, change, lambda deed: name in getattr(deed, part).split())
+
+
+def _among(relation: Array, words: str) -> Array:
+    """Whether a relation is one of those named."""
+    found = jnp.zeros((), bool)
+    for name in words.split():
+        found |= relation == RELATIONS.index(name)
+    return found
 
 
 def _grabbed_from(view: View, x: Spot) -> tuple[Array, Array]:
@@ -81,167 +103,184 @@ def _grabbed_from(view: View, x: Spot) -> tuple[Array, Array]:
     return first_target(view, x, relation, rooms=False), relation
 
 
-def _wiped(view: View, grab: Array, walk: Array, x: Array, hands: Array) -> Array:
+def _wiped(view: View, change: Change, hands: Array) -> Array:
     words = view.words
-    grabbed = one(x, words) & spread(grab)
-    moved = (one(view.tables.character, words) | _held(hands, words)) & spread(walk)
-    gone = {ON: grabbed, INSIDE: grabbed | moved, CLOSE: grabbed | moved, FACING: moved}
-    return view.state.wiped | jnp.stack([gone[relation] for relation in range(4)])
+    it, moved = one(change.x.node, words), one(view.tables.character, words) | _held(hands, words)
+    wipes, moves = ([spread(_names(view, change, part, name)) for name in RELATIONS] for part in ("wipes", "moves"))
+    gone = [it & wiped | moved & left for wiped, left in zip(wipes, moves, strict=True)]
+    return view.state.wiped | jnp.stack(gone)
 
 
 def _held(hands: Array, words: int) -> Array:
     return one(hands[0], words) | one(hands[1], words)
 
 
+def _own_set(view: View, change: Change, name: str, members: Array) -> Array:
+    """One of the character's own sets: what it is ON, CLOSE to, FACING or BOUND to."""
+    it = one(change.x.node, view.words)
+    empties, moves, wipes, joins = (_names(view, change, part, name) for part in ("empties", "moves", "wipes", "joins"))
+    kept = jnp.where(empties | moves, jnp.uint32(0), members & ~(it & spread(wipes)))
+    return kept | it & spread(joins)
+
+
 def _close(view: View, change: Change, hands: Array, place: Array) -> Array:
-    close, effect, words = view.state.close, change.effect, view.words
+    words = view.words
     it, other = one(change.x.node, words), one(change.y, words)
-    more = jnp.select(
-        [_is(effect, Effect.GRAB), _is(effect, Effect.FIND), _puts(effect)],
-        [it | one(place, words), it, jnp.where(change.y == view.tables.character, other | it, other)],
-        jnp.uint32(0),
-    )
-    kept = jnp.where(effect == Effect.GRAB, close & ~it, close)
-    return jnp.where(effect == Effect.WALK, _close_after_walk(view, change, hands), kept | more)
+    met = jnp.where(change.y == view.tables.character, other | it, other)
+    close = _own_set(view, change, "CLOSE", view.state.close)
+    close |= met & spread(_does(view, change, lambda deed: deed.meets))
+    close |= one(place, words) & spread(_does(view, change, lambda deed: deed.memory == Memory.NOTE))
+    walks = _does(view, change, lambda deed: deed.moves)
+    return jnp.where(walks, _close_after_walk(view, change, hands), close)
 
 
 def _close_after_walk(view: View, change: Change, hands: Array) -> Array:
-    t, state, words, x = view.tables, view.state, view.words, change.x
-    me, it, held = one(t.character, words), one(x.node, words), _held(hands, words)
-    forth, back = view.source == x.node, view.target == x.node
-    myself, is_room = x.node == t.character, has(t.rooms, x.node)
-
-    def row(relation: int) -> Array:
-        return x.rows[relation]
-
-    # What X is inside of, less the character and rooms
-    around = row(INSIDE) & ~me & ~t.rooms & spread(~myself)
-    by_source = forth & (view.relation == INSIDE) & (view.target != t.character) & (view.room < 0) & ~myself
-    by_target = jnp.zeros_like(by_source)
-    found = around | t.bodies | it
-    if view.dialect == "vh23":
-        found, by_source = found & spread(~is_room), by_source & ~is_room
-        # What is inside X once the character and what it carries have moved
-        opens = has(t.openable, x.node)
-        moves = me | held
-        stays = opens & ~has(moves, x.node)
-        found |= row(SOURCES + INSIDE) & ~moves & spread(stays)
-        by_target |= back & (view.relation == INSIDE) & ~has(moves, view.source) & stays
-        found |= me & spread(opens & (change.there == x.node)) | held & spread(opens & (change.here == x.node))
-        found |= row(ON) | state.on & spread(myself)
-        by_source |= forth & (view.relation == ON)
-    else:
-        carries = has(t.surfaces, x.node)
-        found |= (row(SOURCES + ON) | me & spread(has(state.on, x.node))) & spread(carries)
-        by_target |= back & (view.relation == ON) & carries
-    if view.dialect == "e2wm":  # seen from where the character was
-        found |= row(ON) | row(INSIDE) | row(CLOSE) | me & spread(has(state.close, x.node))
-        found |= (state.on | state.close) & spread(myself)
-        by_source |= forth
-        by_target |= back & (view.relation == CLOSE)
-        holds_more = ~has(t.own_walk, x.node)
-        found |= row(SOURCES + INSIDE) & spread(holds_more)
-        by_target |= back & (view.relation == INSIDE) & holds_more
-    over_list = set_of(view.target, by_source, words) | set_of(view.source, by_target, words)
-    return found | over_list | held
+    x, held = change.x.node, _held(hands, view.words)
+    found, by_source, by_target = held, jnp.zeros((), bool), jnp.zeros((), bool)
+    for join in joins_of(view.dialect):
+        joins = jnp.ones((), bool)
+        if join.only:
+            joins &= has(getattr(view.tables, join.only), x)
+        if join.unless:
+            joins &= ~has(getattr(view.tables, join.unless), x)
+        nodes, forth, back = _seen(view, change, held, join)
+        if join.arrives:
+            nodes |= view.tables.bodies | one(x, view.words)
+        found |= nodes & spread(joins)
+        by_source, by_target = by_source | forth & joins, by_target | back & joins
+    return found | set_of(view.target, by_source, view.words) | set_of(view.source, by_target, view.words)
 
 
-def _own_sets(view: View, change: Change) -> tuple[Array, Array, Array]:
-    """What the character is FACING, ON and BOUND to."""
-    state, effect, words = view.state, change.effect, view.words
-    it = one(change.x.node, words)
-    facing = jnp.where(_is(effect, Effect.WALK, Effect.FIND, Effect.TURN), jnp.uint32(0), state.facing)
-    facing |= it & spread(effect == Effect.TURN) | change.x.rows[FACING] & spread(effect == Effect.SIT)
-    on = state.on & ~(it & spread(effect == Effect.GRAB)) | it & spread(_is(effect, Effect.SIT, Effect.LIE))
-    if view.dialect == "e2wm":
-        on &= spread(effect != Effect.STAND)
-    bound = state.bound | it & spread(_is(effect, Effect.WALK, Effect.FIND))
-    return facing, on, bound
+def _seen(view: View, change: Change, held: Array, join: Join) -> tuple[Array, Array, Array]:
+    """What a row sees in a walk: a set [W], and the edges of the list [S] whose targets, whose sources it sees too."""
+    t, state, x = view.tables, view.state, change.x
+    me, myself = one(t.character, view.words), x.node == t.character
+    nodes, forth, back = jnp.zeros_like(state.close), jnp.zeros((), bool), jnp.zeros((), bool)
+    for name in join.relations.split():
+        relation = RELATIONS.index(name)
+        row = x.rows[SOURCES + relation if join.sources else relation]
+        leaving = (view.relation == relation) & (view.source == x.node)
+        coming = (view.relation == relation) & (view.target == x.node)
+        leaves, comes = (not join.sources or name == "CLOSE"), (join.sources or name == "CLOSE")
+        if name == "INSIDE" and join.when != When.BEFORE:  # C has been moved to the room of X, what it holds to HERE
+            moved = me | held if join.when == When.AFTER else me
+            stays = ~has(moved, x.node)
+            row = row & ~moved & spread(stays)
+            leaving &= ~has(moved, view.target) & stays
+            coming &= ~has(moved, view.source) & stays
+            if join.sources:
+                row |= me & spread(change.there == x.node)
+                row |= held & spread((change.here == x.node) & (join.when == When.AFTER))
+        own = {"ON": state.on, "CLOSE": state.close}.get(name)
+        if own is not None:
+            row |= own & spread(myself) if leaves else jnp.uint32(0)
+            row |= me & spread(has(own, x.node)) if comes else jnp.uint32(0)
+        nodes |= row
+        forth, back = (forth | leaving if leaves else forth), (back | coming if comes else back)
+    if join.less:
+        less = getattr(t, join.less)
+        nodes, forth, back = nodes & ~less, forth & ~has(less, view.target), back & ~has(less, view.source)
+    return nodes, forth, back
 
 
 def _states(view: View, change: Change) -> Array:
-    """[10, W]. Poses of vh23 start from the character's states in the scene."""
-    effect = change.effect
-    sit, lie, stand, swap = (effect == e for e in (Effect.SIT, Effect.LIE, Effect.STAND, Effect.SWAP))
-    sitting, lying = 1 << SITTING, 1 << LYING
-    cases = [swap, sit, lie, stand]
-    gained = jnp.select(cases, [1 << change.gained, sitting, lying, 0], 0)
-    lost = jnp.select(cases, [1 << change.lost, lying, sitting, SEATED_STATES], 0)
-    if view.dialect == "vh23":
-        posed = sit | lie | stand
-        gained |= jnp.where(posed, view.tables.posture.astype(jnp.int32) & ~lost, 0)
-        lost = jnp.where(posed, -1, lost)
+    """[10, W]."""
+    swap = change.effect == Effect.SWAP
+    poses = {effect: deed for effect, deed in _deeds(view).items() if deed.loses or deed.gains}
+    cases = [swap, *(change.effect == effect for effect in poses)]
+    gained = jnp.select(cases, [1 << change.gained, *(_bits(deed.gains) for deed in poses.values())], 0)
+    lost = jnp.select(cases, [1 << change.lost, *(_bits(deed.loses) for deed in poses.values())], 0)
+    anew = _does(view, change, lambda deed: deed.anew)
+    gained |= jnp.where(anew, view.tables.posture.astype(jnp.int32) & ~lost, 0)
+    lost = jnp.where(anew, -1, lost)
     who = one(jnp.where(swap, change.x.node, view.tables.character), view.words)
     state = jnp.arange(ALL_STATES)
     gone, come = (spread(sets >> state & 1 != 0)[:, None] for sets in (lost, gained))
     return view.state.states & ~(who & gone) | who & come
 
 
-def _lets_go(view: View, change: Change) -> Array:
-    water = has(view.tables.water, change.x.node)
-    drops = _puts(change.effect) | _is(change.effect, Effect.DROP, Effect.WEAR)
-    return drops | (change.effect == Effect.POUR) & water
+def _bits(states: str) -> int:
+    return sum(1 << STATES.index(state) for state in states.split())
 
 
 def _hands(view: View, change: Change) -> Array:
     hands, thing = view.state.hands, change.x.node.astype(jnp.uint32) + 1
-    grab = change.effect == Effect.GRAB
-    frees = _lets_go(view, change)
-    if view.dialect == "vh23":
-        frees |= grab
+    takes = _does(view, change, lambda deed: deed.hands in (Hands.TAKE, Hands.TAKE_OVER))
+    frees = _does(view, change, lambda deed: deed.hands in (Hands.LET_GO, Hands.TAKE_OVER))
+    pours = _does(view, change, lambda deed: deed.hands == Hands.LET_GO_OF_WATER)
+    frees |= pours & has(view.tables.water, change.x.node)
     taking = jnp.where(hands[0] == 0, 0, 1)
     kept = jnp.where(frees & (hands == thing), jnp.uint32(0), hands)
-    return jnp.where(grab & (jnp.arange(2) == taking), thing, kept)
+    return jnp.where(takes & (jnp.arange(2) == taking), thing, kept)
 
 
 def _memory(view: View, change: Change, place: Array, relation: Array) -> Array:
     """Where things were grabbed; nothing is noted of what was grabbed from nowhere."""
     memory = view.state.memory
-    grab = (change.effect == Effect.GRAB) & (place >= 0)
-    writes = grab | _puts(change.effect) | (change.effect == Effect.DROP)
-    note = jnp.where(grab, 1 + relation + 4 * place, 0).astype(jnp.uint32)
+    notes = _does(view, change, lambda deed: deed.memory == Memory.NOTE) & (place >= 0)
+    writes = notes | _does(view, change, lambda deed: deed.memory == Memory.FORGET)
+    note = jnp.where(notes, 1 + relation + 4 * place, 0).astype(jnp.uint32)
     return jnp.where(writes & (jnp.arange(memory.shape[0]) == change.x.node), note, memory)
 
 
 def _edges(view: View, change: Change, hands: Array) -> tuple[Array, Array]:
     """The list [S] less what was wiped, in order, then what was added; and its length."""
-    state, effect, c = view.state, change.effect, view.tables.character
-    x, y, relation = change.x.node, change.y, view.relation
-    slots = state.edges.shape[0]
-    walk, grab = effect == Effect.WALK, effect == Effect.GRAB
-
-    ends = jnp.stack([view.source, view.target])
-    moves = (ends == c) | (ends == hands[0]) | (ends == hands[1])
-    gone = walk & (moves[0] | moves[1]) & (relation != ON)
-    gone |= grab & ((view.source == x) | (view.target == x)) & (relation != FACING)
-    gone |= (effect == Effect.TAKE_OFF) & (relation == ON) & (view.source == x) & (view.target == c)
-    keep = (relation >= 0) & ~gone
-
-    def there(relation: Array, target: Array) -> Array:
-        """Whether an edge leads from X, which is not the character."""
-        same = (view.relation == relation) & (view.source == x) & (view.target == target)
-        same |= (relation == CLOSE) & (view.relation == CLOSE) & (view.source == target) & (view.target == x)
-        return has(change.x.rows[relation], target) | any_of(same)
-
-    put, drop = _puts(effect), effect == Effect.DROP
-    wear, pour = effect == Effect.WEAR, effect == Effect.POUR
-    first_relation = jnp.select([put, wear], [CLOSE, ON], INSIDE)
-    first_target = jnp.select([put | pour, wear, walk], [y, c, change.there], change.here)
-    fresh = put & (y != c) | pour | wear | drop & (change.here >= 0)
-    # Each: is it made, relation, source, target
-    additions = (
-        (walk | grab & (change.here >= 0) | fresh & ~there(first_relation, first_target),
-         first_relation, jnp.where(walk, c, x), first_target),
-        (jnp.where(walk, hands[1] >= 0, put & (change.relation != CLOSE) & ~there(change.relation, y)),
-         jnp.where(walk, INSIDE, change.relation), jnp.where(walk, hands[1], x), jnp.where(walk, change.here, y)),
-        (walk & (hands[0] >= 0) & (hands[0] != hands[1]), jnp.int32(INSIDE), hands[0], change.here),
-    )  # fmt: skip
+    state, c, slots = view.state, view.tables.character, view.state.edges.shape[0]
+    keep = (view.relation >= 0) & ~_gone(view, change, hands)
     count, result = number_of(keep), _compacted(state.edges, keep)
-    for made, *(kind, source, target) in additions:
+    walks = _does(view, change, lambda deed: deed.moves)
+    new = [_new_edge(view, change, place) for place in range(2)]
+    # Each: is it made, relation, source, target
+    additions = [
+        (walks, jnp.int32(INSIDE), c, change.there),
+        (walks & (hands[1] >= 0), jnp.int32(INSIDE), hands[1], change.here),
+        (walks & (hands[0] >= 0) & (hands[0] != hands[1]), jnp.int32(INSIDE), hands[0], change.here),
+    ]
+    for place, (made, *edge) in enumerate(new):  # no effect makes edges of both kinds
+        walked, *walk_edge = additions[place]
+        additions[place] = (walked | made, *(jnp.where(made, a, b) for a, b in zip(edge, walk_edge, strict=True)))
+    for made, kind, source, target in additions:
         entry = (kind << 24 | source << 12 | target).astype(jnp.uint32)
         result = jnp.where(made & (jnp.arange(slots) == count), entry, result)
         count += made
     return result, jnp.where(state.count > slots, state.count, count.astype(jnp.uint32))
+
+
+def _gone(view: View, change: Change, hands: Array) -> Array:
+    """[S] the edges of the list that the line deletes."""
+    x, c, relation = change.x.node, view.tables.character, view.relation
+    ends = jnp.stack([view.source, view.target])
+    moves = jnp.any((ends == c) | (ends == hands[0]) | (ends == hands[1]), 0)
+    gone = jnp.zeros_like(moves)
+    for effect, deed in _deeds(view).items():
+        found = jnp.zeros_like(moves)
+        if deed.moves:
+            found |= moves & _among(relation, deed.moves)
+        if deed.wipes:
+            found |= jnp.any(ends == x, 0) & _among(relation, deed.wipes)
+        if deed.ends:
+            found |= _among(relation, deed.ends) & (view.source == x) & (view.target == c)
+        gone |= found & (change.effect == effect)
+    return gone
+
+
+def _new_edge(view: View, change: Change, place: int) -> tuple[Array, Array, Array, Array]:
+    """The edge from X in this place of `Deed.edges`: (whether the line adds it to the list, relation, X, target)."""
+    c, x, spot = view.tables.character, change.x.node, change.x
+    rows = {effect: deed.edges[place] for effect, deed in _deeds(view).items() if len(deed.edges) > place}
+    cases = [change.effect == effect for effect in rows]
+    relations = [change.relation if name == "PLACED" else jnp.int32(RELATIONS.index(name)) for name, _ in rows.values()]
+    relation = jnp.select(cases, relations, -1)
+    nodes = {"Y": change.y, "HERE": change.here, "C": c}
+    target = jnp.select(cases, [nodes[to] for _, to in rows.values()], -1)
+
+    same = (view.relation == relation) & (view.source == x) & (view.target == target)
+    same |= (relation == CLOSE) & (view.relation == CLOSE) & (view.source == target) & (view.target == x)
+    there = has(spot.rows[relation], target) | any_of(same)
+    wiped = _does(view, change, lambda deed: deed.wipes)  # then nothing was left of the relations of these edges
+    own = (relation == CLOSE) & (target == c)  # stands in the character's set
+    again = (relation == CLOSE) if place else jnp.zeros((), bool)  # a thing that was CLOSE to its place, not ON it
+    return (target >= 0) & (wiped | ~there) & ~own & ~again, relation, x, target
 
 
 def _compacted(entries: Array, keep: Array) -> Array:
