@@ -76,6 +76,10 @@ def test_collect_plans(tmp_path):
     assert result["goals_reached"] == manifest["statistics"]["goals_reached"] == reached
     assert manifest["complete"]
     assert manifest["settings"]["simulations"] == 60
+    assert {(trajectory.policy, trajectory.search["method"]) for trajectory in trajectories} == {("mcts", "mcts")}
+    collect(settings(tmp_path / "other", policy="mcts", search="best-first", simulations=20, episodes=1))
+    (other,) = load_trajectories([tmp_path / "other"])
+    assert (other.policy, other.search["method"]) == ("best-first", "best-first")
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,9 @@ def test_select_keeps_reached_goals_and_says_why_others_are_dropped() -> None:
         episode(policy="random", task=None, goal=()),
         episode(task=None),
         episode(steps=(Step("[Lie] <bed> (2)", ok=False),)),
+        episode(policy="best-first", goal=(room := ("character || INSIDE || bedroom",)), achieved=room),
+        episode(goal=(*room, "bed || CLOSE || character"), achieved=("bed || CLOSE || character", *room)),
+        episode(goal=("bed || CLOSE || character",), achieved=("bed || CLOSE || character",)),
     ]
     plans, outcome = select(episodes)
     assert [plan.text for plan in plans] == ["Walk to bedroom. Lie on bed."]
@@ -65,6 +68,7 @@ def test_select_keeps_reached_goals_and_says_why_others_are_dropped() -> None:
         "not planned": 1,
         "without task or goal": 1,
         "without a successful step": 1,
+        "goal of closeness or a room alone": 3,
     }
     assert len(select(episodes, achieved_share=0.5)[0]) == 2
 

@@ -43,7 +43,7 @@ class Planner:
 
     @property
     def name(self) -> str:
-        return "mcts"
+        return self.method
 
     @property
     def options(self) -> dict[str, Any]:

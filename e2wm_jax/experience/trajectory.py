@@ -21,7 +21,7 @@ class Trajectory:
     id: str
     scene: str
     dialect: str
-    policy: str  # "mcts" or "random"
+    policy: str  # the search ("mcts", "best-first", "mcts-batched") or "random"
     seed: int
     steps: tuple[Step, ...]
     classes: dict[int, str]

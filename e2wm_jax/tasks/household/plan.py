@@ -10,7 +10,9 @@ from e2wm_jax.experience.trajectory import Trajectory, final_change
 from e2wm_jax.tasks.example import Generation
 from e2wm_jax.tasks.household.sentences import condition_sentences, plan_text, words
 from e2wm_jax.tasks.source import Source, source_of
-from e2wm_jax.worlds.household.facts import without_closeness
+from e2wm_jax.worlds.household.facts import edge_fact, split_fact, without_closeness
+
+_IN_A_ROOM = edge_fact("character", "INSIDE", "")
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,10 @@ class TaskPlan:
 def select(trajectories: Iterable[Trajectory], *, achieved_share: float = 1.0) -> tuple[list[TaskPlan], Counter[str]]:
     """Plans of the episodes that reached their goal.
 
-    What the character must be CLOSE to is left out of account where a goal asks for anything else: RobotHow's goals
-    list whatever the demonstrator passed, and in the VirtualHome dialect vh23 each walk ends all earlier closeness, so
-    that half of them cannot hold together.
+    What the character must be CLOSE to is left out of account: RobotHow's goals list whatever the demonstrator passed,
+    and in the VirtualHome dialect vh23 each walk ends all earlier closeness, so that half of them cannot hold together.
+    Where a goal asks for nothing else than closeness, or the room to be in, its plan is a walk that does not do what
+    the activity is called: it is no plan to learn from.
 
     Args:
         trajectories: episodes of any policy.
@@ -69,11 +72,13 @@ def select(trajectories: Iterable[Trajectory], *, achieved_share: float = 1.0) -
 
 
 def _why_not(trajectory: Trajectory, achieved_share: float) -> str | None:
-    if trajectory.policy != "mcts":
+    if trajectory.policy == "random":
         return "not planned"
     if trajectory.task is None or not trajectory.goal:
         return "without task or goal"
     wanted = without_closeness(trajectory.goal)
+    if all(split_fact(fact)[1] == "CLOSE" or fact.startswith(_IN_A_ROOM) for fact in wanted):
+        return "goal of closeness or a room alone"
     if len(wanted & set(trajectory.achieved)) < achieved_share * len(wanted):
         return "goal not achieved"
     return None if plan_text(trajectory.steps) else "without a successful step"
