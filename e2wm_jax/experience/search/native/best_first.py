@@ -17,8 +17,8 @@ from e2wm_jax.experience.search.native.plans import copy, plan_of, play, shorten
 from e2wm_jax.experience.search.planner import Plan, Reward
 from e2wm_jax.worlds.household.goals import Goal
 from e2wm_jax.worlds.household.homes.scenes import Scene
+from e2wm_jax.worlds.household.native import tables as K
 from e2wm_jax.worlds.household.native.jit import inner, jit
-from e2wm_jax.worlds.household.native.tables import AT_COUNT, AT_EDGES, AT_STATES, NODES, START, WORDS
 from e2wm_jax.worlds.household.native.world import ArrayWorld
 
 _HASHED = 1 << 12  # bits into which the edges of a state's list are hashed to tell whether one is new
@@ -51,11 +51,11 @@ def add_hash(table, code):
 def is_new(T, s, seen):
     """Whether anything about a state was not in ``seen``, where it is then entered."""
     new = False
-    for w in range(T.n[AT_STATES] + 10 * T.n[WORDS]):
+    for w in range(T.n[K.AT_STATES] + 10 * T.n[K.WORDS]):
         if s[w] & ~seen[w]:
             seen[w] |= s[w]
             new = True
-    for slot in range(T.n[AT_EDGES], T.n[AT_EDGES] + s[T.n[AT_COUNT]]):
+    for slot in range(T.n[K.AT_EDGES], T.n[K.AT_EDGES] + s[T.n[K.AT_COUNT]]):
         place = np.int64((s[slot] * np.uint32(2654435761)) & np.uint32(_HASHED - 1))
         word, bit = len(s) + (place >> 5), np.uint32(1) << np.uint32(place & 31)
         if not seen[word] & bit:
@@ -69,9 +69,9 @@ def search_best_first(T, task, expansions, max_depth, kind):
     """(Moves, their number, total reward, expansions done, states kept)."""
     size, every = len(task.start), (1 << len(task.facts)) - 1
     width = 2 + len(task.first_rooms) + 64 * len(task.class_start)
-    moves, row, order = np.empty(width, np.int64), np.empty(T.n[WORDS], np.uint32), np.empty(T.n[NODES], np.int64)
+    moves, row, order = np.empty(width, np.int64), np.empty(T.n[K.WORDS], np.uint32), np.empty(T.n[K.NODES], np.int64)
     s, trial = np.empty(size, np.uint32), np.empty(size, np.uint32)
-    best, best_length, best_total = np.empty(max_depth, np.int64), START, 0.0
+    best, best_length, best_total = np.empty(max_depth, np.int64), K.START, 0.0
 
     states = np.empty((256, size), np.uint32)  # of expanded nodes
     room = 4096

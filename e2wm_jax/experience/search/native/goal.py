@@ -14,19 +14,10 @@ from e2wm_jax.worlds.household.arrays import HOLDING, RELATIONS, words_of
 from e2wm_jax.worlds.household.facts import split_fact
 from e2wm_jax.worlds.household.goals import Goal
 from e2wm_jax.worlds.household.homes.scenes import STATES
+from e2wm_jax.worlds.household.native import tables as K
 from e2wm_jax.worlds.household.native.edges import bit, edge_relation, edge_source, edge_target, own_row
 from e2wm_jax.worlds.household.native.jit import jit
-from e2wm_jax.worlds.household.native.tables import (
-    AT_COUNT,
-    AT_EDGES,
-    AT_HANDS,
-    AT_STATES,
-    CHARACTER,
-    CLOSE,
-    START,
-    WORDS,
-    targets_at,
-)
+from e2wm_jax.worlds.household.native.tables import targets_at
 from e2wm_jax.worlds.household.native.world import ArrayState, ArrayWorld
 from e2wm_jax.worlds.household.rules import VERB_INDEX
 
@@ -114,32 +105,34 @@ def _fact(state: ArrayState, fact: str) -> tuple[tuple[int, int], list[np.ndarra
 def holding(T, task, s):
     """The facts that hold by a change since the beginning, as bits."""
     found = 0
-    words = T.n[WORDS]
+    words = T.n[K.WORDS]
     for f in range(len(task.facts)):
         kind, what = task.facts[f]
         true = False
         if kind == STATE_FACT:
             for w in range(words):
-                if s[T.n[AT_STATES] + what * words + w] & task.sets[f, 0, w]:
+                if s[T.n[K.AT_STATES] + what * words + w] & task.sets[f, 0, w]:
                     true = True
         elif kind == HAND_FACT:
-            thing = np.int64(s[T.n[AT_HANDS] + what]) - 1
-            true = thing >= 0 and bit(task.sets[f, 1], START, thing) and bit(task.sets[f, 0], START, T.n[CHARACTER])
+            thing = np.int64(s[T.n[K.AT_HANDS] + what]) - 1
+            true = (
+                thing >= 0 and bit(task.sets[f, 1], K.START, thing) and bit(task.sets[f, 0], K.START, T.n[K.CHARACTER])
+            )
         elif kind == EDGE_FACT:
             own = own_row(T, what)
             if own >= 0:
-                as_source = bit(task.sets[f, 0], START, T.n[CHARACTER])
-                as_target = what == CLOSE and bit(task.sets[f, 1], START, T.n[CHARACTER])
+                as_source = bit(task.sets[f, 0], K.START, T.n[K.CHARACTER])
+                as_target = what == K.CLOSE and bit(task.sets[f, 1], K.START, T.n[K.CHARACTER])
                 for w in range(words):
                     fresh = s[own + w] & ~task.start[own + w]
                     if (as_source and fresh & task.sets[f, 1, w]) or (as_target and fresh & task.sets[f, 0, w]):
                         true = True
-            for slot in range(T.n[AT_EDGES], T.n[AT_EDGES] + s[T.n[AT_COUNT]]):
+            for slot in range(T.n[K.AT_EDGES], T.n[K.AT_EDGES] + s[T.n[K.AT_COUNT]]):
                 if edge_relation(s[slot]) == what:
                     a, b = edge_source(s[slot]), edge_target(s[slot])
-                    there = bit(task.sets[f, 0], START, a) and bit(task.sets[f, 1], START, b)
-                    if what == CLOSE:
-                        there = there or (bit(task.sets[f, 0], START, b) and bit(task.sets[f, 1], START, a))
+                    there = bit(task.sets[f, 0], K.START, a) and bit(task.sets[f, 1], K.START, b)
+                    if what == K.CLOSE:
+                        there = there or (bit(task.sets[f, 0], K.START, b) and bit(task.sets[f, 1], K.START, a))
                     if there and not bit(T.bits, targets_at(T, what, a), b):
                         true = True
         if true:

@@ -8,25 +8,12 @@ import numpy as np
 from e2wm_jax.experience.search.moves import Macro
 from e2wm_jax.worlds.household.actions import Action, Thing
 from e2wm_jax.worlds.household.homes.scenes import Scene
+from e2wm_jax.worlds.household.native import tables as K
 from e2wm_jax.worlds.household.native.edges import bit, next_node, targets
 from e2wm_jax.worlds.household.native.jit import inner, jit
 from e2wm_jax.worlds.household.native.order import first_in_set, in_set_order
 from e2wm_jax.worlds.household.native.places import has_state, is_held
 from e2wm_jax.worlds.household.native.step import step
-from e2wm_jax.worlds.household.native.tables import (
-    AT_CLOSE,
-    AT_HANDS,
-    AT_STATES,
-    CHARACTER,
-    CLOSED,
-    INSIDE,
-    LYING,
-    NONE,
-    ROOMS,
-    SITTING,
-    START,
-    WORDS,
-)
 from e2wm_jax.worlds.household.native.world import ArrayState
 from e2wm_jax.worlds.household.rules import RULES, VERB_INDEX
 
@@ -59,17 +46,17 @@ def unpack(scene: Scene, state: ArrayState, move: int) -> Macro:
 @inner
 def closed_containers(T, s, node, row, order):
     """The closed things, not rooms, that the node is in, into ``order``; returns their number."""
-    targets(T, s, INSIDE, node, row)
-    for w in range(T.n[WORDS]):
-        row[w] &= s[T.n[AT_STATES] + CLOSED * T.n[WORDS] + w] & ~T.bits[T.n[ROOMS] + w]
-    if next_node(row, NONE) < 0:
+    targets(T, s, K.INSIDE, node, row)
+    for w in range(T.n[K.WORDS]):
+        row[w] &= s[T.n[K.AT_STATES] + K.CLOSED * T.n[K.WORDS] + w] & ~T.bits[T.n[K.ROOMS] + w]
+    if next_node(row, K.NONE) < 0:
         return 0
-    targets(T, s, INSIDE, node, row)
-    found = in_set_order(T, s, INSIDE, node, row, order)
+    targets(T, s, K.INSIDE, node, row)
+    found = in_set_order(T, s, K.INSIDE, node, row, order)
     count = 0
     for place in range(found):
         other = order[place]
-        if has_state(T, s, other, CLOSED) and not bit(T.bits, T.n[ROOMS], other):
+        if has_state(T, s, other, K.CLOSED) and not bit(T.bits, T.n[K.ROOMS], other):
             order[count] = other
             count += 1
     return count
@@ -78,36 +65,36 @@ def closed_containers(T, s, node, row, order):
 @inner
 def first_moves(T, task, s, moves):
     """The moves at the root: to a room. Into ``moves``; returns their number."""
-    stand = np.int64(has_state(T, s, T.n[CHARACTER], SITTING))
+    stand = np.int64(has_state(T, s, T.n[K.CHARACTER], K.SITTING))
     for index in range(len(task.first_rooms)):
-        moves[index] = pack(_WALK, task.first_rooms[index], START, stand, START, START)
+        moves[index] = pack(_WALK, task.first_rooms[index], K.START, stand, K.START, K.START)
     return len(task.first_rooms)
 
 
 @jit
 def legal_moves(T, task, s, moves, row, order):
     """`macros.Moves.legal`: the moves that make sense, in its order, into ``moves``; returns their number."""
-    c = T.n[CHARACTER]
-    if has_state(T, s, c, LYING):
-        moves[0] = pack(_STANDUP, START, START, START, START, START)
+    c = T.n[K.CHARACTER]
+    if has_state(T, s, c, K.LYING):
+        moves[0] = pack(_STANDUP, K.START, K.START, K.START, K.START, K.START)
         count = 1
     else:
         count = 0
-        stand = np.int64(has_state(T, s, c, SITTING))
+        stand = np.int64(has_state(T, s, c, K.SITTING))
         if stand:
-            moves[0] = pack(_STANDUP, START, START, START, START, START)
+            moves[0] = pack(_STANDUP, K.START, K.START, K.START, K.START, K.START)
             count = 1
         for index in range(len(task.first_rooms)):
-            moves[count] = pack(_WALK, task.first_rooms[index], START, stand, START, START)
+            moves[count] = pack(_WALK, task.first_rooms[index], K.START, stand, K.START, K.START)
             count += 1
-        targets(T, s, INSIDE, c, row)
-        place = first_in_set(T, s, INSIDE, c, row)
+        targets(T, s, K.INSIDE, c, row)
+        place = first_in_set(T, s, K.INSIDE, c, row)
         here = task.class_of[place] if place >= 0 else -1
         for k in range(len(task.class_start) - 1):
             chosen = -1
             for index in range(task.class_start[k], task.class_start[k + 1]):
-                targets(T, s, INSIDE, task.class_nodes[index], row)
-                other = next_node(row, NONE)
+                targets(T, s, K.INSIDE, task.class_nodes[index], row)
+                other = next_node(row, K.NONE)
                 while other >= 0 and chosen < 0:
                     if task.class_of[other] == here:
                         chosen = task.class_nodes[index]
@@ -117,7 +104,7 @@ def legal_moves(T, task, s, moves, row, order):
             if chosen >= 0:
                 if closed_containers(T, s, chosen, row, order):
                     chosen = order[0]
-                moves[count] = pack(_WALK, chosen, START, stand, START, START)
+                moves[count] = pack(_WALK, chosen, K.START, stand, K.START, K.START)
                 count += 1
 
     near = np.empty(len(task.class_start), np.int64)
@@ -126,7 +113,7 @@ def legal_moves(T, task, s, moves, row, order):
     for k in range(len(task.class_start) - 1):
         for index in range(task.class_start[k], task.class_start[k + 1]):
             node = task.class_nodes[index]
-            if bit(s, T.n[AT_CLOSE], node):
+            if bit(s, T.n[K.AT_CLOSE], node):
                 near[found] = node
                 number = closed_containers(T, s, node, row, order)
                 opening[found, 0] = number
@@ -134,7 +121,7 @@ def legal_moves(T, task, s, moves, row, order):
                     opening[found, 1 + place] = order[place] + 1
                 found += 1
                 break
-    full = s[T.n[AT_HANDS]] != 0 or s[T.n[AT_HANDS] + 1] != 0
+    full = s[T.n[K.AT_HANDS]] != 0 or s[T.n[K.AT_HANDS] + 1] != 0
     singles = len(task.verbs) - 3
     for index in range(found):
         node = near[index]
@@ -142,12 +129,12 @@ def legal_moves(T, task, s, moves, row, order):
         for v in range(singles):
             verb, state, must_hold, must_hold_anything = task.verbs[v]
             if (
-                bit(task.suits[v, 0], START, node)
+                bit(task.suits[v, 0], K.START, node)
                 and (state < 0 or has_state(T, s, node, state))
                 and (held or not must_hold)
                 and (full or not must_hold_anything)
             ):
-                moves[count] = pack(verb, node, START, START, opening[index, 1], opening[index, 2])
+                moves[count] = pack(verb, node, K.START, K.START, opening[index, 1], opening[index, 2])
                 count += 1
     for index in range(found):
         if is_held(T, s, near[index]):
@@ -155,15 +142,15 @@ def legal_moves(T, task, s, moves, row, order):
                 for v in range(singles, len(task.verbs)):
                     if (
                         index != second
-                        and bit(task.suits[v, 0], START, near[index])
-                        and bit(task.suits[v, 1], START, near[second])
+                        and bit(task.suits[v, 0], K.START, near[index])
+                        and bit(task.suits[v, 1], K.START, near[second])
                     ):
                         one, other = opening[index, 1], opening[index, 2]
                         if one == 0:
                             one, other = opening[second, 1], opening[second, 2]
                         elif other == 0:
                             other = opening[second, 1]
-                        moves[count] = pack(task.verbs[v, 0], near[index], near[second], START, one, other)
+                        moves[count] = pack(task.verbs[v, 0], near[index], near[second], K.START, one, other)
                         count += 1
     return count
 

@@ -2,23 +2,9 @@
 
 import numpy as np
 
+from e2wm_jax.worlds.household.native import tables as K
 from e2wm_jax.worlds.household.native.edges import bit, edge_relation, edge_source, edge_target, next_node, put_bit
 from e2wm_jax.worlds.household.native.jit import inner, jit
-from e2wm_jax.worlds.household.native.tables import (
-    AT_COUNT,
-    AT_EDGES,
-    CHARACTER,
-    CLOSE,
-    IDS,
-    INSIDE,
-    NODES,
-    NONE,
-    ORDER,
-    ORDER_START,
-    START,
-    UNSIGNED,
-    WORDS,
-)
 
 # The order in which VirtualHome meets the targets of a node: that of a Python set, and where it matters
 
@@ -33,7 +19,7 @@ def place_in_set(table, mask, hashes, node):
         for j in range(i, i + probes + 1):
             if table[j] < 0 or table[j] == node:
                 return j
-        perturb = perturb >> 5 & UNSIGNED
+        perturb = perturb >> 5 & K.UNSIGNED
         i = (i * 5 + 1 + perturb) & mask
 
 
@@ -73,40 +59,40 @@ def in_set_order(T, s, relation, node, wanted, out):
     into ``out``; returns their number. The order is that of a set that was given the targets added in the episode,
     oldest first, then those of the scene in the order of its file, and then lost the deleted ones."""
     count = 0
-    other = next_node(wanted, NONE)
+    other = next_node(wanted, K.NONE)
     while other >= 0:
         out[count] = other
         count += 1
         other = next_node(wanted, other)
     if count < 2:
         return count
-    first = T.n[T.n[ORDER_START] + relation * (T.n[NODES] + 1) + node]
-    last = T.n[T.n[ORDER_START] + relation * (T.n[NODES] + 1) + node + 1]
-    hashes = T.n[T.n[IDS] : T.n[IDS] + T.n[NODES]]
+    first = T.n[T.n[K.ORDER_START] + relation * (T.n[K.NODES] + 1) + node]
+    last = T.n[T.n[K.ORDER_START] + relation * (T.n[K.NODES] + 1) + node + 1]
+    hashes = T.n[T.n[K.IDS] : T.n[K.IDS] + T.n[K.NODES]]
     table = np.full(room_for(count + last - first), -1, np.int64)
     mask, fill = np.int64(7), np.int64(0)
-    known = np.zeros(T.n[WORDS], np.uint32)
+    known = np.zeros(T.n[K.WORDS], np.uint32)
     for place in range(first, last):
-        put_bit(known, START, T.n[T.n[ORDER] + place])
+        put_bit(known, K.START, T.n[T.n[K.ORDER] + place])
     for index in range(count):  # edges that the character's own rows hold: their age is not kept
         other = out[index]
-        own = (node == T.n[CHARACTER] and relation != INSIDE) or (relation == CLOSE and other == T.n[CHARACTER])
-        if own and not bit(known, START, other):
+        own = (node == T.n[K.CHARACTER] and relation != K.INSIDE) or (relation == K.CLOSE and other == T.n[K.CHARACTER])
+        if own and not bit(known, K.START, other):
             mask, fill = insert(table, mask, fill, hashes, other)
-    for slot in range(T.n[AT_EDGES], T.n[AT_EDGES] + s[T.n[AT_COUNT]]):
+    for slot in range(T.n[K.AT_EDGES], T.n[K.AT_EDGES] + s[T.n[K.AT_COUNT]]):
         if edge_relation(s[slot]) == relation:
             other = -1
             if edge_source(s[slot]) == node:
                 other = edge_target(s[slot])
-            elif relation == CLOSE and edge_target(s[slot]) == node:
+            elif relation == K.CLOSE and edge_target(s[slot]) == node:
                 other = edge_source(s[slot])
-            if other >= 0 and not bit(known, START, other):
+            if other >= 0 and not bit(known, K.START, other):
                 mask, fill = insert(table, mask, fill, hashes, other)
     for place in range(first, last):
-        mask, fill = insert(table, mask, fill, hashes, T.n[T.n[ORDER] + place])
+        mask, fill = insert(table, mask, fill, hashes, T.n[T.n[K.ORDER] + place])
     count = 0
     for place in range(mask + 1):
-        if table[place] >= 0 and bit(wanted, START, table[place]):
+        if table[place] >= 0 and bit(wanted, K.START, table[place]):
             out[count] = table[place]
             count += 1
     return count
@@ -115,9 +101,9 @@ def in_set_order(T, s, relation, node, wanted, out):
 @inner
 def first_in_set(T, s, relation, node, wanted):
     """The first of `in_set_order`, or -1."""
-    one = next_node(wanted, NONE)
+    one = next_node(wanted, K.NONE)
     if one < 0 or next_node(wanted, one) < 0:
         return one
-    out = np.empty(T.n[NODES], np.int64)
+    out = np.empty(T.n[K.NODES], np.int64)
     in_set_order(T, s, relation, node, wanted, out)
     return out[0]

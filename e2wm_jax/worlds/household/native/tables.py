@@ -1,4 +1,7 @@
-"""The tables of a scene for compiled code: two flat arrays, and the constants by which it reads them."""
+"""The tables of a scene for compiled code: two flat arrays, and the constants by which it reads them.
+
+Modules of compiled code call the tables T, a state s, and these constants K: ``T.n[K.CHARACTER]``.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
