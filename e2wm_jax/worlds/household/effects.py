@@ -108,7 +108,7 @@ class Join:
     sources: bool = False  # those from which the edges lead to X, instead of those to which they lead from X
     only: str = ""  # if X is in this set
     unless: str = ""  # if it is not
-    less: str = ""  # without these
+    no_rooms: bool = False
     arrives: bool = False  # X too, and the body parts
     dialects: tuple[str, ...] = DIALECTS
 
@@ -116,8 +116,8 @@ class Join:
 JOINS = (
     Join(When.BEFORE, "ON INSIDE CLOSE", dialects=("e2wm",)),
     Join(When.BEFORE, "INSIDE", sources=True, unless="own_walk", dialects=("e2wm",)),
-    Join(When.ARRIVING, "INSIDE", less="rooms", unless="rooms", arrives=True, dialects=("vh23",)),
-    Join(When.ARRIVING, "INSIDE", less="rooms", arrives=True, dialects=WALKED_TO),
+    Join(When.ARRIVING, "INSIDE", no_rooms=True, unless="rooms", arrives=True, dialects=("vh23",)),
+    Join(When.ARRIVING, "INSIDE", no_rooms=True, arrives=True, dialects=WALKED_TO),
     Join(When.AFTER, "INSIDE", sources=True, only="openable", dialects=("vh23",)),
     Join(When.AFTER, "ON", dialects=("vh23",)),
     Join(When.AFTER, "ON", sources=True, only="surfaces", dialects=WALKED_TO),

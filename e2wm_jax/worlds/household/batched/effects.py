@@ -4,7 +4,7 @@ What each effect does is said in `household.effects`; here it is asked, for ever
 it how. Letters as in `tables`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -143,7 +143,7 @@ def _close_after_walk(view: View, change: Change, hands: Array) -> Array:
             joins &= has(getattr(view.tables, join.only), x)
         if join.unless:
             joins &= ~has(getattr(view.tables, join.unless), x)
-        nodes, forth, back = _seen(view, change, held, join)
+        nodes, forth, back = _seen(view, change, hands, join)
         if join.arrives:
             nodes |= view.tables.bodies | one(x, view.words)
         found |= nodes & spread(joins)
@@ -151,10 +151,10 @@ def _close_after_walk(view: View, change: Change, hands: Array) -> Array:
     return found | set_of(view.target, by_source, view.words) | set_of(view.source, by_target, view.words)
 
 
-def _seen(view: View, change: Change, held: Array, join: Join) -> tuple[Array, Array, Array]:
+def _seen(view: View, change: Change, hands: Array, join: Join) -> tuple[Array, Array, Array]:
     """What a row sees in a walk: a set [W], and the edges of the list [S] whose targets, whose sources it sees too."""
-    t, state, x = view.tables, view.state, change.x
-    me, myself = one(t.character, view.words), x.node == t.character
+    state, x, c = view.state, change.x, view.tables.character
+    me, myself, held = one(c, view.words), x.node == c, _held(hands, view.words)
     nodes, forth, back = jnp.zeros_like(state.close), jnp.zeros((), bool), jnp.zeros((), bool)
     for name in join.relations.split():
         relation = RELATIONS.index(name)
@@ -163,24 +163,36 @@ def _seen(view: View, change: Change, held: Array, join: Join) -> tuple[Array, A
         coming = (view.relation == relation) & (view.target == x.node)
         leaves, comes = (not join.sources or name == "CLOSE"), (join.sources or name == "CLOSE")
         if name == "INSIDE" and join.when != When.BEFORE:  # C has been moved to the room of X, what it holds to HERE
-            moved = me | held if join.when == When.AFTER else me
-            stays = ~has(moved, x.node)
-            row = row & ~moved & spread(stays)
-            leaving &= ~has(moved, view.target) & stays
-            coming &= ~has(moved, view.source) & stays
+            after = join.when == When.AFTER
+            moved = (c, hands[0], hands[1]) if after else (c,)
+            stays = ~_one_of(x.node, moved)
+            row = row & ~(me | held if after else me) & spread(stays)
+            leaving &= ~_one_of(view.target, moved) & stays
+            coming &= ~_one_of(view.source, moved) & stays
             if join.sources:
                 row |= me & spread(change.there == x.node)
-                row |= held & spread((change.here == x.node) & (join.when == When.AFTER))
+                row |= held & spread(change.here == x.node) if after else jnp.uint32(0)
         own = {"ON": state.on, "CLOSE": state.close}.get(name)
         if own is not None:
             row |= own & spread(myself) if leaves else jnp.uint32(0)
             row |= me & spread(has(own, x.node)) if comes else jnp.uint32(0)
         nodes |= row
         forth, back = (forth | leaving if leaves else forth), (back | coming if comes else back)
-    if join.less:
-        less = getattr(t, join.less)
-        nodes, forth, back = nodes & ~less, forth & ~has(less, view.target), back & ~has(less, view.source)
+    if join.no_rooms:
+        nodes, forth, back = (
+            nodes & ~view.tables.rooms,
+            forth & (view.room < 0),
+            back & ~has(view.tables.rooms, view.source),
+        )
     return nodes, forth, back
+
+
+def _one_of(nodes: Array, some: Sequence[Array]) -> Array:
+    """[...] whether nodes are some of these. (A look into a set would be a gather, which XLA fuses with nothing.)"""
+    found = nodes == some[0]
+    for node in some[1:]:
+        found |= nodes == node
+    return found
 
 
 def _states(view: View, change: Change) -> Array:

@@ -37,7 +37,7 @@ def join(T, s, x, when, row, out, start):
     """Put what the character sees at this moment of its walk to ``x`` into the set that begins at ``start``."""
     words = T.n[K.WORDS]
     for place in range(T.n[K.JOINS], T.n[K.JOINS] + T.n[K.JOIN_COUNT] * K.JOIN_SIZE, K.JOIN_SIZE):
-        only, unless, less = T.n[place + K.ONLY], T.n[place + K.UNLESS], T.n[place + K.LESS]
+        only, unless = T.n[place + K.ONLY], T.n[place + K.UNLESS]
         if T.n[place + K.WHEN] != when or (only >= 0 and not bit(T.bits, only, x)):
             continue
         if unless >= 0 and bit(T.bits, unless, x):
@@ -49,7 +49,7 @@ def join(T, s, x, when, row, out, start):
                 else:
                     targets(T, s, relation, x, row)
                 for w in range(words):
-                    out[start + w] |= row[w] & ~T.bits[less + w] if less >= 0 else row[w]
+                    out[start + w] |= row[w] & ~T.bits[T.n[K.ROOMS] + w] if T.n[place + K.NO_ROOMS] else row[w]
         if T.n[place + K.ARRIVES]:
             put_bit(out, start, x)
             for w in range(words):

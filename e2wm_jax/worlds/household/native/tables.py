@@ -58,7 +58,7 @@ ENDS, MEMORY, LOSES, GAINS, ANEW, DEED_SIZE = np.arange(11, 17)
 PLACED_AT, BOUND_BIT = np.int64(4), np.int64(1 << 4)
 TO_Y, TO_HERE, TO_CHARACTER = np.arange(3)
 # The numbers of a join
-WHEN, RELATIONS, SOURCES_OF, ONLY, UNLESS, LESS, ARRIVES, JOIN_SIZE = np.arange(8)
+WHEN, RELATIONS, SOURCES_OF, ONLY, UNLESS, NO_ROOMS, ARRIVES, JOIN_SIZE = np.arange(8)
 
 
 # The tables, flat: a function that is given dozens of arrays spends its time on handing them on
@@ -138,8 +138,8 @@ def _deed(deed: Deed) -> list[int]:
 
 def _join(join: Join, place_of: dict[str, int]) -> list[int]:
     """The numbers of a join, in the order of `WHEN` and the following."""
-    sets = (place_of[name] if name else -1 for name in (join.only, join.unless, join.less))
-    return [join.when, _bits(join.relations, RELATIONS_CHANGED), join.sources, *sets, join.arrives]
+    sets = (place_of[name] if name else -1 for name in (join.only, join.unless))
+    return [join.when, _bits(join.relations, RELATIONS_CHANGED), join.sources, *sets, join.no_rooms, join.arrives]
 
 
 def _bits(words: str, names: Sequence[str]) -> int:
