@@ -77,7 +77,7 @@ def adapter_spec(config: ModelConfig, lora: LoraConfig) -> AdapterSpec:
     Raises:
         InputError: for a bad value, or if the targets, or a pattern, match no linear map of the model.
     """
-    wanted, ranks_of, alphas_of = check(lora)
+    wanted, ranks_of, alphas_of = check_lora(lora)
     modules = linear_modules(config)
     everything = [module for names in modules.values() for module in names]
     for one in wanted:
@@ -118,7 +118,7 @@ _Patterns = list[tuple[str, float]]
 _MOST_RANK = 1 << 17  # more than any matrix has rows or columns
 
 
-def check(lora: LoraConfig) -> tuple[list[_Wanted], _Patterns, _Patterns]:
+def check_lora(lora: LoraConfig) -> tuple[list[_Wanted], _Patterns, _Patterns]:
     """What can be judged without a model; returns targets, rank and alpha patterns.
 
     Raises:

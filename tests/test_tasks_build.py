@@ -14,7 +14,7 @@ from e2wm_jax.experience.trajectory import Trajectory
 from e2wm_jax.tasks.build import Sizes, TaskSets, build
 from e2wm_jax.tasks.example import Choice, Generation
 from e2wm_jax.tasks.household.plan import TaskPlan
-from e2wm_jax.tasks.leakage import LeakageError, check, facts
+from e2wm_jax.tasks.leakage import LeakageError, check_leakage, facts
 from e2wm_jax.tasks.statistics import statistics
 from e2wm_jax.tasks.write import write
 from e2wm_jax.worlds.household.changes import Step
@@ -173,13 +173,13 @@ def test_no_goal_is_on_both_sides(sets: TaskSets) -> None:
     ],
 )
 def test_a_planted_leak_is_found_even_in_an_example_of_an_example(sets: TaskSets, name: str, source: str) -> None:
-    check(sets.files)
+    check_leakage(sets.files)
     victim, culprit = sets.files[source][0], sets.files[name][0]
     separator = "\n" if "plan_gen" in name else "\n\n"
     first = victim.input.split("\nQ: " if "plan_gen" in name else "\n\n")[0]  # its first solved example
     leaked = Generation(first + separator + culprit.input, culprit.gold)
     with pytest.raises(LeakageError, match="train and eval share a"):
-        check(sets.files | {name: [*sets.files[name], leaked]})
+        check_leakage(sets.files | {name: [*sets.files[name], leaked]})
 
 
 def test_a_leak_across_kinds_of_files_and_of_goals_is_found() -> None:
@@ -187,12 +187,12 @@ def test_a_leak_across_kinds_of_files_and_of_goals_is_found() -> None:
     asked = "Given a task plan: {}\nQuestion: what is the name of this task?\nAnswer:"
     train = {"train/train_act_recog.json": [Generation(recognize, "rest")]}
     with pytest.raises(LeakageError, match=r"share a plan: Walk to x\."):
-        check(train | {"eval/qa/act_recog.json": [Choice(asked.format("Walk to x."), "rest", ("rest",))]})
+        check_leakage(train | {"eval/qa/act_recog.json": [Choice(asked.format("Walk to x."), "rest", ("rest",))]})
     other = train | {"eval/qa/act_recog.json": [Choice(asked.format("Walk to y."), "rest", ("rest",))]}
-    check(other)
+    check_leakage(other)
     goal = frozenset({"character || SITTING"})
     with pytest.raises(LeakageError, match=r"share a goal: character \|\| SITTING"):
-        check(other, [TaskPlan("rest", "How to rest?", f"Walk to {room}.", goal) for room in "xy"])
+        check_leakage(other, [TaskPlan("rest", "How to rest?", f"Walk to {room}.", goal) for room in "xy"])
 
 
 def test_an_example_in_an_unknown_form_is_not_waved_through() -> None:
@@ -208,8 +208,8 @@ def test_a_task_that_should_be_unseen_is_found_in_train(sets: TaskSets, name: st
     leaked = Generation(recognize, sets.unseen[0])
     asked = [example for example in sets.files[source] if f"How to {sets.unseen[0]}?" in example.input.split("\n")[-2]]
     with pytest.raises(LeakageError, match=f"share a task: {sets.unseen[0]}"):
-        check({source: asked, "train/train_act_recog.json": [leaked]})
-    check({source: asked, "train/train_act_recog.json": [Generation(recognize, "fly")]})
+        check_leakage({source: asked, "train/train_act_recog.json": [leaked]})
+    check_leakage({source: asked, "train/train_act_recog.json": [Generation(recognize, "fly")]})
 
 
 def test_a_state_told_of_a_goal_to_train_on_is_found() -> None:
@@ -218,9 +218,9 @@ def test_a_state_told_of_a_goal_to_train_on_is_found() -> None:
     change = frozenset({"lamp || ON", "character || SITTING"})
     plans = [TaskPlan("rest", "", "Sit on bed.", change), TaskPlan("sit", "", "Sit on couch.", change, change=change)]
     with pytest.raises(LeakageError, match=r"share a goal: character \|\| SITTING, lamp \|\| ON"):
-        check(train | {"eval/qa/act_infer.json": [Choice(state.format("Tom"), "sit", ("sit",))]}, plans)
+        check_leakage(train | {"eval/qa/act_infer.json": [Choice(state.format("Tom"), "sit", ("sit",))]}, plans)
     other = {"eval/qa/act_infer.json": [Choice(state.replace("lamp", "tv").format("Tom"), "sit", ("sit",))]}
-    check(train | other, plans)
+    check_leakage(train | other, plans)
 
 
 def test_the_same_story_in_other_words_is_found() -> None:
@@ -228,7 +228,7 @@ def test_the_same_story_in_other_words_is_found() -> None:
     stories = ["Anna entered the kitchen. Anna got the cup.", "Anna went to the kitchen. Anna took the cup."]
     train, held_out = (Generation(story + question, "kitchen") for story in stories)
     with pytest.raises(LeakageError, match="share a story"):
-        check({"train/train_obj_move.json": [train], "eval/gen/obj_move_path.json": [held_out]})
+        check_leakage({"train/train_obj_move.json": [train], "eval/gen/obj_move_path.json": [held_out]})
 
 
 def deeds_in(text: str) -> tuple[tuple[int, str], ...]:

@@ -17,7 +17,7 @@ from e2wm_jax.tasks.household import confusing, housework, inference, plan, qa, 
 from e2wm_jax.tasks.household.counting import CountStory, answer, count
 from e2wm_jax.tasks.household.knowledge import Activity
 from e2wm_jax.tasks.household.plan import TaskPlan
-from e2wm_jax.tasks.leakage import LeakageError, check, facts
+from e2wm_jax.tasks.leakage import LeakageError, check_leakage, facts
 
 DATA = Path(os.environ.get("E2WM_DATA", Path(__file__).parents[2] / "shared/data")) / "e2wm"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no released E2WM files in {DATA}; set E2WM_DATA")
@@ -166,9 +166,9 @@ def test_the_leakage_check_finds_that_official_counting_stories_are_in_both_halv
     train, held_out = (facts(name, official(name)) for name in names)
     assert len(held_out & train) > 0.95 * len(held_out)
     with pytest.raises(LeakageError, match="train and eval share a story"):
-        check({name: official(name) for name in names})
+        check_leakage({name: official(name) for name in names})
     paths = ("train/train_obj_move.json", "eval/gen/obj_move_path.json")
-    check({name: official(name) for name in paths})
+    check_leakage({name: official(name) for name in paths})
 
 
 def test_our_count_answers_have_the_official_form() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from e2wm_jax.errors import InputError
 from e2wm_jax.train.watch import trackers as module
-from e2wm_jax.train.watch.trackers import TENSORBOARD_FOLDER, Names, check, trackers
+from e2wm_jax.train.watch.trackers import TENSORBOARD_FOLDER, Names, check_trackers, trackers
 
 SETTINGS = {"model": "tiny", "out": Path("runs/one"), "lora": {"rank": 8}}
 
@@ -228,25 +228,25 @@ def test_a_missing_package_is_named_with_its_command(
     finder = SimpleNamespace(find_spec=lambda asked: None if asked == package else found(asked))
     monkeypatch.setattr(module.importlib, "util", finder)
     with pytest.raises(InputError, match=rf"{name}: {package} is not installed; pip install 'e2wm_jax\[{extra}\]'"):
-        check([name])
+        check_trackers([name])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_tracker_named_twice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, "wandb")
     with pytest.raises(InputError, match="--trackers wandb: named twice"):
-        check(["wandb", "wandb"])
-    check([])
-    check(["wandb"])
+        check_trackers(["wandb", "wandb"])
+    check_trackers([])
+    check_trackers(["wandb"])
 
 
 def test_none_is_no_tracker(tmp_path: Path) -> None:
-    check(["none"])
+    check_trackers(["none"])
     with trackers(["none"], tmp_path, SETTINGS) as log:
         log(1, {"loss": 1.0})
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(InputError, match="--trackers none wandb: none stands alone"):
-        check(["none", "wandb"])
+        check_trackers(["none", "wandb"])
 
 
 def test_extras_install_what_the_trackers_import() -> None:

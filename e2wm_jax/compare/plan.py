@@ -18,14 +18,14 @@ from e2wm_jax.errors import InputError, check_at_least
 from e2wm_jax.evaluate.model import open_evaluated
 from e2wm_jax.evaluate.sets import EvalSet
 from e2wm_jax.fisher.command.settings import FisherSettings
-from e2wm_jax.fisher.command.settings import check as check_fisher
+from e2wm_jax.fisher.command.settings import check_settings as check_fisher
 from e2wm_jax.models.weights import open_model
 from e2wm_jax.options.values import build, check_values, merged
 from e2wm_jax.regularizers.catalogue import regularizer
 from e2wm_jax.storage.files import sha256
 from e2wm_jax.storage.model_files import locate
 from e2wm_jax.train.settings import TASK_ROWS, TrainSettings
-from e2wm_jax.train.settings import check as check_train
+from e2wm_jax.train.settings import check_settings as check_train
 from e2wm_jax.train.watch.validation import check_rows
 
 _OF_A_RUN = ("model", "out", "seed", "resume", "distributed")  # the comparison's to set

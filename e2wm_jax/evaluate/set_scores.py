@@ -31,7 +31,7 @@ def prompting_of(options: SuiteOptions) -> Prompting:
     return Prompting(options.special_tokens, options.too_long, options.chat)
 
 
-def check(options: SuiteOptions) -> None:
+def check_options(options: SuiteOptions) -> None:
     """Refuse impossible options.
 
     Raises:

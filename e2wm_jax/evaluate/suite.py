@@ -17,7 +17,7 @@ from e2wm_jax.evaluate import defects
 from e2wm_jax.evaluate.benchmarks import babi
 from e2wm_jax.evaluate.defects import Defects
 from e2wm_jax.evaluate.model import Evaluated, Opened, load_evaluated, open_evaluated
-from e2wm_jax.evaluate.set_scores import Content, check, fitting, score_set
+from e2wm_jax.evaluate.set_scores import Content, check_options, fitting, score_set
 from e2wm_jax.evaluate.sets import KINDS, EvalSet, babi_tasks, find_sets, merged, read_set, sample
 from e2wm_jax.evaluate.settings import SuiteOptions, SuiteSettings
 from e2wm_jax.evaluate.table import show_sets
@@ -37,7 +37,7 @@ def run(settings: SuiteSettings) -> dict[str, Any]:
         InputError: for bad settings or files, or an example that is too long for the model, before weights are read;
             NonFiniteError for scores that are not finite.
     """
-    check(settings)
+    check_options(settings)
     if settings.out is not None and not settings.resume:
         check_new(settings.out)
     contents = _read(_chosen(settings), settings)
@@ -83,7 +83,7 @@ def evaluate_sets(
     Raises:
         InputError: as `run`.
     """
-    check(options)
+    check_options(options)
     contents = [fitting(evaluated, content, options) for content in _read(sets, options)]
     return _evaluate(evaluated, contents, options, out)
 
@@ -94,7 +94,7 @@ def check_sets(model: Opened | Evaluated, sets: Sequence[EvalSet], options: Suit
     Raises:
         InputError: as `run`.
     """
-    check(options)
+    check_options(options)
     for content in _read(sets, options):
         fitting(model, content, options)
 

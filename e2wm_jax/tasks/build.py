@@ -45,7 +45,7 @@ def build(
     Whole groups of plans that share a goal, a question, a text or what they change go to train or to eval, and so do
     whole random episodes. Some tasks go to eval with all of their plans: `plan_gen_unseen` asks about these, while
     names of all others may occur on both sides. As in the official files, `plan_gen` asks about both kinds. The result
-    has been checked by `leakage.check`.
+    has been checked by `leakage.check_leakage`.
 
     Args:
         trajectories: planned episodes (plans, activities) and random ones (counting; of several people: tracking).
@@ -75,7 +75,7 @@ def build(
         achieved_share=achieved_share,
     )
     files = _make(material, sizes, seed, balanced_counts)
-    leakage.check(files, material.plans)
+    leakage.check_leakage(files, material.plans)
     return TaskSets(
         files={name: examples for name, examples in files.items() if examples},
         episodes=material.episodes,

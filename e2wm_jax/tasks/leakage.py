@@ -37,7 +37,7 @@ def facts(name: str, examples: Iterable[Example]) -> set[tuple[str, str]]:
     return found
 
 
-def check(files: Mapping[str, Sequence[Example]], plans: Iterable[TaskPlan] = ()) -> None:
+def check_leakage(files: Mapping[str, Sequence[Example]], plans: Iterable[TaskPlan] = ()) -> None:
     """Compare the two sides of a set of files.
 
     Args:

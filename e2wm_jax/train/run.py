@@ -41,12 +41,12 @@ from e2wm_jax.train.loop import METRICS_FILE, TrainingRun, run_loop
 from e2wm_jax.train.page import write_report
 from e2wm_jax.train.parts import check_adapter, check_fisher, load_all
 from e2wm_jax.train.schedules import learning_rates, strengths
-from e2wm_jax.train.settings import TrainSettings, check, check_mesh
+from e2wm_jax.train.settings import TrainSettings, check_mesh, check_settings
 from e2wm_jax.train.step import StepConfig, TrainState, initial_state
 from e2wm_jax.train.watch.samples import Prompts, encoded_prompts, sampler
 from e2wm_jax.train.watch.throughput import Pace, mean_work, peak_flops
 from e2wm_jax.train.watch.trackers import Names, trackers
-from e2wm_jax.train.watch.trackers import check as check_trackers
+from e2wm_jax.train.watch.trackers import check_trackers as check_trackers
 from e2wm_jax.train.watch.validation import held_out_rows, validator
 
 REPORT_FILE, CHECKPOINTS, ADAPTER = "report.html", "checkpoints", "adapter"
@@ -70,7 +70,7 @@ def run(settings: TrainSettings) -> dict[str, Any]:
         InputError: for bad settings, files or an output directory of another run, before any training.
         FloatingPointError: if loss or gradient stop being numbers.
     """
-    check(settings)
+    check_settings(settings)
     mesh = make_ready(settings)
 
     # Data first: most mistakes are there, and finding them needs no weights.

@@ -137,7 +137,7 @@ class TrainSettings:
     seed: int = 42
 
 
-def check(settings: TrainSettings) -> None:
+def check_settings(settings: TrainSettings) -> None:
     """Refuse settings that cannot work, before anything is loaded.
 
     Raises:
@@ -158,7 +158,7 @@ def check(settings: TrainSettings) -> None:
         raise InputError(f"--run-name {settings.run_name}: it names a folder too; leave slashes out")
     from e2wm_jax import lora  # here and below: what the help does not wait for
 
-    lora.check(settings.lora)
+    lora.check_lora(settings.lora)
     if not 0 <= settings.lora.dropout < 1:
         raise InputError(f"--lora.dropout {settings.lora.dropout}: must be at least 0 and below 1")
     _check_regularizer(settings)

@@ -14,7 +14,7 @@ from e2wm_jax.errors import InputError
 from e2wm_jax.fisher.arrange import ATTENTION, Layout, arrange, attention_length, cost, real_share
 from e2wm_jax.fisher.command import online, resume
 from e2wm_jax.fisher.command.corpus import Corpus, check_corpus, describe, read_corpus
-from e2wm_jax.fisher.command.settings import FisherSettings, check
+from e2wm_jax.fisher.command.settings import FisherSettings, check_settings
 from e2wm_jax.fisher.diagonal import Computation, Estimator, Method
 from e2wm_jax.fisher.files import METADATA_FILE
 from e2wm_jax.kernels.weighted_square import check_implementation
@@ -64,7 +64,7 @@ def make_plan(settings: FisherSettings) -> FisherPlan:
     Raises:
         InputError: naming the flag, file or document, the rule and the way out.
     """
-    pattern = check(settings)
+    pattern = check_settings(settings)
     _check_out(settings)
     if settings.distributed:
         join_hosts()

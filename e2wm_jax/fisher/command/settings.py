@@ -74,7 +74,7 @@ class FisherSettings:
     """Factor of --previous, in (0, 1]."""
 
 
-def check(settings: FisherSettings) -> re.Pattern[str] | None:
+def check_settings(settings: FisherSettings) -> re.Pattern[str] | None:
     """Refuse settings that cannot work, before anything is loaded; returns the pattern of --params, if it is one.
 
     Raises:

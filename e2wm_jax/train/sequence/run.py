@@ -52,7 +52,7 @@ from e2wm_jax.train.run import (
 )
 from e2wm_jax.train.sequence.page import write_report
 from e2wm_jax.train.sequence.scores import scores
-from e2wm_jax.train.sequence.settings import SequenceSettings, check, task_settings
+from e2wm_jax.train.sequence.settings import SequenceSettings, check_settings, task_settings
 from e2wm_jax.train.settings import TrainSettings
 from e2wm_jax.train.step import StepConfig
 from e2wm_jax.train.watch.samples import Prompts, encoded_prompts
@@ -97,7 +97,7 @@ def run(settings: SequenceSettings) -> dict[str, Any]:
         InputError: for bad settings, files or an output directory of another sequence, before any training.
         FloatingPointError: if loss or gradient stop being numbers.
     """
-    check(settings)
+    check_settings(settings)
     mesh = make_ready(settings, longer=False)
     files = locate(settings.model)
     tokenizer, shape = open_tokenizer(files), read_config(files)

@@ -60,7 +60,7 @@ def task_settings(settings: SequenceSettings, index: int) -> TrainSettings:
     return TrainSettings(**{**shared, **own, **start})
 
 
-def check(settings: SequenceSettings) -> None:
+def check_settings(settings: SequenceSettings) -> None:
     """Refuse settings that cannot work, before anything is loaded.
 
     Raises:
@@ -89,7 +89,7 @@ def check(settings: SequenceSettings) -> None:
         endless = online_tasks(parse_mixture(text, "--tasks"))
         if endless and settings.steps is None:
             raise InputError(f"--tasks: {endless[0][1].name} has no end; say how far to go with --steps N")
-        train.check(_with_a_free_start(task_settings(settings, index)))
+        train.check_settings(_with_a_free_start(task_settings(settings, index)))
 
 
 def _with_a_free_start(task: TrainSettings) -> TrainSettings:

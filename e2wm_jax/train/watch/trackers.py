@@ -47,7 +47,7 @@ class _Tracker(NamedTuple):
     close: Callable[[bool], None]
 
 
-def check(names: Sequence[TrackerName]) -> None:
+def check_trackers(names: Sequence[TrackerName]) -> None:
     """Refuse a tracker whose package is not installed, one that is named twice, and "none" beside others.
 
     Raises:
@@ -86,7 +86,7 @@ def trackers(
     Raises:
         InputError: if a package is missing or a tracker cannot start, e.g. for want of a login.
     """
-    check(names)
+    check_trackers(names)
     config = json.loads(json.dumps(settings, default=str))
     opened: dict[TrackerName, _Tracker] = {}
     well = False
