@@ -37,7 +37,7 @@ ELSEWHERE = (
 
 # The documentation's commands, made small: these options are replaced or added.
 SMALLER = {
-    "collect --policy mcts": "--episodes 40 --simulations 60 --workers 1",
+    "collect --policy mcts": "--episodes 100 --simulations 60 --workers 1",
     "collect --policy random": "--episodes 8 --workers 1",
     "fisher": "--samples 4 --max-length 32",
     "train": "--steps 2 --batch-size 2",
