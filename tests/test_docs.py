@@ -286,7 +286,7 @@ def test_commands_and_options_in_the_text_exist(page):
     every = set().union(*known.values()) | {"--version"}
     if page == "docs/options.md":  # speaks of other names too
         every |= {f"--{name}" for name in {*NEAR, *chain(*SAME.values())}}
-    foreign = {"--no-deps", "--signal"}  # pip's, sbatch's
+    foreign = {"--no-deps", "--signal", "--apply_chat_template", "--fewshot_as_multiturn"}  # pip's, sbatch's, lm-eval's
     for _, code in re.findall(r"(`+)(.+?)\1", prose(page).replace("\n", " ")):
         options = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*", code)) - foreign
         found = re.match(r"e2wm ([a-z]+(?: [a-z]+)?)", code)

@@ -124,7 +124,7 @@ def test_nothing_is_made_of_what_a_directory_of_tasks_holds_out(tmp_path: Path, 
     unseen = [{"input": f"Q: How to {title}?\nA:", "ref": "Walk."} for title in generate._titles()]
     write_json_lines(tmp_path / "all/eval/gen/plan_gen_unseen.json", unseen)
     with pytest.raises(InputError, match=r"too few plans reach their goals \(.*'held out': \d+"):
-        examples(task(f"online:plan_gen?simulations=1&exclude={tmp_path / 'all'}"), seed=0, unit=0)
+        examples(task(f"online:plan_gen?simulations=10&exclude={tmp_path / 'all'}"), seed=0, unit=0)
 
 
 @pytest.mark.slow
