@@ -67,7 +67,7 @@ PRESETS = {
         text_tokens=128,
     ),
     "tiny": DemoSizes(
-        goals=40,
+        goals=100,
         simulations=60,
         explorations=8,
         fisher_tokens=32,
