@@ -46,7 +46,7 @@ def test_dropout_is_the_same_with_64_bits():
 
 
 @pytest.mark.slow
-def test_a_shell_for_64_bits_and_a_full_cache_change_no_number(tiny_llama, tmp_path):
+def test_a_shell_for_64_bits_and_a_full_cache_change_no_number(tiny_llama, tmp_path, variables):
     """One training as it is, one with jax's 64 bits asked for, one that finds its programs compiled."""
     (tmp_path / "task.json").write_text('{"input": "a", "ref": "b c d"}\n' * 4)
     logs = []
@@ -58,7 +58,7 @@ def test_a_shell_for_64_bits_and_a_full_cache_change_no_number(tiny_llama, tmp_p
         words += "" if number else " --no-compilation-cache"
         done = e2wm(*words.split(), folder=tmp_path, **cache, **variables)
         assert done.returncode == 0, done.stderr
-        assert (tmp_path / "cache").exists() == (number > 0)
+        assert (tmp_path / "cache/e2wm").exists() == (number > 0)
         files = [tmp_path / f"run{number}" / name for name in ("metrics.jsonl", "adapter/adapter_model.safetensors")]
         logs.append([file.read_bytes() for file in files])
     assert logs[0] == logs[1] == logs[2]
