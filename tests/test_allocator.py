@@ -7,7 +7,7 @@ import pytest
 
 _TOUCH = """
 import ctypes, resource, sys
-from e2wm_jax.allocator import keep_freed_memory
+from e2wm_jax.running.allocator import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 libc = ctypes.CDLL(None)

@@ -313,7 +313,7 @@ def test_the_page_shows_every_arm_and_set(compared: Path):
     for shown in ("Skill against forgetting", "Score of each set", "Forgetting by corpus", "ewc 1000", "obj_move"):
         assert shown in text
     assert "LoRA" in text
-    assert "none" not in re.sub(r"(?s)<head>.*?</head>|so that none|<dd>none</dd>", "", text)
+    assert "none" not in re.sub(r"(?s)<head>.*?</head>|so that none|<dd>none</dd>|fill: none", "", text)
     assert "What was written" not in text, "no set asks for text"
     assert "<script" not in text
     assert "http://www.w3.org" not in text.replace('xmlns="http://www.w3.org/2000/svg"', "")

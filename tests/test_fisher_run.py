@@ -588,7 +588,8 @@ def test_a_pass_on_a_mesh_is_the_same_and_goes_on_bit_for_bit(stream, uninterrup
 _HOST = """
 import os, signal, sys
 from e2wm_jax.cli import main
-from e2wm_jax.fisher import diagonal, streaming
+from e2wm_jax.fisher import diagonal
+from e2wm_jax.fisher.command import streaming
 
 def accumulate(*arguments):
     for now in diagonal.accumulate(*arguments):

@@ -235,7 +235,7 @@ def test_a_torn_shard_is_mended(tmp_path, name):
 
 def test_a_killed_run_continues(tmp_path, monkeypatch):
     program = (
-        "from pathlib import Path; from e2wm_jax.simulate.workers import *\n"
+        "from pathlib import Path; from e2wm_jax.experience.collect.command import *\n"
         "if __name__ == '__main__':\n"
         f"    collect(CollectSettings(out=Path({str(tmp_path / 'run')!r}), policy='random', episodes=24, seed=3,"
         " episode_length=8, workers=2))\n"
