@@ -226,4 +226,7 @@ def test_output_that_cannot_be_written_is_refused_with_a_line(words, tmp_path, c
     assert main([*words, "--out", "/sys/kernel/run"]) == 2
     said = capsys.readouterr().err.splitlines()
     reason = "Operation not permitted|Permission denied"
-    assert re.fullmatch(rf"error: /sys/kernel/run: ({reason}); make it writable; .*", said[-1]), said[-1]
+    assert re.fullmatch(
+        rf"error: --out /sys/kernel/run: nothing can be written to /sys/kernel \(({reason})\); give another place",
+        said[-1],
+    ), said[-1]
