@@ -18,7 +18,7 @@ from e2wm_jax.lora import Adapters, AdapterSpec, Scope, TargetSpec
 from e2wm_jax.models import decoder, spread
 from e2wm_jax.models.weights import flatten, unflatten
 from e2wm_jax.regularizers.factor_ewc import FACTOR_EWC, factor_fisher
-from e2wm_jax.regularizers.path import RWALK, SI
+from e2wm_jax.regularizers.path import INTERVAL, RWALK, SI
 from e2wm_jax.regularizers.regularizer import Material, PenaltyOptions, Regularizer, Update
 from e2wm_jax.sharding import make_mesh
 
@@ -317,7 +317,7 @@ def test_rwalk_path_by_hand(number):
     path, (fisher, score) = walk(RWALK, updates), walk_by_hand(updates)
     np.testing.assert_allclose(leaves(path["fisher"]), fisher, rtol=1e-5)
     np.testing.assert_allclose(leaves(path["score"]), score, rtol=1e-3, atol=1e-5 * max(score.max(), 1))
-    assert np.any(score) == (number >= path.INTERVAL)
+    assert np.any(score) == (number >= INTERVAL)
 
 
 def test_rwalk_importance_of_two_tasks_by_hand(params, rows):
